@@ -1,0 +1,1 @@
+//! The configuration: one file, with flags and environment on top.

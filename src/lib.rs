@@ -1,0 +1,18 @@
+//! Peili: a peer-to-peer mirror of OCI images for Kubernetes nodes.
+//!
+//! ARCHITECTURE.md draws the modules and the one-way graph between them; `tests/tidy.rs` holds the code to it.
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod mirror;
+pub mod network;
+pub mod oci;
+pub mod pull;
+pub mod registry;
+pub mod store;
+pub mod telemetry;
+pub mod transfer;
+pub mod trust;
+pub mod upstream;

@@ -1,0 +1,3 @@
+//! The `peili` program.
+
+fn main() {}

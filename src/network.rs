@@ -1,0 +1,167 @@
+//! Who is there and who holds what: the node's identity, its peers, and their inventories.
+//!
+//! Every node holds a full view, so [`Network::holders`] is a read of a map in memory and so is "nobody has it".
+//! The adapter here (`swarm`, libp2p) exchanges inventories directly among up to ten nodes; the seam is made for one
+//! that carries thousands. No content travels here, only who has it, and what a tag means ([`Network::resolve`]).
+//!
+//! Enforces the [`Gate`](crate::oci::Gate): connections, records and tags of peers below the level that they need are refused here.
+
+pub mod conformance;
+pub mod identity;
+pub mod memory;
+pub mod swarm;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Descriptor, Digest, PeerId, Reference};
+
+/// The view of the other nodes, and the way to be seen by them.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// Live and trusted peers that say that they hold `digest`, in no order; never this node. Must not block.
+    fn holders(&self, digest: &Digest) -> Vec<Arc<Peer>>;
+
+    /// Live peers that are trusted for tags, in no order. Must not block.
+    fn tag_peers(&self) -> Vec<Arc<Peer>>;
+
+    /// Tells the peers of a change in what this node holds. Coalesced and sent in the background.
+    fn advertise(&self, change: Advertisement);
+
+    /// Asks `peer` what `name` means to it; `Ok(None)`: it does not know.
+    async fn resolve(
+        &self,
+        peer: &PeerId,
+        name: &Reference,
+        limit: Duration,
+    ) -> Result<Option<Descriptor>, ResolveError>;
+
+    /// A snapshot for people and metrics.
+    fn status(&self) -> Status;
+}
+
+/// What a peer may ask of this node over the control plane; implemented by `mirror`, which knows what may be told to whom.
+pub trait TagSource: Send + Sync {
+    /// What `name` means here, if `peer` may know. Must not block.
+    fn tag(&self, peer: &PeerId, name: &Reference) -> Option<Descriptor>;
+}
+
+/// Another node, as far as others need to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Proved by the connection over which the rest came.
+    pub id: PeerId,
+    /// Where its peer port listens: the address that it was reached at first, then those that it claims.
+    pub transfer: Vec<SocketAddr>,
+    /// Kubernetes node name, claimed; empty: unknown.
+    pub node: String,
+    /// Zone, claimed; empty: unknown.
+    pub zone: String,
+    /// Peili's version, claimed.
+    pub version: String,
+}
+
+/// What changed in what this node holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Advertisement {
+    /// All that is held; replaces what was told before.
+    All(Vec<Digest>),
+    /// Held from now on.
+    Added(Digest),
+    /// No longer held.
+    Removed(Digest),
+}
+
+/// A snapshot of the view.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// This node's peer ID.
+    pub id: String,
+    /// Addresses that the control plane listens at.
+    pub listening: Vec<String>,
+    /// Peers that are or were known, by ID.
+    pub peers: Vec<PeerStatus>,
+    /// Digests that this node advertises.
+    pub advertised: usize,
+    /// What bootstrap cannot reach, and why; one line each.
+    pub problems: Vec<String>,
+}
+
+/// One peer in a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Peer ID.
+    pub id: String,
+    /// Claimed node name.
+    pub node: String,
+    /// Claimed zone.
+    pub zone: String,
+    /// Claimed version.
+    pub version: String,
+    /// Whether a proved connection to it is up.
+    pub connected: bool,
+    /// Level in force.
+    pub level: crate::oci::Level,
+    /// Digests that it says it holds.
+    pub holds: usize,
+    /// Peer port addresses.
+    pub transfer: Vec<SocketAddr>,
+    /// Why it is not connected; empty if it is.
+    pub problem: String,
+}
+
+/// Why a peer did not say what a tag means.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// Not connected, or the connection failed.
+    #[error("the peer cannot be reached: {0}")]
+    Unreachable(String),
+    /// No answer within the limit.
+    #[error("the peer did not answer in time")]
+    Timeout,
+    /// It may not be asked, or it refused.
+    #[error("the peer is not trusted for tags")]
+    Denied,
+}
+
+/// How this node finds its peers and is found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Addresses of the control plane. Port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// `address:port` of the control plane as peers reach it, where that differs from what it listens at.
+    pub advertise: Vec<SocketAddr>,
+    /// Names of a headless service with the control plane's port, `peili-peers.peili.svc:5001`; resolved again and again.
+    pub dns: Vec<String>,
+    /// Peers by identity: these are trusted, all others are not.
+    pub peers: Vec<PeerConfig>,
+}
+
+/// One peer by identity.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PeerConfig {
+    /// Its peer ID, as `peili identity` prints it there.
+    #[schemars(with = "String")]
+    pub id: PeerId,
+    /// `host:port` of its control plane. None: it is found by DNS, or it connects here.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![([0, 0, 0, 0], 5001).into(), (std::net::Ipv6Addr::UNSPECIFIED, 5001).into()],
+            advertise: Vec::new(),
+            dns: Vec::new(),
+            peers: Vec::new(),
+        }
+    }
+}

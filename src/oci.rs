@@ -1,0 +1,21 @@
+//! The vocabulary of the OCI specifications, and of trust between peers.
+//!
+//! Pure: it parses, compares and hashes, and never reads a file, a clock or a socket. Everything here that comes from
+//! outside (a client, a peer, a registry, a label of containerd) is parsed by a bounded parser, and those are fuzzed.
+//!
+//! It also holds the one question that enforcement points ask about a peer, [`Gate`], so that `network` and
+//! `transfer` can enforce what `trust` decides without knowing it.
+
+mod descriptor;
+mod digest;
+mod gate;
+mod range;
+mod reference;
+
+pub use descriptor::{
+    Descriptor, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, Manifest, ManifestError, OCTET_STREAM, is_manifest,
+};
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use gate::{Action, Gate, Level, PeerId, PeerIdError};
+pub use range::{ByteRange, RangeError, RangeHeader};
+pub use reference::{Name, Reference, ReferenceError, Registry, Repository, Tag};

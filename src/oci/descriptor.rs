@@ -1,0 +1,176 @@
+//! Descriptors, media types, and the children of manifests and indexes.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::Digest;
+
+/// Largest manifest that is read: the 4 MiB that the distribution specification asks registries to accept at least.
+pub const MANIFEST_LIMIT: u64 = 4 << 20;
+
+/// The media type of content about which nothing is known.
+pub const OCTET_STREAM: &str = "application/octet-stream";
+
+/// What a client that pulls an image accepts as a manifest.
+pub const MANIFEST_MEDIA_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+
+/// Media types are ASCII and short (RFC 6838: 127 characters on each side of the slash).
+const MEDIA_TYPE_LIMIT: usize = 255;
+
+/// Children that one manifest may name. The image specification sets no limit; 4 MiB hold about 20,000.
+const CHILDREN_LIMIT: usize = 20_000;
+
+/// Some content: its digest, its size in bytes and what it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Descriptor {
+    /// The digest.
+    pub digest: Digest,
+    /// Size in bytes.
+    pub size: u64,
+    /// Media type, [`OCTET_STREAM`] if unknown.
+    pub media_type: Arc<str>,
+}
+
+/// What a manifest or index refers to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// Its own `mediaType`; old OCI manifests have none.
+    pub media_type: Option<Arc<str>>,
+    /// Config and layers of a manifest, manifests of an index, in order.
+    pub children: Vec<Descriptor>,
+    /// The manifest that this one is about (a signature's image).
+    pub subject: Option<Descriptor>,
+}
+
+/// Why a manifest cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Larger than [`MANIFEST_LIMIT`].
+    #[error("a manifest of {0} bytes is larger than 4 MiB")]
+    TooLarge(u64),
+    /// Not JSON of the right shape, or a descriptor with an unknown digest.
+    #[error("not an image manifest or index: {0}")]
+    Form(String),
+    /// More than 20,000 children.
+    #[error("a manifest with {0} children is refused")]
+    TooMany(usize),
+}
+
+/// Whether content of this media type is a manifest or index: something that may have children.
+pub fn is_manifest(media_type: &str) -> bool {
+    MANIFEST_MEDIA_TYPES.contains(&media_type)
+}
+
+impl Descriptor {
+    /// A descriptor; a media type that cannot be one is replaced by [`OCTET_STREAM`].
+    pub fn new(digest: Digest, size: u64, media_type: &str) -> Self {
+        let valid = !media_type.is_empty()
+            && media_type.len() <= MEDIA_TYPE_LIMIT
+            && media_type.bytes().all(|c| c.is_ascii_graphic());
+        Self { digest, size, media_type: if valid { media_type.into() } else { OCTET_STREAM.into() } }
+    }
+}
+
+impl Manifest {
+    /// Reads a manifest or an index, OCI's or Docker's. Unknown fields are ignored, as the specification asks.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        if bytes.len() as u64 > MANIFEST_LIMIT {
+            return Err(ManifestError::TooLarge(bytes.len() as u64));
+        }
+        let wire: Wire =
+            serde_json::from_slice(bytes).map_err(|error| ManifestError::Form(error.to_string()))?;
+        let count =
+            usize::from(wire.config.is_some()) + wire.layers.len() + wire.blobs.len() + wire.manifests.len();
+        if count > CHILDREN_LIMIT {
+            return Err(ManifestError::TooMany(count));
+        }
+        let children = wire.config.into_iter().chain(wire.layers).chain(wire.blobs).chain(wire.manifests);
+        Ok(Self {
+            media_type: wire.media_type.map(Into::into),
+            children: children.map(Into::into).collect(),
+            subject: wire.subject.map(Into::into),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    #[serde(rename = "mediaType")]
+    media_type: Option<String>,
+    config: Option<WireDescriptor>,
+    #[serde(default)]
+    layers: Vec<WireDescriptor>,
+    /// OCI artifact manifests of 1.1's release candidates.
+    #[serde(default)]
+    blobs: Vec<WireDescriptor>,
+    #[serde(default)]
+    manifests: Vec<WireDescriptor>,
+    subject: Option<WireDescriptor>,
+}
+
+#[derive(Deserialize)]
+struct WireDescriptor {
+    digest: Digest,
+    size: u64,
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
+}
+
+impl From<WireDescriptor> for Descriptor {
+    fn from(wire: WireDescriptor) -> Self {
+        Self::new(wire.digest, wire.size, &wire.media_type)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_of_manifest_and_index() {
+        let (config, layer) = (Digest::sha256(b"c"), Digest::sha256(b"l"));
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"{config}","size":3}},
+            "layers":[{{"digest":"{layer}","size":5,"mediaType":"x y","extra":[1]}}],"annotations":{{}}}}"#
+        );
+        let manifest = Manifest::parse(manifest.as_bytes()).unwrap();
+        assert_eq!(manifest.media_type, None);
+        assert_eq!(
+            manifest.children,
+            [
+                Descriptor::new(config, 3, "application/vnd.cncf.helm.config.v1+json"),
+                Descriptor::new(layer, 5, OCTET_STREAM)
+            ]
+        );
+
+        let index = format!(
+            r#"{{"mediaType":"{0}","manifests":[{{"digest":"{config}","size":3,"mediaType":"{1}","platform":{{}}}}]}}"#,
+            MANIFEST_MEDIA_TYPES[0], MANIFEST_MEDIA_TYPES[1]
+        );
+        let index = Manifest::parse(index.as_bytes()).unwrap();
+        assert_eq!(index.media_type.as_deref(), Some(MANIFEST_MEDIA_TYPES[0]));
+        assert_eq!(index.children, [Descriptor::new(config, 3, MANIFEST_MEDIA_TYPES[1])]);
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_manifest() {
+        for text in [
+            "",
+            "[]",
+            "1",
+            r#"{"layers":[{"digest":"md5:00","size":1}]}"#,
+            r#"{"layers":[{"size":1}]}"#,
+            r#"{"config":{"digest":"sha256:00","size":-1}}"#,
+        ] {
+            assert!(matches!(Manifest::parse(text.as_bytes()), Err(ManifestError::Form(_))), "{text}");
+        }
+        let large = vec![b' '; MANIFEST_LIMIT as usize + 1];
+        assert_eq!(Manifest::parse(&large), Err(ManifestError::TooLarge(MANIFEST_LIMIT + 1)));
+    }
+}

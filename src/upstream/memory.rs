@@ -1,0 +1,1 @@
+//! Registries that answer or not, as a test says.
