@@ -4,18 +4,54 @@
 //! Finds holders, chooses and races them, resumes, verifies what they send, and tells the network what is held here.
 //! It speaks no HTTP and names no adapter: store, network, transfer and upstream are traits.
 
-pub mod metrics;
+mod advertise;
+mod cache;
+mod download;
+mod fetch;
+mod metrics;
+mod peers;
+mod serve;
+mod tags;
+mod verify;
 
+use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use bytesize::ByteSize;
+use futures::StreamExt;
 use futures::stream::BoxStream;
+use globset::{Glob, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
-use crate::oci::{ByteRange, Descriptor, Digest, Name, RangeError, RangeHeader, Tag};
+use crate::network::Network;
+use crate::oci::{
+    ByteRange, Descriptor, Digest, Gate, MANIFEST_LIMIT, Manifest, Name, PeerId, RangeError, RangeHeader, Tag,
+};
+use crate::store::{self, Provider};
+use crate::transfer::Transfer;
+use crate::upstream::Upstream;
+
+pub use advertise::advertise;
+use cache::Cache;
+use download::{Context, Download};
+use fetch::{Fetcher, Flow, NoFlow, Want};
+pub use metrics::Metrics;
+pub use peers::Conduct;
+use peers::Peers;
+pub use serve::Serve;
+
+/// Holders that a small content is asked of before giving up, when each sends wrong bytes.
+const SMALL_TRIES: usize = 4;
+/// Busy peers are waited for less than the registry's deadline for manifests (1 s) allows.
+const MANIFEST_BUSY: Duration = Duration::from_millis(500);
 
 /// How the mirror decides and fetches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -133,17 +169,328 @@ impl Default for Config {
     }
 }
 
-/// The mirror of one node.
-pub struct Mirror {}
+/// What the mirror is made of; `app` chooses the adapters.
+pub struct Parts {
+    /// This node's content.
+    pub store: Arc<dyn Provider>,
+    /// The other nodes.
+    pub network: Arc<dyn Network>,
+    /// Bytes from them.
+    pub transfer: Arc<dyn Transfer>,
+    /// Whether registries answer.
+    pub upstream: Arc<dyn Upstream>,
+    /// How far peers are trusted.
+    pub gate: Arc<dyn Gate>,
+    /// This node's zone; empty: unknown.
+    pub zone: String,
+    /// Serve content of unknown repositories to peers.
+    pub serve_unowned: bool,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// The mirror of one node. Clones share everything.
+#[derive(Clone)]
+pub struct Mirror {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<dyn Provider>,
+    upstream: Arc<dyn Upstream>,
+    gate: Arc<dyn Gate>,
+    fetcher: Fetcher,
+    rules: Arc<ArcSwap<Rules>>,
+    cache: Cache,
+    metrics: Metrics,
+    prefetches: Arc<Semaphore>,
+}
+
+/// The configuration, compiled. Swapped whole when it changes.
+struct Rules {
+    private: GlobSet,
+    peers_first: GlobSet,
+    verify: bool,
+    segment: u64,
+    stall: Duration,
+    busy_wait: Duration,
+    serve_unowned: bool,
+}
+
+/// A setting of the mirror that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("`{glob}` is not a glob: {source}")]
+pub struct GlobError {
+    /// The glob.
+    pub glob: String,
+    /// What is wrong with it.
+    pub source: globset::Error,
+}
 
 impl Mirror {
+    /// A mirror of `parts`.
+    ///
+    /// # Errors
+    /// If a glob of `config` is none.
+    pub fn new(config: &Config, parts: Parts) -> Result<Self, GlobError> {
+        let rules = Rules::compile(config, parts.serve_unowned)?;
+        let prefetches = usize::try_from(config.prefetch_budget.as_u64() / download::PREFETCHED).unwrap_or(usize::MAX);
+        let fetcher = Fetcher {
+            network: parts.network,
+            transfer: parts.transfer,
+            gate: Arc::clone(&parts.gate),
+            peers: Arc::new(Peers::new(parts.zone)),
+            metrics: parts.metrics.clone(),
+            tasks: TaskTracker::new(),
+        };
+        let shared = Shared {
+            store: parts.store,
+            upstream: parts.upstream,
+            gate: parts.gate,
+            fetcher,
+            rules: Arc::new(ArcSwap::from_pointee(rules)),
+            cache: Cache::default(),
+            metrics: parts.metrics,
+            prefetches: Arc::new(Semaphore::new(prefetches.min(Semaphore::MAX_PERMITS))),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// What peers get from this node: the same store, gate and rules.
+    pub fn serve(&self) -> Serve {
+        Serve {
+            store: Arc::clone(&self.shared.store),
+            gate: Arc::clone(&self.shared.gate),
+            rules: Arc::clone(&self.shared.rules),
+            metrics: self.shared.metrics.clone(),
+        }
+    }
+
+    /// Uses another configuration from the next request on. The prefetch budget stays.
+    ///
+    /// # Errors
+    /// If a glob of `config` is none; then nothing changes.
+    pub fn reconfigure(&self, config: &Config, serve_unowned: bool) -> Result<(), GlobError> {
+        self.shared.rules.store(Arc::new(Rules::compile(config, serve_unowned)?));
+        Ok(())
+    }
+
+    /// What was seen of each peer as a source.
+    pub fn conduct(&self) -> HashMap<PeerId, Conduct> {
+        self.shared.fetcher.peers.conduct(Instant::now())
+    }
+
     /// Answers a request for a manifest.
-    pub async fn manifest(&self, _name: &Name, _target: &Target, _head: bool) -> Result<Answer, Refusal> {
-        std::future::ready(Err(Refusal::NotHere(NotHere::Unknown))).await
+    ///
+    /// # Errors
+    /// Why the runtime has to go to its next host.
+    pub async fn manifest(&self, name: &Name, target: &Target, head: bool) -> Result<Answer, Refusal> {
+        self.shared.manifest(name, target, head).await.map_err(Refusal::NotHere)
     }
 
     /// Answers a request for a blob.
-    pub async fn blob(&self, _request: BlobRequest) -> Result<Answer, Refusal> {
-        std::future::ready(Err(Refusal::NotHere(NotHere::Unknown))).await
+    ///
+    /// # Errors
+    /// Why the runtime has to go to its next host, or that the range is outside of the content.
+    pub async fn blob(&self, request: BlobRequest) -> Result<Answer, Refusal> {
+        match self.shared.local(&request.digest, request.range, request.head).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => self.shared.peer_blob(&request, NotHere::Unknown).await,
+            Err(Refusal::NotHere(cause)) => self.shared.peer_blob(&request, cause).await,
+            Err(refusal) => Err(refusal),
+        }
     }
+}
+
+impl Shared {
+    async fn manifest(&self, name: &Name, target: &Target, head: bool) -> Result<Answer, NotHere> {
+        if self.rules.load().is_private(name) {
+            return Err(NotHere::Private);
+        }
+        let digest = match target {
+            Target::Digest(digest) => *digest,
+            Target::Tag(tag) => self.tag(name, tag).await?.digest,
+        };
+        // The name in the request is the client's word; the repositories that this node knows the manifest under count too.
+        let held = self.store.describe(&digest);
+        if held.as_ref().is_some_and(|blob| self.rules.load().is_private_content(&blob.repositories)) {
+            return Err(NotHere::Private);
+        }
+        if held.is_some_and(|blob| blob.descriptor.size <= MANIFEST_LIMIT) {
+            match self.local(&digest, None, head).await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {}
+                // A store that fails here is no reason not to ask the peers; should they fail too, they are the cause.
+                Err(_) => tracing::debug!(%digest, "the store failed, peers are asked"),
+            }
+        }
+        let (descriptor, content) = match self.cache.get(&digest) {
+            Some(cached) => cached,
+            None => self.peer_manifest(&digest).await?,
+        };
+        Ok(whole(descriptor, content, head, Source::Peers))
+    }
+
+    /// Local content; `Ok(None)`: there is none.
+    async fn local(&self, digest: &Digest, range: Option<RangeHeader>, head: bool) -> Result<Option<Answer>, Refusal> {
+        let Some(blob) = self.store.describe(digest) else { return Ok(None) };
+        let descriptor = blob.descriptor.clone();
+        let range = resolve(range, descriptor.size)?;
+        let content = match self.store.open(digest, range.start).await {
+            Ok(content) => content,
+            Err(store::Error::NotFound(_)) => return Ok(None),
+            Err(error) => {
+                tracing::debug!(%digest, %error, "content that is held here cannot be read");
+                return Err(Refusal::NotHere(NotHere::StoreFailed));
+            }
+        };
+        let metrics = self.metrics.clone();
+        let body = if head { empty() } else { content.into_stream(range.len()).boxed() };
+        let body = body.inspect(move |chunk| {
+            if let Ok(chunk) = chunk {
+                metrics.bytes_local.inc_by(chunk.len() as u64);
+            }
+        });
+        Ok(Some(Answer { descriptor, range, body: body.boxed(), source: Source::Local }))
+    }
+
+    /// A whole, verified manifest from peers.
+    async fn peer_manifest(&self, digest: &Digest) -> Result<(Descriptor, Bytes), NotHere> {
+        let busy = self.rules.load().busy_wait.min(MANIFEST_BUSY);
+        let (claimed, content) = self.small(digest, busy).await?;
+        // What the manifest says of itself is bound to its digest; a peer's word is not.
+        let own = Manifest::parse(&content).ok().and_then(|manifest| manifest.media_type);
+        let descriptor = Descriptor::new(*digest, content.len() as u64, own.as_deref().unwrap_or(&claimed));
+        self.cache.put(descriptor.clone(), content.clone());
+        Ok((descriptor, content))
+    }
+
+    /// Content of at most [`MANIFEST_LIMIT`] bytes from peers, with the media type that its peer claims. A peer that
+    /// sends wrong bytes is left out and the next one asked: nothing was passed on yet.
+    async fn small(&self, digest: &Digest, busy: Duration) -> Result<(Arc<str>, Bytes), NotHere> {
+        for _ in 0..SMALL_TRIES {
+            let flow = self.open(digest, 0, MANIFEST_LIMIT, busy).await?;
+            if flow.size() > MANIFEST_LIMIT {
+                return Err(NotHere::Unsupported);
+            }
+            let claimed = Arc::clone(&flow.segment.descriptor.media_type);
+            let range = ByteRange::whole(flow.size());
+            if let Ok(content) = self.download(digest, flow, range, busy, true).collect().await {
+                return Ok((claimed, content));
+            }
+        }
+        Err(NotHere::PeersFailed)
+    }
+
+    /// A blob from peers; `cause` is why it is not served from here.
+    async fn peer_blob(&self, request: &BlobRequest, cause: NotHere) -> Result<Answer, Refusal> {
+        let (verify, busy, segment) = {
+            let rules = self.rules.load();
+            (rules.verify, rules.busy_wait, rules.segment)
+        };
+        let digest = &request.digest;
+        if !self.fetcher.is_held(digest) {
+            return Err(Refusal::NotHere(cause));
+        }
+        for _ in 0..SMALL_TRIES {
+            // Where a suffix begins is known only with the size; its first answer is thrown away then.
+            let (start, length) = match request.range {
+                _ if request.head => (0, 1),
+                None => (0, segment),
+                Some(RangeHeader::From(start)) => (start, segment),
+                Some(RangeHeader::Between(start, last)) => (start, segment.min((last - start).saturating_add(1))),
+                Some(RangeHeader::Suffix(_)) => (0, 1),
+            };
+            let mut flow = self.open(digest, start, length, busy).await.map_err(Refusal::NotHere)?;
+            let size = flow.size();
+            let claimed = Descriptor::new(*digest, size, &flow.segment.descriptor.media_type);
+            let range = resolve(request.range, size)?;
+            if request.head {
+                return Ok(Answer { descriptor: claimed, range, body: empty(), source: Source::Peers });
+            }
+            if flow.segment.range.start != range.start {
+                flow = self.open(digest, range.start, segment, busy).await.map_err(Refusal::NotHere)?;
+            }
+            let whole_content = range == ByteRange::whole(size);
+            let download = self.download(digest, flow, range, busy, verify && whole_content);
+            if !(verify && whole_content && size <= MANIFEST_LIMIT) {
+                return Ok(Answer { descriptor: claimed, range, body: download.into_stream(), source: Source::Peers });
+            }
+            if let Ok(content) = download.collect().await {
+                return Ok(whole(claimed, content, false, Source::Peers));
+            }
+        }
+        Err(Refusal::NotHere(NotHere::PeersFailed))
+    }
+
+    async fn open(&self, digest: &Digest, start: u64, length: u64, busy: Duration) -> Result<Flow, NotHere> {
+        self.fetcher.open(Want { digest: *digest, start, length, busy }).await.map_err(|reason| match reason {
+            NoFlow::Nobody => NotHere::Unknown,
+            NoFlow::Failed => NotHere::PeersFailed,
+            NoFlow::Busy => NotHere::PeersBusy,
+        })
+    }
+
+    fn download(&self, digest: &Digest, flow: Flow, range: ByteRange, busy: Duration, verify: bool) -> Download {
+        let rules = self.rules.load();
+        let context = Context {
+            fetcher: self.fetcher.clone(),
+            store: Arc::clone(&self.store),
+            stall: rules.stall,
+            busy,
+            segment: rules.segment,
+            prefetches: Arc::clone(&self.prefetches),
+        };
+        Download::new(context, *digest, flow, range, verify)
+    }
+}
+
+impl Rules {
+    fn compile(config: &Config, serve_unowned: bool) -> Result<Self, GlobError> {
+        Ok(Self {
+            private: globs(&config.private)?,
+            peers_first: globs(&config.tags_peers_first)?,
+            verify: config.verify,
+            segment: config.segment.as_u64(),
+            stall: config.stall,
+            busy_wait: config.busy_wait,
+            serve_unowned,
+        })
+    }
+
+    fn is_private(&self, name: &Name) -> bool {
+        !self.private.is_empty() && self.private.is_match(name.to_string())
+    }
+
+    /// Content that is known under private repositories only.
+    fn is_private_content(&self, repositories: &[Name]) -> bool {
+        !repositories.is_empty() && repositories.iter().all(|name| self.is_private(name))
+    }
+
+    fn is_peers_first(&self, name: &Name) -> bool {
+        !self.peers_first.is_empty() && self.peers_first.is_match(name.to_string())
+    }
+}
+
+fn globs(patterns: &[String]) -> Result<GlobSet, GlobError> {
+    let error = |glob: &str, source| GlobError { glob: glob.to_owned(), source };
+    let mut builder = GlobSetBuilder::new();
+    for pattern in patterns {
+        builder.add(Glob::new(pattern).map_err(|source| error(pattern, source))?);
+    }
+    builder.build().map_err(|source| error("", source))
+}
+
+fn resolve(range: Option<RangeHeader>, size: u64) -> Result<ByteRange, Refusal> {
+    range.map_or(Ok(ByteRange::whole(size)), |range| range.resolve(size)).map_err(Refusal::Range)
+}
+
+fn whole(descriptor: Descriptor, content: Bytes, head: bool, source: Source) -> Answer {
+    let range = ByteRange::whole(descriptor.size);
+    let body = if head { empty() } else { futures::stream::iter([Ok(content)]).boxed() };
+    Answer { descriptor, range, body, source }
+}
+
+fn empty() -> BoxStream<'static, io::Result<Bytes>> {
+    futures::stream::empty().boxed()
 }

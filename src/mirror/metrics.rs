@@ -1,1 +1,125 @@
-//! Counters of the mirror.
+//! Counters of the mirror. All labels are from closed sets; no image, repository or peer is named.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+use super::peers::Outcome;
+
+/// The mirror's counters. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Requests to peers by outcome.
+    fetches: Family<FetchLabels, Counter>,
+    /// Second requests because the first one was slow.
+    pub(crate) hedges: Counter,
+    /// Parts that were fetched anew because a peer failed in mid-body, by reason.
+    failovers: Family<FailoverLabels, Counter>,
+    /// Contents by verdict.
+    verifications: Family<VerificationLabels, Counter>,
+    /// Tags by how they were answered.
+    tags: Family<TagLabels, Counter>,
+    /// Unfinished downloads of the runtime that were discarded since their prefix was wrong.
+    pub(crate) discarded: Counter,
+    /// Bytes of content that came from peers.
+    pub(crate) bytes_from_peers: Counter,
+    /// Bytes of content read for peers.
+    pub(crate) bytes_to_peers: Counter,
+    /// Bytes of content read for the runtime from the store.
+    pub(crate) bytes_local: Counter,
+}
+
+/// Why a part is fetched anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Failover {
+    Stalled,
+    Broken,
+}
+
+/// What became of content from peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Verification {
+    Right,
+    Mismatch,
+    /// Only a part was asked for, or verification is off.
+    Unverified,
+}
+
+/// How a tag was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum TagAnswer {
+    Upstream,
+    Known,
+    Unknown,
+    Disputed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum FetchResult {
+    FirstByte,
+    Miss,
+    Busy,
+    Failed,
+    Broken,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FetchLabels {
+    result: FetchResult,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailoverLabels {
+    reason: Failover,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerificationLabels {
+    verdict: Verification,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TagLabels {
+    answer: TagAnswer,
+}
+
+impl Metrics {
+    /// Counters that `registry` shows.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("mirror_fetches", "Requests to peers by outcome", metrics.fetches.clone());
+        registry.register("mirror_hedges", "Requests to a second peer since the first was slow", metrics.hedges.clone());
+        registry.register("mirror_failovers", "Parts fetched anew after a peer failed in mid-body", metrics.failovers.clone());
+        registry.register("mirror_verifications", "Contents from peers by verdict", metrics.verifications.clone());
+        registry.register("mirror_tags", "Tags by how they were answered", metrics.tags.clone());
+        registry.register("mirror_discarded_ingests", "Poisoned downloads of the runtime that were discarded", metrics.discarded.clone());
+        registry.register("mirror_peer_bytes", "Bytes of content that came from peers", metrics.bytes_from_peers.clone());
+        registry.register("mirror_served_bytes", "Bytes of content read for peers", metrics.bytes_to_peers.clone());
+        registry.register("mirror_local_bytes", "Bytes of content read for the runtime from the store", metrics.bytes_local.clone());
+        metrics
+    }
+
+    pub(crate) fn fetched(&self, outcome: Outcome) {
+        let result = match outcome {
+            Outcome::FirstByte(_) => FetchResult::FirstByte,
+            Outcome::Miss => FetchResult::Miss,
+            Outcome::Busy(_) => FetchResult::Busy,
+            Outcome::Failed => FetchResult::Failed,
+            Outcome::Broken => FetchResult::Broken,
+        };
+        self.fetches.get_or_create(&FetchLabels { result }).inc();
+    }
+
+    pub(crate) fn failover(&self, reason: Failover) {
+        self.failovers.get_or_create(&FailoverLabels { reason }).inc();
+    }
+
+    pub(crate) fn verified(&self, verdict: Verification) {
+        self.verifications.get_or_create(&VerificationLabels { verdict }).inc();
+    }
+
+    pub(crate) fn tag(&self, answer: TagAnswer) {
+        self.tags.get_or_create(&TagLabels { answer }).inc();
+    }
+}

@@ -1,0 +1,69 @@
+//! Manifests that were just fetched and verified: a HEAD is followed by a GET, and both should ask a peer only once.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::oci::{Descriptor, Digest};
+
+/// All together; one manifest is at most 4 MiB.
+const BYTES: usize = 8 << 20;
+/// Long enough for one pull, short enough that a changed right to an image takes effect.
+const TTL: Duration = Duration::from_secs(10);
+
+/// The newest manifests, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    entries: Mutex<VecDeque<Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    descriptor: Descriptor,
+    content: Bytes,
+    at: Instant,
+}
+
+impl Cache {
+    pub(super) fn get(&self, digest: &Digest) -> Option<(Descriptor, Bytes)> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.iter().find(|entry| entry.descriptor.digest == *digest && entry.at.elapsed() < TTL)?;
+        Some((entry.descriptor.clone(), entry.content.clone()))
+    }
+
+    pub(super) fn put(&self, descriptor: Descriptor, content: Bytes) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|entry| entry.descriptor.digest != descriptor.digest && entry.at.elapsed() < TTL);
+        entries.push_back(Entry { descriptor, content, at: Instant::now() });
+        while entries.iter().map(|entry| entry.content.len()).sum::<usize>() > BYTES {
+            entries.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::OCTET_STREAM;
+
+    fn put(cache: &Cache, content: Vec<u8>) -> Digest {
+        let digest = Digest::sha256(&content);
+        cache.put(Descriptor::new(digest, content.len() as u64, OCTET_STREAM), content.into());
+        digest
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn forgets_by_size_and_by_time() {
+        let cache = Cache::default();
+        let old = put(&cache, vec![1; 4 << 20]);
+        let new = put(&cache, vec![2; 3 << 20]);
+        assert!(cache.get(&old).is_some() && cache.get(&new).is_some());
+        let newest = put(&cache, vec![3; 4 << 20]);
+        assert!(cache.get(&old).is_none() && cache.get(&new).is_some() && cache.get(&newest).is_some());
+        tokio::time::advance(TTL).await;
+        assert!(cache.get(&newest).is_none());
+    }
+}

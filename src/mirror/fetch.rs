@@ -1,0 +1,202 @@
+//! Gets a part of some content flowing from whichever holder gives it first.
+//!
+//! Holders are tried in the order of [`Peers::candidates`]: the next one when one fails, and also when one has not
+//! answered after the hedging delay. A request that lost the race runs on to its own end in the background, so that
+//! its outcome is learnt; a client that hangs up therefore never looks like a failure of a peer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
+
+use super::metrics::Metrics;
+use super::peers::{Candidate, Load, Outcome, Peers};
+use crate::network::{Network, Peer};
+use crate::oci::{Action, Digest, Gate};
+use crate::transfer::{FetchError, Segment, Transfer};
+
+/// How long one peer may take from the request to the first byte of the body, connecting included. Together with
+/// the hedging delay it stays within the 300 ms that a peer which is not yet suspected may cost (DESIGN.md, promise 1).
+const FIRST_BYTE: Duration = Duration::from_millis(230);
+/// The same for the trial of a peer that is suspected (promise 1: at most 50 ms).
+const FIRST_BYTE_TRIAL: Duration = Duration::from_millis(45);
+/// When a request gives up on all peers that are not busy.
+const START: Duration = Duration::from_millis(270);
+/// Pause before busy peers are asked again; they queue requests themselves for longer than this.
+const BUSY_PAUSE: Duration = Duration::from_millis(25);
+
+/// What requests to peers need.
+#[derive(Clone)]
+pub(crate) struct Fetcher {
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) transfer: Arc<dyn Transfer>,
+    pub(crate) gate: Arc<dyn Gate>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) metrics: Metrics,
+    /// Owns the requests that lost a race, for at most [`FIRST_BYTE`] or the busy limit.
+    pub(crate) tasks: TaskTracker,
+}
+
+/// A part that is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Want {
+    pub(crate) digest: Digest,
+    pub(crate) start: u64,
+    pub(crate) length: u64,
+    /// How long to wait for busy peers.
+    pub(crate) busy: Duration,
+}
+
+/// A segment whose first bytes are here.
+pub(crate) struct Flow {
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) segment: Segment,
+    /// The first chunk; taken out by the reader. `None` for an empty range.
+    pub(crate) first: Option<Bytes>,
+    pub(crate) load: Load,
+}
+
+/// Why no part flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoFlow {
+    /// Nobody who may be asked says that they hold it.
+    Nobody,
+    /// All that hold it failed, are suspected, or had not got it after all.
+    Failed,
+    /// All that are left are busy.
+    Busy,
+}
+
+type Attempt = oneshot::Receiver<Result<Flow, (Candidate, Outcome)>>;
+
+impl Fetcher {
+    /// Gets `want` flowing, or says why not, in [`START`] or the busy limit.
+    pub(crate) async fn open(&self, want: Want) -> Result<Flow, NoFlow> {
+        let began = Instant::now();
+        let holders = self.holders(&want.digest);
+        if holders.is_empty() {
+            return Err(NoFlow::Nobody);
+        }
+        let mut candidates = self.peers.candidates(holders, &want.digest, began).into_iter();
+        let mut attempts: FuturesUnordered<Attempt> = FuturesUnordered::new();
+        let mut busy: Vec<Candidate> = Vec::new();
+        let mut give_up = began + START;
+        let mut limit = FIRST_BYTE;
+        let mut next = candidates.next();
+        loop {
+            if attempts.is_empty() {
+                match next.take() {
+                    Some(candidate) => {
+                        attempts.push(self.attempt(candidate, want, limit));
+                        next = candidates.next();
+                    }
+                    None if busy.is_empty() => return Err(NoFlow::Failed),
+                    None => {
+                        let left = (began + want.busy).saturating_duration_since(Instant::now());
+                        if left.is_zero() {
+                            return Err(NoFlow::Busy);
+                        }
+                        tokio::time::sleep(BUSY_PAUSE.min(left)).await;
+                        // The order of `busy` is that of their answers; two random choices decide anew.
+                        let peers = busy.drain(..).map(|candidate| candidate.peer).collect();
+                        candidates = self.peers.candidates(peers, &want.digest, Instant::now()).into_iter();
+                        next = candidates.next();
+                        limit = left.max(FIRST_BYTE);
+                        give_up = Instant::now() + limit + (START - FIRST_BYTE);
+                        if next.is_none() {
+                            return Err(NoFlow::Failed);
+                        }
+                    }
+                }
+            }
+            let hedge_at = Instant::now() + self.peers.hedge_after();
+            tokio::select! {
+                Some(result) = attempts.next() => match result {
+                    Ok(Ok(flow)) => return Ok(flow),
+                    Ok(Err((candidate, Outcome::Busy(_)))) => busy.push(candidate),
+                    Ok(Err(_)) | Err(_) => {}
+                },
+                () = sleep_until(hedge_at), if next.is_some() && limit == FIRST_BYTE => {
+                    if self.peers.may_hedge() && let Some(candidate) = next.take() {
+                        self.metrics.hedges.inc();
+                        attempts.push(self.attempt(candidate, want, limit));
+                        next = candidates.next();
+                    }
+                }
+                () = sleep_until(give_up) => return Err(if busy.is_empty() { NoFlow::Failed } else { NoFlow::Busy }),
+            }
+        }
+    }
+
+    /// Whether anybody who may be asked says that they hold `digest`.
+    pub(crate) fn is_held(&self, digest: &Digest) -> bool {
+        !self.holders(digest).is_empty()
+    }
+
+    fn holders(&self, digest: &Digest) -> Vec<Arc<Peer>> {
+        let mut holders = self.network.holders(digest);
+        holders.retain(|peer| self.gate.allows(&peer.id, Action::Fetch));
+        holders
+    }
+
+    fn attempt(&self, candidate: Candidate, want: Want, limit: Duration) -> Attempt {
+        let limit = if candidate.trial { FIRST_BYTE_TRIAL } else { limit };
+        let (sender, receiver) = oneshot::channel();
+        let fetcher = self.clone();
+        let load = self.peers.begin(&candidate);
+        self.tasks.spawn(async move {
+            let began = Instant::now();
+            let result = match timeout(limit, fetcher.first_byte(&candidate.peer, want, limit)).await {
+                Ok(result) => result,
+                Err(_) => Err(FetchError::Unreachable(format!("no byte within {} ms", limit.as_millis()))),
+            };
+            let outcome = match &result {
+                Ok(_) => Outcome::FirstByte(began.elapsed()),
+                Err(FetchError::NotFound) => Outcome::Miss,
+                Err(FetchError::Busy { queue }) => Outcome::Busy(*queue),
+                Err(FetchError::Unreachable(_)) => Outcome::Failed,
+                Err(FetchError::Identity(_) | FetchError::Protocol(_)) => Outcome::Broken,
+            };
+            fetcher.metrics.fetched(outcome);
+            let suspected = fetcher.peers.end(&candidate.peer.id, &want.digest, outcome, Instant::now());
+            if let (true, Err(error)) = (suspected, &result) {
+                tracing::warn!(peer = %candidate.peer.id, node = candidate.peer.node, %error, "a peer is suspected");
+            }
+            let result = match result {
+                Ok((segment, first)) => Ok(Flow { peer: candidate.peer, segment, first, load }),
+                Err(_) => Err((candidate, outcome)),
+            };
+            // A receiver that is gone has its part from elsewhere: the segment is dropped and drained.
+            drop(sender.send(result));
+        });
+        receiver
+    }
+
+    async fn first_byte(
+        &self,
+        peer: &Peer,
+        want: Want,
+        limit: Duration,
+    ) -> Result<(Segment, Option<Bytes>), FetchError> {
+        let mut segment = self.transfer.fetch(peer, &want.digest, want.start, want.length, limit).await?;
+        let first = match segment.body.next().await {
+            Some(Ok(chunk)) => Some(chunk),
+            Some(Err(error)) => return Err(FetchError::Unreachable(error.to_string())),
+            None if segment.range.is_empty() => None,
+            None => return Err(FetchError::Protocol("an empty body".into())),
+        };
+        Ok((segment, first))
+    }
+}
+
+impl Flow {
+    /// Size of the whole content by the peer's word.
+    pub(crate) fn size(&self) -> u64 {
+        self.segment.descriptor.size
+    }
+}

@@ -1,0 +1,68 @@
+//! What peers get from this node: content of its own store, one hop only, and only under repositories that *this*
+//! node knows it by. A peer cannot name a repository to get at another one's content.
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use futures::StreamExt;
+
+use super::Rules;
+use super::metrics::Metrics;
+use crate::network::TagSource;
+use crate::oci::{Action, ByteRange, Descriptor, Digest, Gate, PeerId, Reference, is_manifest};
+use crate::store::{Blob, Error, Provider};
+use crate::transfer::{Segment, Source};
+
+/// Answers peers from the store.
+pub struct Serve {
+    pub(super) store: Arc<dyn Provider>,
+    pub(super) gate: Arc<dyn Gate>,
+    pub(super) rules: Arc<ArcSwap<Rules>>,
+    pub(super) metrics: Metrics,
+}
+
+impl Serve {
+    /// Content of unknown repositories is for peers only if configured; all other if at least one of its repositories is.
+    fn may(&self, peer: &PeerId, blob: &Blob) -> bool {
+        let rules = self.rules.load();
+        if blob.repositories.is_empty() {
+            return rules.serve_unowned;
+        }
+        // Manifests of private repositories are nobody's but upstream's to give.
+        let private = is_manifest(&blob.descriptor.media_type);
+        blob.repositories.iter().any(|name| !(private && rules.is_private(name)) && self.gate.serves(peer, name))
+    }
+}
+
+#[async_trait]
+impl Source for Serve {
+    async fn open(&self, peer: &PeerId, digest: &Digest, start: u64, length: u64) -> Result<Option<Segment>, io::Error> {
+        let Some(blob) = self.store.describe(digest).filter(|blob| self.may(peer, blob)) else { return Ok(None) };
+        let size = blob.descriptor.size;
+        let start = start.min(size);
+        let range = ByteRange { start, end: start.saturating_add(length).min(size) };
+        let content = match self.store.open(digest, start).await {
+            Ok(content) => content,
+            Err(Error::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let metrics = self.metrics.clone();
+        let body = content.into_stream(range.len()).inspect(move |chunk| {
+            if let Ok(chunk) = chunk {
+                metrics.bytes_to_peers.inc_by(chunk.len() as u64);
+            }
+        });
+        Ok(Some(Segment { descriptor: blob.descriptor.clone(), range, body: body.boxed() }))
+    }
+}
+
+impl TagSource for Serve {
+    fn tag(&self, peer: &PeerId, name: &Reference) -> Option<Descriptor> {
+        let told = self.gate.allows(peer, Action::Tags)
+            && !self.rules.load().is_private(&name.name)
+            && self.gate.serves(peer, &name.name);
+        told.then(|| self.store.resolve(name)).flatten()
+    }
+}
