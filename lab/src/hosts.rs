@@ -25,11 +25,22 @@ pub fn folder(registry: &str) -> String {
 }
 
 /// The text of the file.
+///
+/// Hosts stand as inline values where one has an IPv6 address: the TOML parser of containerd 1.6 and 1.7 takes no `]`
+/// in the name of a table, and then ignores the whole file.
 pub fn render(server: &str, mirrors: &[&str]) -> String {
-    let mut text = format!("server = \"{server}\"\n");
     let hosts = if mirrors.is_empty() { std::slice::from_ref(&server) } else { mirrors };
+    let inline = hosts.iter().any(|host| host.contains(']'));
+    let mut text = format!("server = \"{server}\"\n");
+    if inline {
+        text.push_str("\n[host]\n");
+    }
     for host in hosts {
-        text.push_str(&format!("\n[host.\"{host}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"));
+        text.push_str(&if inline {
+            format!("\"{host}\" = {{ capabilities = [\"pull\", \"resolve\"] }}\n")
+        } else {
+            format!("\n[host.\"{host}\"]\n  capabilities = [\"pull\", \"resolve\"]\n")
+        });
     }
     text
 }

@@ -203,7 +203,19 @@ impl Network {
                 let program = if address.contains(':') { "ip6tables" } else { "iptables" };
                 let target: &[&str] = match block {
                     Block::Drop => &["-j", "DROP"],
-                    Block::Reject => &["-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"],
+                    // Resets pass, or the other end's would never arrive.
+                    Block::Reject => &[
+                        "-p",
+                        "tcp",
+                        "!",
+                        "--tcp-flags",
+                        "RST",
+                        "RST",
+                        "-j",
+                        "REJECT",
+                        "--reject-with",
+                        "tcp-reset",
+                    ],
                 };
                 for (chain, side) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
                     let rule = [&["-w", change, chain, side, &address], target].concat();

@@ -31,7 +31,7 @@ pub struct Behaviour {
     pub hang: bool,
     /// Wait before each answer's header.
     pub delay: Duration,
-    /// End the connection after this many bytes of a body.
+    /// End the connection after this many bytes of a body; a client that reads slowly gets less.
     pub cut_after: Option<u64>,
     /// Bytes per second of each body; one connection carries one body at a time.
     pub rate: Option<u64>,
