@@ -1,1 +1,34 @@
-//! x
+//! The laboratory: what Peili's integration tests, demo, benchmarks and soak are made of.
+//!
+//! Images ([`image`]), a registry that counts and misbehaves on request ([`origin`]), nodes as network namespaces
+//! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), and the real `peili` program
+//! ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
+//! takes nothing but names and digests (`peili::oci`).
+//!
+//! Whatever a machine may lack is a [`Requirement`]; a test asks [`require`] first and skips with the reason it gets.
+//! Fixtures own what they start: dropping one ends its processes and removes its files, mounts and namespaces, and what
+//! a killed run left behind is removed by the next.
+
+pub mod containerd;
+pub mod cri;
+pub mod hosts;
+pub mod http;
+pub mod image;
+pub mod netns;
+pub mod node;
+pub mod origin;
+pub mod process;
+pub mod requirements;
+pub mod scratch;
+pub mod wait;
+
+pub use containerd::Containerd;
+pub use image::Image;
+pub use netns::{Namespace, Network};
+pub use node::Node;
+pub use origin::Origin;
+pub use process::Process;
+pub use requirements::{Generation, Requirement, report_skip, require};
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,126 @@
-fn main() {}
+//! `cargo xtask`: the commands that a newcomer needs, and the project's chores. Leans on the standard library, so that it
+//! is built in a moment on a machine that has nothing but cargo.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail, ensure};
+
+mod setup;
+mod test;
+
+const HELP: &str = "\
+Peili's chores.
+
+Usage: cargo xtask COMMAND
+
+Commands:
+  test [--no-install] [FILTER]
+      Installs what is missing (saying what and why; Debian and Ubuntu as root, elsewhere it says what to install), then
+      runs formatting, clippy, unit, integration and doc tests. The last line is
+      `N passed, N failed, N skipped`. With a FILTER, only the tests whose names contain it.
+      --no-install   use only what is there; tests that lack something count as skipped
+
+  demo [--containerd]
+      Three nodes, one image, and a node that dies in mid-pull. Needs neither root nor Docker nor internet.
+      --containerd   the same on real containerds in network namespaces; needs root
+
+  bench [ARGUMENTS]
+      Measures a release build beside nginx; prints a table and one JSON line per case.
+
+  soak [--minutes N] [ARGUMENTS]
+      Six nodes with churn; ends with an error if anything leaks or grows. 10 minutes unless told otherwise.
+
+  setup
+      Only the first part of `test`: installs what is missing.
+
+  help
+      This text.
+
+Environment:
+  CARGO_TARGET_DIR     the build folder; programs that tests need are kept in its folder `tools`
+  PEILI_CONTAINERD_16, PEILI_CONTAINERD_17, PEILI_CONTAINERD_2X
+                       containerd programs to test with, instead of those that are found
+  CI                   set: no colours";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns whether all went well; the command has said what did not.
+fn run(arguments: &[String]) -> Result<bool> {
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", arguments),
+    };
+    if rest.iter().any(|argument| argument == "--help" || argument == "-h") && command != "demo" {
+        println!("{HELP}");
+        return Ok(true);
+    }
+    match command {
+        "test" => test::run(&test::Options::parse(rest)?),
+        "demo" => laboratory("demo", rest, false),
+        "bench" => laboratory("bench", rest, true),
+        "soak" => laboratory("soak", rest, true),
+        "setup" => {
+            ensure!(rest.is_empty(), "`setup` takes no arguments");
+            setup::install()?;
+            Ok(true)
+        }
+        "help" | "--help" | "-h" => {
+            println!("{HELP}");
+            Ok(true)
+        }
+        other => bail!("no command `{other}`; `cargo xtask help` lists them"),
+    }
+}
+
+/// Builds `peili` and runs a command of the laboratory's program with it.
+fn laboratory(command: &str, arguments: &[String], release: bool) -> Result<bool> {
+    setup::install_for_build()?;
+    let profile: &[&str] = if release { &["--release"] } else { &[] };
+    let built = cargo().args(["build", "--package", "peili", "--bin", "peili"]).args(profile).status()?;
+    ensure!(built.success(), "peili does not build");
+    let binary = target().join(if release { "release" } else { "debug" }).join("peili");
+    let status = cargo()
+        .args(["run", "--quiet", "--package", "peili-lab"])
+        .args(profile)
+        .args(["--", command])
+        .args(arguments)
+        .env("PEILI_BIN", binary)
+        .status()
+        .with_context(|| format!("cannot run {command}"))?;
+    Ok(status.success())
+}
+
+/// cargo, in the repository's root.
+fn cargo() -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.current_dir(root());
+    if std::env::var_os("CI").is_some() {
+        command.env("CARGO_TERM_COLOR", "never");
+    }
+    command
+}
+
+fn root() -> PathBuf {
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    manifest.parent().map(Path::to_path_buf).unwrap_or(manifest)
+}
+
+/// The build folder, as the laboratory finds it.
+fn target() -> PathBuf {
+    // Joined to an absolute path, that path stays as it is.
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |path| root().join(path))
+}

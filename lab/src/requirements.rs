@@ -1,0 +1,210 @@
+//! What this machine has, and the reason to print for a test that it cannot run.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Names a file to which skipped tests are appended, one `NAME<tab>REASON` a line. Set by `cargo xtask test`: a test that
+/// returns early counts as passed for the standard harness, and this is how it is told from one that ran.
+pub const SKIPS_FILE: &str = "PEILI_SKIPS_FILE";
+
+/// A generation of containerd: each talks to a mirror in its own way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Generation {
+    /// 1.6
+    V1_6,
+    /// 1.7
+    V1_7,
+    /// 2.x
+    V2,
+}
+
+/// Something that not every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requirement {
+    /// Effective user 0.
+    Root,
+    /// `ip` and `tc`.
+    Iproute2,
+    /// `iptables` and `ip6tables`.
+    Iptables,
+    /// A containerd of this generation.
+    Containerd(Generation),
+    /// `nginx`.
+    Nginx,
+    /// `zstd`.
+    Zstd,
+    /// `gzip`.
+    Gzip,
+}
+
+impl Generation {
+    /// All, oldest first.
+    pub const ALL: [Self; 3] = [Self::V1_6, Self::V1_7, Self::V2];
+
+    /// The environment variable that names its program.
+    pub const fn variable(self) -> &'static str {
+        match self {
+            Self::V1_6 => "PEILI_CONTAINERD_16",
+            Self::V1_7 => "PEILI_CONTAINERD_17",
+            Self::V2 => "PEILI_CONTAINERD_2X",
+        }
+    }
+
+    const fn version_prefix(self) -> &'static str {
+        match self {
+            Self::V1_6 => "1.6.",
+            Self::V1_7 => "1.7.",
+            Self::V2 => "2.",
+        }
+    }
+
+    /// Its program: from the environment, else from the tool cache, else the machine's own if that is of this generation.
+    pub fn binary(self) -> Option<PathBuf> {
+        if let Some(path) = std::env::var_os(self.variable()).map(PathBuf::from) {
+            return path.is_file().then_some(path);
+        }
+        let cached = format!("containerd-{}", self.version_prefix());
+        let mut folders: Vec<PathBuf> = std::fs::read_dir(tools())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&cached)))
+            .map(|entry| entry.path().join("usr/bin/containerd"))
+            .filter(|path| path.is_file())
+            .collect();
+        folders.sort();
+        folders.pop().or_else(|| program("containerd").filter(|path| self.is_version_of(path)))
+    }
+
+    fn is_version_of(self, binary: &Path) -> bool {
+        let Ok(output) = std::process::Command::new(binary).arg("--version").output() else { return false };
+        // "containerd github.com/containerd/containerd 1.6.20~ds1 REVISION", with a v before it upstream.
+        String::from_utf8_lossy(&output.stdout)
+            .split_whitespace()
+            .nth(2)
+            .is_some_and(|version| version.trim_start_matches('v').starts_with(self.version_prefix()))
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1_6 => "containerd 1.6",
+            Self::V1_7 => "containerd 1.7",
+            Self::V2 => "containerd 2.x",
+        })
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => f.write_str("root"),
+            Self::Iproute2 => f.write_str("iproute2"),
+            Self::Iptables => f.write_str("iptables"),
+            Self::Containerd(generation) => generation.fmt(f),
+            Self::Nginx => f.write_str("nginx"),
+            Self::Zstd => f.write_str("zstd"),
+            Self::Gzip => f.write_str("gzip"),
+        }
+    }
+}
+
+impl Requirement {
+    /// Whether this machine has it.
+    pub fn is_met(self) -> bool {
+        match self {
+            Self::Root => rustix::process::geteuid().is_root(),
+            Self::Iproute2 => program("ip").is_some() && program("tc").is_some(),
+            Self::Iptables => program("iptables").is_some() && program("ip6tables").is_some(),
+            Self::Containerd(generation) => generation.binary().is_some(),
+            Self::Nginx => program("nginx").is_some(),
+            Self::Zstd => program("zstd").is_some(),
+            Self::Gzip => program("gzip").is_some(),
+        }
+    }
+}
+
+/// Ok if all are met, else the reason: `needs root and iproute2`. It names only what is missing.
+pub fn require(requirements: &[Requirement]) -> Result<(), String> {
+    let missing: Vec<_> =
+        requirements.iter().filter(|requirement| !requirement.is_met()).map(ToString::to_string).collect();
+    reason(&missing)
+}
+
+/// Reports that the test `name` is skipped: prints `skipped: NAME: REASON`, and tells `cargo xtask test`. For tests that
+/// then return early; a harness that marks its tests as ignored counts them itself and must not call this.
+#[expect(clippy::print_stdout, reason = "the reason is the test's output")]
+pub fn report_skip(name: &str, reason: &str) {
+    println!("skipped: {name}: {reason}");
+    if let Some(path) = std::env::var_os(SKIPS_FILE)
+        && let Ok(mut file) = OpenOptions::new().append(true).create(true).open(path)
+    {
+        let _ = file.write_all(format!("{name}\t{reason}\n").as_bytes());
+    }
+}
+
+/// Returns from a test with a report where the machine lacks something: `skip_unless!("name", Root, Iproute2)`.
+#[macro_export]
+macro_rules! skip_unless {
+    ($name:expr, $($requirement:expr),+ $(,)?) => {
+        if let Err(reason) = $crate::require(&[$($requirement),+]) {
+            $crate::report_skip($name, &reason);
+            return;
+        }
+    };
+}
+
+/// Where a program is, as a shell finds it, and in the folders for administrators too.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+}
+
+/// The tool cache that `cargo xtask` fills: `target/tools`.
+pub fn tools() -> PathBuf {
+    target().join("tools")
+}
+
+/// The build folder: `CARGO_TARGET_DIR`, else `target` of the repository.
+pub fn target() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default();
+    // Relative to where cargo was called, which for tests is a package's folder and so not known here.
+    match std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from) {
+        Some(path) if path.is_absolute() => path,
+        Some(path) => root.join(path),
+        None => root.join("target"),
+    }
+}
+
+fn reason(missing: &[String]) -> Result<(), String> {
+    match missing.split_last() {
+        None => Ok(()),
+        Some((last, [])) => Err(format!("needs {last}")),
+        Some((last, others)) => Err(format!("needs {} and {last}", others.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_read_as_sentences() {
+        let check = |missing: &[&str], text: &str| {
+            assert_eq!(
+                reason(&missing.iter().map(ToString::to_string).collect::<Vec<_>>()),
+                Err(text.to_owned())
+            );
+        };
+        check(&["root"], "needs root");
+        check(&["root", "iproute2"], "needs root and iproute2");
+        check(&["root", "iproute2", "nginx"], "needs root, iproute2 and nginx");
+        assert_eq!(reason(&[]), Ok(()));
+    }
+}

@@ -1,0 +1,462 @@
+//! Holds the code to ARCHITECTURE.md: who may use whom, where each third-party crate has its home, and how a file looks.
+//!
+//! To change the architecture, change a table here in a commit of its own that says why. Tests (`#[cfg(test)]`) may use
+//! whatever they like: the tables are about the program.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each module with the modules that it may use. One way: a module that stands below another never uses it.
+const GRAPH: &[(&str, &[&str])] = &[
+    ("oci", &[]),
+    ("telemetry", &[]),
+    ("watchdog", &[]),
+    ("store", &["oci"]),
+    ("network", &["oci"]),
+    ("upstream", &["oci"]),
+    ("trust", &["oci"]),
+    ("transfer", &["oci", "network"]),
+    ("mirror", &["oci", "store", "network", "transfer", "upstream", "trust", "telemetry"]),
+    ("pull", &["oci", "upstream", "store"]),
+    // What `registry` and `admin` share: sockets, connections, limits.
+    ("listener", &["watchdog"]),
+    ("registry", &["oci", "mirror", "listener", "watchdog", "telemetry"]),
+    // Reads everything, changes nothing.
+    (
+        "admin",
+        &[
+            "oci",
+            "store",
+            "network",
+            "transfer",
+            "upstream",
+            "trust",
+            "mirror",
+            "registry",
+            "listener",
+            "watchdog",
+            "telemetry",
+        ],
+    ),
+    // Composes the Config of each module.
+    (
+        "config",
+        &[
+            "oci",
+            "store",
+            "network",
+            "transfer",
+            "upstream",
+            "trust",
+            "mirror",
+            "registry",
+            "admin",
+            "listener",
+            "watchdog",
+            "telemetry",
+            "pull",
+        ],
+    ),
+    // The only one that names adapters.
+    (
+        "app",
+        &[
+            "oci",
+            "store",
+            "network",
+            "transfer",
+            "upstream",
+            "trust",
+            "mirror",
+            "registry",
+            "admin",
+            "listener",
+            "watchdog",
+            "telemetry",
+            "config",
+        ],
+    ),
+    ("cli", &["oci", "network", "admin", "config", "app", "pull", "telemetry"]),
+];
+
+/// Third-party crates that have a home: the files and folders below `src` (without `.rs`) that may name them.
+const HOMES: &[(&str, &[&str])] = &[
+    ("libp2p", &["network"]),
+    // Certificates of the peer port are libp2p's too.
+    ("libp2p_tls", &["network", "transfer"]),
+    ("containerd_client", &["store/containerd"]),
+    ("tonic", &["store/containerd"]),
+    ("prost", &["store/containerd", "network"]),
+    ("prost_types", &["store/containerd"]),
+    // In `upstream` and `pull` as the provider of reqwest.
+    ("rustls", &["transfer", "network", "upstream", "pull"]),
+    ("tokio_rustls", &["transfer"]),
+    ("reqwest", &["upstream", "pull"]),
+    ("hyper", &["transfer", "registry", "admin", "listener"]),
+    // In `store/containerd` as the glue between tokio and tonic.
+    ("hyper_util", &["transfer", "registry", "admin", "listener", "store/containerd"]),
+    ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
+    ("indicatif", &["pull"]),
+    ("hickory_resolver", &["network"]),
+    ("toml_edit", &["upstream"]),
+    ("tar", &["store", "pull"]),
+    ("serde_saphyr", &["config", "cli"]),
+];
+
+/// Lines of a file. Longer ones are split by concept.
+const LINES: usize = 600;
+
+/// A source file, read.
+struct Source {
+    /// Below the repository, for messages.
+    path: String,
+    /// Below `src`, without `.rs`: `store/containerd`.
+    name: String,
+    text: String,
+    /// Lines that are code of the program: tests and comments are blank.
+    code: Vec<String>,
+    /// Children by `mod NAME;`, and whether only tests have them.
+    children: Vec<(String, bool)>,
+}
+
+#[test]
+fn modules_use_only_what_stands_below_them() {
+    let mut faults = Faults::default();
+    for source in program() {
+        let module = source.module();
+        if matches!(module, "lib" | "main") {
+            continue;
+        }
+        let Some((_, allowed)) = GRAPH.iter().find(|(name, _)| *name == module) else {
+            faults.add(
+                &source,
+                1,
+                &format!("module `{module}` is not in GRAPH of tests/tidy.rs: add it there"),
+            );
+            continue;
+        };
+        for (line, used) in uses(&source.code) {
+            let is_module = GRAPH.iter().any(|(name, _)| *name == used);
+            if is_module && used != module && !allowed.contains(&used.as_str()) {
+                faults.add(&source, line, &format!("`{module}` may not use `{used}`: pass what it needs from `app`, behind a trait of `{module}`"));
+            }
+        }
+        let is_top = source.name == module;
+        for (index, line) in source.code.iter().enumerate() {
+            if is_top && (line.starts_with("use super::") || line.contains("super::super::")) {
+                faults.add(
+                    &source,
+                    index + 1,
+                    "name other modules by `crate::`, so that this test sees them",
+                );
+            }
+        }
+    }
+    faults.report();
+}
+
+#[test]
+fn the_graph_has_no_cycle() {
+    // A module may only use those that are in the table before it.
+    let mut faults = String::new();
+    for (index, (module, allowed)) in GRAPH.iter().enumerate() {
+        for used in *allowed {
+            if !GRAPH[..index].iter().any(|(name, _)| name == used) {
+                let _ = writeln!(faults, "`{module}` uses `{used}`, which does not stand before it in GRAPH");
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults}");
+}
+
+#[test]
+fn third_party_crates_stay_at_home() {
+    let mut faults = Faults::default();
+    for source in program() {
+        for (index, line) in source.code.iter().enumerate() {
+            for (name, homes) in HOMES {
+                let is_home = |home: &&&str| {
+                    source.name == **home
+                        || source.name.strip_prefix(**home).is_some_and(|rest| rest.starts_with(['/', '_']))
+                };
+                if names_crate(line, name) && !homes.iter().any(|home| is_home(&home)) {
+                    let homes = homes.join("`, `");
+                    faults.add(
+                        &source,
+                        index + 1,
+                        &format!("`{name}` has its home in `{homes}`: put a type or trait of ours between"),
+                    );
+                }
+            }
+        }
+    }
+    faults.report();
+}
+
+#[test]
+fn every_file_belongs_to_a_module() {
+    for package in ["", "lab", "xtask"] {
+        let folder = root().join(package).join("src");
+        let mut reached: BTreeSet<PathBuf> = BTreeSet::new();
+        for name in ["lib", "main"] {
+            let path = folder.join(name).with_extension("rs");
+            if path.is_file() {
+                reach(&folder, &path, &mut reached);
+            }
+        }
+        let mut faults = String::new();
+        for path in files(&folder).into_iter().filter(|path| !reached.contains(path)) {
+            let path = shown(&path);
+            let _ = writeln!(faults, "{path}:1: no `mod` leads here: declare it in its parent or delete it");
+        }
+        assert!(faults.is_empty(), "\n{faults}");
+    }
+}
+
+#[test]
+fn files_are_short_documented_and_finished() {
+    let mut faults = Faults::default();
+    let folders = ["src", "lab/src", "xtask/src", "tests", "plugins/sdk/src", "fuzz/fuzz_targets"];
+    for folder in folders {
+        for path in files(&root().join(folder)) {
+            let source = Source::read(&root().join("src"), &path);
+            let lines = source.text.lines().count();
+            if lines > LINES {
+                faults.add(
+                    &source,
+                    LINES,
+                    &format!("{lines} lines, more than {LINES}: split it by concept into a folder"),
+                );
+            }
+            let first = source.text.lines().next().unwrap_or_default();
+            let is_test = source.name.ends_with("/tests") || source.name.contains("/tests/");
+            if !first.starts_with("//!") && !is_test {
+                faults.add(&source, 1, "begin with `//!`: the module's job and what it does not do");
+            }
+            for (index, line) in source.text.lines().enumerate() {
+                // Spelt so that this very line does not match.
+                let unfinished = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("TO", "DO")];
+                if unfinished.iter().any(|mark| line.contains(mark)) {
+                    faults.add(&source, index + 1, "finish it, or open an issue and leave it out");
+                }
+            }
+            if source.name.ends_with("/mod") || source.name == "util" || source.name.ends_with("/util") {
+                faults.add(
+                    &source,
+                    1,
+                    "name the file after what it is about: `foo.rs` beside `foo/`, no `mod.rs`, no `util`",
+                );
+            }
+        }
+    }
+    faults.report();
+}
+
+#[test]
+fn the_tables_see_what_they_forbid() {
+    let code = |text: &str| Source::parse("src/x.rs".into(), "x".into(), text.into()).code;
+    let check = |text: &str, expected: &[(usize, &str)]| {
+        let found = uses(&code(text));
+        let found: Vec<_> = found.iter().map(|(line, name)| (*line, name.as_str())).collect();
+        assert_eq!(found, expected, "{text}");
+    };
+    check("use crate::store::Store;\nlet a = crate::network::b();\n", &[(1, "store"), (2, "network")]);
+    check("use crate::{\n    oci::{Digest, Name},\n    store,\n};\n", &[(1, "oci"), (1, "store")]);
+    check("// crate::store\n/// [`crate::store::X`]\n", &[]);
+    check("#[cfg(test)]\nmod tests {\n    use crate::app;\n}\nuse crate::oci;\n", &[(5, "oci")]);
+    check("#[cfg(test)]\nuse crate::app;\nuse crate::oci;\n", &[(3, "oci")]);
+    check("#[cfg(any(test, feature = \"x\"))]\nfn a() {\n    crate::app::b();\n}\n", &[]);
+    let source =
+        Source::parse("".into(), "x".into(), "pub mod a;\n#[cfg(test)]\nmod tests;\nmod b;\n".into());
+    assert_eq!(source.children, [("a".into(), false), ("tests".into(), true), ("b".into(), false)]);
+    assert!(names_crate("use hyper::body;", "hyper") && names_crate("x(tonic::Status)", "tonic"));
+    assert!(!names_crate("use hyper_util::rt;", "hyper") && !names_crate("crate::x::tar::y", "tar"));
+    assert!(names_crate("use {tar, http};", "tar") && names_crate("use tar;", "tar"));
+}
+
+/// What is wrong, each with file, line and what to do.
+#[derive(Default)]
+struct Faults(String);
+
+impl Faults {
+    fn add(&mut self, source: &Source, line: usize, message: &str) {
+        let _ = writeln!(self.0, "{}:{line}: {message}", source.path);
+    }
+
+    fn report(&self) {
+        if !self.0.is_empty() {
+            panic!("\n{}", self.0);
+        }
+    }
+}
+
+impl Source {
+    fn read(folder: &Path, path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let name = path.strip_prefix(folder).unwrap_or(path).with_extension("");
+        Self::parse(shown(path), name.to_string_lossy().into_owned(), text)
+    }
+
+    /// Relies on rustfmt: an item ends on a line that is indented as its first is.
+    fn parse(path: String, name: String, text: String) -> Self {
+        let (mut code, mut children) = (Vec::new(), Vec::new());
+        // Indentation of the `#[cfg(test)]` whose item is being passed over.
+        let mut test: Option<usize> = None;
+        for line in text.lines() {
+            let indent = line.len() - line.trim_start().len();
+            let trimmed = without_comment(line).trim();
+            let is_test = test.is_some();
+            if let Some(child) = child(trimmed) {
+                children.push((child.to_owned(), is_test));
+            }
+            if is_test {
+                let ends = trimmed.ends_with(['}', ';', ',']) && !trimmed.starts_with("#[");
+                if test == Some(indent) && ends {
+                    test = None;
+                }
+                code.push(String::new());
+            } else if trimmed.starts_with("#[cfg(test)]") || trimmed.starts_with("#[cfg(any(test,") {
+                test = (!trimmed.ends_with([';', '}'])).then_some(indent);
+                code.push(String::new());
+            } else {
+                code.push(without_comment(line).to_owned());
+            }
+        }
+        Self { path, name, text, code, children }
+    }
+
+    /// The module at the top of the tree that it belongs to.
+    fn module(&self) -> &str {
+        self.name.split('/').next().unwrap_or(&self.name)
+    }
+}
+
+/// The files of the program: those that only tests have are left out.
+fn program() -> Vec<Source> {
+    let folder = root().join("src");
+    let mut sources: Vec<Source> = files(&folder).iter().map(|path| Source::read(&folder, path)).collect();
+    let mut tests: BTreeSet<String> = BTreeSet::new();
+    for source in &sources {
+        let prefix = if matches!(&source.name[..], "lib" | "main") {
+            String::new()
+        } else {
+            format!("{}/", source.name)
+        };
+        tests.extend(
+            source.children.iter().filter(|(_, test)| *test).map(|(child, _)| format!("{prefix}{child}")),
+        );
+    }
+    sources.retain(|source| {
+        !tests.iter().any(|test| {
+            source.name.strip_prefix(&test[..]).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    });
+    assert!(!sources.is_empty(), "no sources below {}", folder.display());
+    sources
+}
+
+/// The first segments after `crate::`, with the line of each.
+fn uses(code: &[String]) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (index, line) in code.iter().enumerate() {
+        for (at, _) in line.match_indices("crate::") {
+            let is_path = !line[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '$'));
+            let rest = &line[at + "crate::".len()..];
+            if !is_path {
+                continue;
+            }
+            let Some(group) = rest.strip_prefix('{') else {
+                found.push((index + 1, identifier(rest).to_owned()));
+                continue;
+            };
+            let text = [group].into_iter().chain(code[index + 1..].iter().map(String::as_str));
+            found.extend(group_names(&text.collect::<Vec<_>>().join("\n")).map(|name| (index + 1, name)));
+        }
+    }
+    found
+}
+
+/// The names at the top of a `{...}` whose opening brace is gone.
+fn group_names(text: &str) -> impl Iterator<Item = String> {
+    let (mut depth, mut top) = (0, String::new());
+    for character in text.chars() {
+        match character {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            other if depth == 0 => top.push(other),
+            _ => {}
+        }
+    }
+    let names: Vec<String> = top.split(',').map(|part| identifier(part.trim()).to_owned()).collect();
+    names.into_iter().filter(|name| !name.is_empty())
+}
+
+fn identifier(text: &str) -> &str {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    &text[..end]
+}
+
+/// Whether a line of code names a crate: `name::`, or `name` in a `use`.
+fn names_crate(line: &str, name: &str) -> bool {
+    let is_use = line.trim_start().trim_start_matches("pub ").starts_with("use ");
+    line.match_indices(name).any(|(at, _)| {
+        let (before, after) = (&line[..at], &line[at + name.len()..]);
+        let begins = !before.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | ':' | '"' | '.'));
+        let listed = is_use && after.starts_with([';', ',', '}', ' ']) && !before.contains("::");
+        begins && (after.starts_with("::") || listed)
+    })
+}
+
+/// `mod NAME;` with any visibility.
+fn child(line: &str) -> Option<&str> {
+    let declaration = line.strip_suffix(';')?;
+    let (visibility, name) = declaration.rsplit_once("mod ")?;
+    let visible = visibility.is_empty() || visibility == "pub " || visibility.starts_with("pub(");
+    (visible || visibility.starts_with("#[")).then_some(name)
+}
+
+/// The line up to a comment. A `//` inside a string ends it too, which hides a little code and never invents any.
+fn without_comment(line: &str) -> &str {
+    line.find("//").filter(|at| !line[..*at].ends_with(':')).map_or(line, |at| &line[..at])
+}
+
+fn reach(folder: &Path, path: &Path, reached: &mut BTreeSet<PathBuf>) {
+    if !path.is_file() || !reached.insert(path.to_owned()) {
+        return;
+    }
+    let source = Source::read(folder, path);
+    let is_root = matches!(&source.name[..], "lib" | "main");
+    let below = if is_root { folder.to_owned() } else { folder.join(&source.name) };
+    for (child, _) in &source.children {
+        reach(folder, &below.join(child).with_extension("rs"), reached);
+    }
+}
+
+/// All Rust files below a folder, sorted.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn shown(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
+}
+
+fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
+}
