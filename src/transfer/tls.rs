@@ -255,3 +255,108 @@ impl ClientCertVerifier for Verifier {
         Self::schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{ClientConnection, ServerConnection};
+
+    use super::*;
+
+    /// Runs a handshake in memory until both sides are done or one refuses.
+    fn handshake(
+        client: Arc<ClientConfig>,
+        server: Arc<ServerConfig>,
+    ) -> Result<(ClientConnection, ServerConnection), rustls::Error> {
+        let mut client = ClientConnection::new(client, server_name())?;
+        let mut server = ServerConnection::new(server)?;
+        for _ in 0..8 {
+            let mut bytes = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut bytes).expect("memory takes all");
+            }
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                server.read_tls(&mut rest).expect("memory gives all");
+                server.process_new_packets()?;
+            }
+            let mut bytes = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut bytes).expect("memory takes all");
+            }
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).expect("memory gives all");
+                client.process_new_packets()?;
+            }
+        }
+        assert!(!client.is_handshaking() && !server.is_handshaking());
+        Ok((client, server))
+    }
+
+    fn node() -> (PeerId, Tls) {
+        let identity = Identity::generate();
+        (identity.peer_id().clone(), Tls::new(&identity).unwrap())
+    }
+
+    /// Shows the certificate of `victim`, but holds the key of another one.
+    fn thief(victim: &Tls) -> Tls {
+        let (_, mut tls) = node();
+        let (own, stolen) = (certified(&tls), certified(victim));
+        let key =
+            Arc::new(SingleCertAndKey::from(CertifiedKey::new(stolen.cert.clone(), Arc::clone(&own.key))));
+        let mut server = ServerConfig::clone(&tls.server);
+        server.cert_resolver = Arc::clone(&key) as _;
+        tls.server = Arc::new(server);
+        tls.key = key;
+        tls
+    }
+
+    fn certified(tls: &Tls) -> Arc<CertifiedKey> {
+        rustls::client::ResolvesClientCert::resolve(&*tls.key, &[], &[]).unwrap()
+    }
+
+    #[test]
+    fn both_sides_are_proved() {
+        let ((a, client), (b, server)) = (node(), node());
+        let (client, server) = handshake(client.client(&b).unwrap(), server.server()).unwrap();
+        assert_eq!((proved_peer(&client), proved_peer(&server)), (Some(b), Some(a)));
+        assert_eq!(client.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+        assert_eq!(client.tls13_tickets_received(), 0, "nothing to resume by");
+    }
+
+    /// Guards the handshake signature: a certificate is public, its key is not.
+    #[test]
+    fn a_stolen_certificate_proves_nothing() {
+        let ((_, honest), (b, victim)) = (node(), node());
+        let error = handshake(honest.client(&b).unwrap(), thief(&victim).server()).err();
+        assert!(
+            error.is_some_and(|error| format!("{error:?}").contains("Unproved(Signature")),
+            "as a server"
+        );
+        let error = handshake(thief(&victim).client(&b).unwrap(), victim.server()).err();
+        assert!(
+            error.is_some_and(|error| format!("{error:?}").contains("Unproved(Signature")),
+            "as a client"
+        );
+    }
+
+    /// Guards the pin.
+    #[test]
+    fn another_peer_is_refused() {
+        let ((a, client), (_, server)) = (node(), node());
+        let error = handshake(client.client(&a).unwrap(), server.server()).err();
+        assert!(error.is_some_and(|error| format!("{error:?}").contains("WrongPeer")));
+    }
+
+    #[test]
+    fn only_tls_1_3_is_spoken() {
+        let ((_, client), (b, server)) = (node(), node());
+        let old = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Verifier { expected: Some(b) }))
+            .with_client_cert_resolver(Arc::clone(&client.key) as _);
+        assert!(handshake(Arc::new(old), server.server()).is_err());
+    }
+}
