@@ -8,10 +8,17 @@
 pub mod client;
 pub mod conformance;
 pub mod memory;
+pub mod metrics;
 pub mod server;
 
+mod rate;
+mod slots;
+mod stream;
 mod tls;
 mod wire;
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,6 +33,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::Peer;
 use crate::oci::{ByteRange, Descriptor, Digest, PeerId};
+
+pub use tls::TlsError;
 
 /// Fetches from peers.
 #[async_trait]

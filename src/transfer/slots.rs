@@ -1,0 +1,302 @@
+//! Who may upload now: a number of slots in all and per peer, and a fair, bounded queue before them.
+//!
+//! Peers with waiting requests take turns, so that one request of a peer is not behind a hundred of another. A full
+//! queue drops the youngest request of the peer that has the most in it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::oci::PeerId;
+
+/// The slots.
+pub(super) struct Slots {
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+/// Numbers of requests.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) total: usize,
+    pub(super) per_peer: usize,
+    pub(super) queue: usize,
+}
+
+/// No slot came free in time; this many requests wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Busy(pub(super) u32);
+
+/// The right to one upload; dropping it passes it on.
+pub(super) struct Slot {
+    slots: Arc<Slots>,
+    peer: PeerId,
+}
+
+#[derive(Default)]
+struct State {
+    used: usize,
+    /// Uploads by peer; no zeros.
+    active: HashMap<PeerId, usize>,
+    /// Waiting requests by peer, oldest first; no empty ones.
+    waiting: HashMap<PeerId, VecDeque<Waiting>>,
+    /// The keys of `waiting`, the next one to be served first.
+    turns: VecDeque<PeerId>,
+    queued: usize,
+    next_id: u64,
+}
+
+struct Waiting {
+    id: u64,
+    granted: oneshot::Sender<()>,
+}
+
+/// A request in the queue; dropping it takes it out, or gives back what it was granted.
+struct Waiter<'a> {
+    slots: &'a Arc<Slots>,
+    peer: &'a PeerId,
+    id: u64,
+    granted: oneshot::Receiver<()>,
+    done: bool,
+}
+
+impl Slots {
+    pub(super) fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self { limits, state: Mutex::default() })
+    }
+
+    /// Waits for a slot, at most `limit`.
+    pub(super) async fn acquire(self: &Arc<Self>, peer: &PeerId, limit: Duration) -> Result<Slot, Busy> {
+        let mut waiter = {
+            let mut state = self.lock();
+            if state.used < self.limits.total && state.active_of(peer) < self.limits.per_peer {
+                state.take(peer);
+                return Ok(Slot { slots: Arc::clone(self), peer: peer.clone() });
+            }
+            if state.queued >= self.limits.queue && !state.displace(peer) {
+                return Err(Busy(saturate(state.queued)));
+            }
+            let (id, granted) = state.enqueue(peer);
+            Waiter { slots: self, peer, id, granted, done: false }
+        };
+        if let Ok(Ok(())) = tokio::time::timeout(limit, &mut waiter.granted).await {
+            waiter.done = true;
+            return Ok(Slot { slots: Arc::clone(self), peer: peer.clone() });
+        }
+        drop(waiter);
+        Err(Busy(self.queued()))
+    }
+
+    /// Requests that wait.
+    pub(super) fn queued(&self) -> u32 {
+        saturate(self.lock().queued)
+    }
+
+    fn release(&self, peer: &PeerId) {
+        let mut state = self.lock();
+        state.give_back(peer);
+        state.dispatch(&self.limits);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn active_of(&self, peer: &PeerId) -> usize {
+        self.active.get(peer).copied().unwrap_or(0)
+    }
+
+    fn take(&mut self, peer: &PeerId) {
+        self.used += 1;
+        *self.active.entry(peer.clone()).or_default() += 1;
+    }
+
+    fn give_back(&mut self, peer: &PeerId) {
+        self.used -= 1;
+        if let Some(active) = self.active.get_mut(peer) {
+            *active -= 1;
+            if *active == 0 {
+                self.active.remove(peer);
+            }
+        }
+    }
+
+    fn enqueue(&mut self, peer: &PeerId) -> (u64, oneshot::Receiver<()>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let (sender, receiver) = oneshot::channel();
+        let waiting = self.waiting.entry(peer.clone()).or_default();
+        if waiting.is_empty() {
+            self.turns.push_back(peer.clone());
+        }
+        waiting.push_back(Waiting { id, granted: sender });
+        self.queued += 1;
+        (id, receiver)
+    }
+
+    /// Makes room in a full queue for a request of `peer`, unless it has the most there itself.
+    fn displace(&mut self, peer: &PeerId) -> bool {
+        let own = self.waiting.get(peer).map_or(0, VecDeque::len);
+        let most = self.waiting.iter().max_by_key(|(_, waiting)| waiting.len());
+        let Some((greedy, youngest)) = most
+            .filter(|(_, waiting)| waiting.len() > own + 1)
+            .and_then(|(id, w)| Some((id.clone(), w.back()?.id)))
+        else {
+            return false;
+        };
+        // Dropping its sender tells it.
+        self.remove(&greedy, youngest)
+    }
+
+    /// Takes a request out of the queue; `false`: it is not there (any more).
+    fn remove(&mut self, peer: &PeerId, id: u64) -> bool {
+        let Some(waiting) = self.waiting.get_mut(peer) else { return false };
+        let Some(index) = waiting.iter().position(|waiting| waiting.id == id) else { return false };
+        waiting.remove(index);
+        self.queued -= 1;
+        if waiting.is_empty() {
+            self.waiting.remove(peer);
+            self.turns.retain(|turn| turn != peer);
+        }
+        true
+    }
+
+    /// Grants free slots, one per peer and turn.
+    fn dispatch(&mut self, limits: &Limits) {
+        while self.used < limits.total {
+            let eligible = self.turns.iter().position(|peer| self.active_of(peer) < limits.per_peer);
+            let Some(peer) = eligible.and_then(|index| self.turns.remove(index)) else { return };
+            let Some(waiting) = self.waiting.get_mut(&peer) else { continue };
+            let next = waiting.pop_front();
+            if waiting.is_empty() {
+                self.waiting.remove(&peer);
+            } else {
+                self.turns.push_back(peer.clone());
+            }
+            let Some(next) = next else { continue };
+            self.queued -= 1;
+            if next.granted.send(()).is_ok() {
+                self.take(&peer);
+            }
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.slots.release(&self.peer);
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let mut state = self.slots.lock();
+        if !state.remove(self.peer, self.id) && self.granted.try_recv().is_ok() {
+            state.give_back(self.peer);
+            state.dispatch(&self.slots.limits);
+        }
+    }
+}
+
+fn saturate(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(number: usize) -> PeerId {
+        format!("{}{}", "1".repeat(44), ["a", "b", "c", "d"][number]).parse().unwrap()
+    }
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn limits_in_all_and_per_peer() {
+        let slots = Slots::new(Limits { total: 2, per_peer: 1, queue: 0 });
+        let first = slots.acquire(&peer(0), LONG).await.ok();
+        assert!(first.is_some());
+        assert_eq!(slots.acquire(&peer(0), LONG).await.err(), Some(Busy(0)), "per peer");
+        let _second = slots.acquire(&peer(1), LONG).await.ok().unwrap();
+        assert_eq!(slots.acquire(&peer(2), LONG).await.err(), Some(Busy(0)), "in all");
+        drop(first);
+        assert!(slots.acquire(&peer(2), LONG).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn waiting_is_bounded_and_leaves_nothing_behind() {
+        let slots = Slots::new(Limits { total: 1, per_peer: 1, queue: 1 });
+        let held = slots.acquire(&peer(0), LONG).await.ok();
+        assert_eq!(slots.acquire(&peer(1), Duration::from_millis(20)).await.err(), Some(Busy(0)));
+        assert_eq!(slots.queued(), 0);
+        drop(held);
+        assert!(slots.acquire(&peer(1), LONG).await.is_ok());
+        assert_eq!(slots.lock().used, 0);
+        assert!(slots.lock().active.is_empty() && slots.lock().turns.is_empty());
+    }
+
+    /// One peer with many requests, another with one: they take turns.
+    #[tokio::test]
+    async fn peers_take_turns() {
+        let slots = Slots::new(Limits { total: 1, per_peer: 1, queue: 8 });
+        let held = slots.acquire(&peer(0), LONG).await.ok();
+        let (sender, mut order) = tokio::sync::mpsc::unbounded_channel();
+        let mut tasks = tokio::task::JoinSet::new();
+        for id in [peer(0), peer(0), peer(0), peer(0), peer(1), peer(2)] {
+            let (slots, sender) = (Arc::clone(&slots), sender.clone());
+            let before = slots.queued();
+            tasks.spawn({
+                let slots = Arc::clone(&slots);
+                async move {
+                    let slot = slots.acquire(&id, LONG).await.ok().unwrap();
+                    sender.send(id).unwrap();
+                    drop(slot);
+                }
+            });
+            while slots.queued() == before {
+                tokio::task::yield_now().await;
+            }
+        }
+        drop((held, sender));
+        let mut got = Vec::new();
+        while let Some(id) = order.recv().await {
+            got.push(id);
+        }
+        assert_eq!(got, [peer(0), peer(1), peer(2), peer(0), peer(0), peer(0)]);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_drops_of_the_greediest() {
+        let slots = Slots::new(Limits { total: 1, per_peer: 1, queue: 3 });
+        let held = slots.acquire(&peer(0), LONG).await.ok();
+        let wait = |id: PeerId| {
+            let slots = Arc::clone(&slots);
+            tokio::spawn(async move { slots.acquire(&id, LONG).await.map(drop) })
+        };
+        let mut greedy: Vec<_> = (0..3).map(|_| wait(peer(0))).collect();
+        while slots.queued() < 3 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(
+            slots.acquire(&peer(0), LONG).await.err(),
+            Some(Busy(3)),
+            "the greedy one cannot displace"
+        );
+        let modest = wait(peer(1));
+        let youngest = greedy.pop().unwrap().await.unwrap();
+        assert!(youngest.is_err());
+        drop(held);
+        assert!(modest.await.unwrap().is_ok());
+        for task in greedy {
+            assert!(task.await.unwrap().is_ok());
+        }
+    }
+}
