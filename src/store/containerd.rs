@@ -1,1 +1,310 @@
-//! containerd.
+//! containerd's content store, by its gRPC API and its files: 1.6, 1.7 and 2.x.
+//!
+//! ```text
+//! containerd --events, lists, infos--> synchronizer --model--> View --> Provider, Watcher
+//!     ^                                     (one task)           |
+//!     +---- blob files, or Read where they are not mounted ------+--> open
+//! ```
+//!
+//! Construction never fails and nothing here ends the process: while containerd is absent, hangs or restarts, the
+//! last view stands, its files stay readable, and [`Health`] names the cause. Only content that a configured
+//! namespace lists is opened, although the files are shared by all namespaces.
+//!
+//! It writes nothing but one thing: it aborts ingests that a mirror found to be poisoned (`ingests`).
+
+mod api;
+mod ingests;
+mod model;
+mod synchronizer;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use futures::StreamExt;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Blob, Config, Content, Error, Health, Provider, View, Watch, Watcher};
+use crate::oci::{Descriptor, Digest, Reference};
+
+use api::{Api, ApiError};
+use synchronizer::Synchronizer;
+
+/// Digests whose listing turned out to be old, on their way to the synchronizer. More are found by the next
+/// reconciliation.
+const RECHECKS: usize = 256;
+
+/// The store of a running, or absent, containerd. Dropping it ends its tasks.
+#[derive(Debug)]
+pub struct ContainerdStore {
+    shared: Arc<Shared>,
+    rechecks: mpsc::Sender<Digest>,
+    discards: Mutex<JoinSet<()>>,
+    _synchronizer: AbortOnDropHandle<()>,
+}
+
+/// What the synchronizer finds out and readers use.
+#[derive(Debug)]
+struct Shared {
+    socket: PathBuf,
+    namespaces: Vec<String>,
+    /// From the configuration: wins over what containerd says.
+    configured_root: Option<PathBuf>,
+    view: View,
+    /// `None`: not connected.
+    api: ArcSwapOption<Api>,
+    /// The content root, if it can be read here.
+    root: ArcSwapOption<PathBuf>,
+}
+
+impl ContainerdStore {
+    /// Begins to follow the containerd of this configuration. Must be called in a tokio runtime.
+    pub fn new(config: &Config) -> Self {
+        let (namespaces, invalid): (Vec<_>, Vec<_>) =
+            config.namespaces.iter().cloned().partition(|namespace| is_namespace(namespace));
+        for namespace in invalid {
+            tracing::error!(namespace, "not the name of a containerd namespace: left out");
+        }
+        let shared = Arc::new(Shared {
+            socket: config.socket.clone(),
+            namespaces,
+            configured_root: config.content_root.clone(),
+            view: View::new(),
+            api: ArcSwapOption::empty(),
+            root: ArcSwapOption::empty(),
+        });
+        let (rechecks, received) = mpsc::channel(RECHECKS);
+        let synchronizer = tokio::spawn(Synchronizer::new(Arc::clone(&shared), received).run());
+        Self {
+            shared,
+            rechecks,
+            discards: Mutex::default(),
+            _synchronizer: AbortOnDropHandle::new(synchronizer),
+        }
+    }
+
+    /// Where blob files are read from; `None`: content is read over the API.
+    pub fn content_root(&self) -> Option<PathBuf> {
+        self.shared.root.load().as_deref().cloned()
+    }
+
+    /// Opens by the API in the first namespace that has it.
+    async fn open_by_api(&self, digest: &Digest, size: u64, offset: u64) -> Result<Content, Error> {
+        let Some(api) = self.shared.api.load_full() else {
+            return Err(Error::Unavailable(self.shared.cause()));
+        };
+        for namespace in &self.shared.namespaces {
+            let found = api.info(namespace, digest).await;
+            let read = match found {
+                Ok(Some(entry)) if entry.size != size => return Err(wrong_size(digest, entry.size, size)),
+                Ok(Some(_)) if offset == size => Ok(futures::stream::empty().boxed()),
+                Ok(Some(_)) => api.read(namespace, digest, offset).await,
+                Ok(None) => Err(ApiError::NotFound),
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok(stream) => return Ok(Content::stream(stream, size, offset)),
+                Err(ApiError::NotFound) => {}
+                Err(ApiError::Failed(reason)) => return Err(Error::Unavailable(reason)),
+            }
+        }
+        Err(Error::NotFound(*digest))
+    }
+}
+
+#[async_trait]
+impl Provider for ContainerdStore {
+    fn resolve(&self, name: &Reference) -> Option<Descriptor> {
+        self.shared.view.resolve(name)
+    }
+
+    fn describe(&self, digest: &Digest) -> Option<Arc<Blob>> {
+        self.shared.view.describe(digest)
+    }
+
+    async fn open(&self, digest: &Digest, offset: u64) -> Result<Content, Error> {
+        let size = self.shared.view.check_open(digest, offset)?.descriptor.size;
+        let root = self.shared.root.load_full();
+        let opened = match &root {
+            Some(root) => open_file(blob_path(root, digest), digest, size).await,
+            None => Ok(None),
+        };
+        if let Some(file) = opened? {
+            return Ok(Content::file(file, size, offset));
+        }
+        let content = self.open_by_api(digest, size, offset).await;
+        match content {
+            // The listing is old. A full queue is no loss: the next reconciliation finds it.
+            Err(Error::NotFound(_)) => {
+                let _ = self.rechecks.try_send(*digest);
+                self.shared.view.remove(digest);
+                Err(Error::NotFound(*digest))
+            }
+            // No file where the files are, and nobody to ask: it was deleted.
+            Err(Error::Unavailable(_)) if root.is_some() && self.shared.api.load().is_none() => {
+                Err(Error::NotFound(*digest))
+            }
+            other => other,
+        }
+    }
+
+    async fn discard_ingests(&self, digest: &Digest) -> Result<usize, Error> {
+        let Some(api) = self.shared.api.load_full() else {
+            return Err(Error::Unavailable(self.shared.cause()));
+        };
+        let discard = ingests::Discard::new(&api, &self.shared.namespaces, digest);
+        let count = discard.run().await.map_err(|error| Error::Unavailable(error.to_string()))?;
+        let mut discards = self.discards.lock().unwrap_or_else(PoisonError::into_inner);
+        while discards.try_join_next().is_some() {}
+        if discards.len() < ingests::FOLLOWED {
+            discards.spawn(discard.follow());
+        }
+        Ok(count)
+    }
+}
+
+impl Watcher for ContainerdStore {
+    fn watch(&self) -> Watch {
+        self.shared.view.watch()
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.shared.view.health()
+    }
+}
+
+impl Shared {
+    /// Why containerd cannot be asked now.
+    fn cause(&self) -> String {
+        match &*self.view.health().borrow() {
+            Health::Degraded(reason) => reason.clone(),
+            Health::Starting | Health::Ready => "not connected to containerd".to_owned(),
+        }
+    }
+}
+
+/// containerd's grammar of identifiers: `[A-Za-z0-9]+([._-][A-Za-z0-9]+)*`, at most 76 characters. What does not keep
+/// to it could end a filter's quotes.
+fn is_namespace(text: &str) -> bool {
+    let parts = |text: &str| text.split(['.', '_', '-']).all(|part| !part.is_empty());
+    text.len() <= 76 && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c)) && parts(text)
+}
+
+fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
+    root.join("blobs").join(digest.algorithm().as_str()).join(digest.hex())
+}
+
+/// Opens a blob file and checks that it is one; `None`: there is none, or it may not be read.
+async fn open_file(path: PathBuf, digest: &Digest, size: u64) -> Result<Option<File>, Error> {
+    const FLAGS: OFlags =
+        OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
+    // What the kernel has cached opens without a wait; only a path that needs the disk goes to the blocking pool.
+    let cached = rustix::fs::openat2(CWD, &path, FLAGS, Mode::empty(), ResolveFlags::CACHED);
+    let opened = match cached {
+        Ok(file) => Ok(File::from(file)),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(_) => tokio::task::spawn_blocking(move || {
+            rustix::fs::open(&path, FLAGS, Mode::empty()).map(File::from).map_err(io::Error::from)
+        })
+        .await
+        .map_err(io::Error::other)
+        .flatten(),
+    };
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(Error::Unavailable(format!("cannot open the file of {digest}: {error}"))),
+    };
+    let metadata = file
+        .metadata()
+        .map_err(|error| Error::Unavailable(format!("cannot read the size of {digest}: {error}")))?;
+    if !metadata.is_file() || metadata.file_type().is_socket() {
+        return Err(Error::Corrupt { digest: *digest, reason: "it is not a file".to_owned() });
+    }
+    if metadata.len() != size {
+        return Err(wrong_size(digest, metadata.len(), size));
+    }
+    Ok(Some(file))
+}
+
+fn wrong_size(digest: &Digest, stored: u64, described: u64) -> Error {
+    Error::Corrupt {
+        digest: *digest,
+        reason: format!("{stored} bytes are stored, {described} are described"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_keep_to_the_grammar() {
+        for name in ["k8s.io", "moby", "default", "a-b_c.d"] {
+            assert!(is_namespace(name), "{name}");
+        }
+        for name in ["", ".", "a..b", "a b", r#"x",topic~="."#, "-a", "ü", &"a".repeat(77)] {
+            assert!(!is_namespace(name), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn files_are_checked_before_they_are_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let digest = Digest::sha256(b"blob");
+        let path = blob_path(folder.path(), &digest);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let open = |size| open_file(path.clone(), &digest, size);
+        assert!(matches!(open(4).await, Ok(None)));
+        std::fs::write(&path, "blob").unwrap();
+        assert!(matches!(open(4).await, Ok(Some(_))));
+        assert!(matches!(open(5).await, Err(Error::Corrupt { .. })));
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+        assert!(matches!(open(4).await, Err(Error::Unavailable(_))), "links are not followed");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(matches!(open(4).await, Err(Error::Corrupt { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_absent_containerd_is_named_and_nothing_is_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("containerd.sock");
+        let store = ContainerdStore::new(&Config { socket: socket.clone(), ..Config::default() });
+        let mut health = store.health();
+        let degraded = health.wait_for(|health| matches!(health, Health::Degraded(_))).await.unwrap().clone();
+        let expected = format!(
+            "cannot connect to {}: No such file or directory; is the socket mounted?",
+            socket.display()
+        );
+        assert_eq!(degraded, Health::Degraded(expected.clone()));
+        let digest = Digest::sha256(b"");
+        assert!(matches!(store.open(&digest, 0).await, Err(Error::NotFound(_))));
+        match store.discard_ingests(&digest).await {
+            Err(Error::Unavailable(reason)) => assert_eq!(reason, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_accepts_and_says_nothing_is_a_hang() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("containerd.sock");
+        let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let store = ContainerdStore::new(&Config { socket, ..Config::default() });
+        let mut health = store.health();
+        let degraded = health.wait_for(|health| matches!(health, Health::Degraded(_))).await.unwrap().clone();
+        let Health::Degraded(reason) = degraded else { unreachable!("waited for") };
+        assert!(reason.starts_with("containerd does not answer ("), "{reason}");
+    }
+}

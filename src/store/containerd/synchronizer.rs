@@ -1,0 +1,538 @@
+//! Keeps the view right: one task that connects, lists, follows events and reconciles, for ever.
+//!
+//! ```text
+//! connect --> list everything --> Ready --+-- event: ask again for what it names -----+--> view
+//!    ^                                    +-- 500 ms: ingests (before 2.1)            |
+//!    |                                    +-- 20 s: list everything, compare ---------+
+//!    +---- 100 ms .. 5 s ---- Degraded <--+-- any call fails or takes too long
+//! ```
+//!
+//! An event only says what to ask about, so late, lost, doubled and reordered ones do no harm. Labels are written
+//! after content is announced, so new content without an owner is asked about again.
+//!
+//! containerd before 2.1 announces images only. There, layers of a running pull are found by their ingests. Whether
+//! any exist is learned from the change time of the content root's `ingest` folder (one `stat` each 500 ms, no call);
+//! where the folder is not mounted, from a list at each reconciliation, and for 10 s after any activity.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::api::{Api, ApiError, Event};
+use super::model::{Model, Namespace};
+use super::{Shared, blob_path};
+use crate::oci::{Digest, MANIFEST_LIMIT, Manifest};
+use crate::store::Health;
+
+/// Pauses between attempts to connect.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Between reconciliations, so that the view is right within 30 s whatever was lost.
+const RECONCILE: Duration = Duration::from_secs(20);
+/// The first one after a connection: a subscription has no confirmation, so its first events may be missed.
+const RECONCILE_SOON: Duration = Duration::from_secs(1);
+/// After an image record went: containerd collects its content a moment later, before 2.1 without an event.
+const RECONCILE_DELETED: Duration = Duration::from_secs(2);
+/// Between signs of life.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Events that come within this time are handled together.
+const COALESCE: Duration = Duration::from_millis(30);
+/// More pending events than this are cheaper to handle by a list of everything.
+const PENDING: usize = 500;
+/// Events that wait for the synchronizer.
+const EVENTS: usize = 1024;
+/// Between looks at ingests.
+const POLL: Duration = Duration::from_millis(500);
+/// How long ingests are polled after activity, where only containerd can tell.
+const ACTIVE: Duration = Duration::from_secs(10);
+/// When to ask again for the owner of new content.
+const OWNER_AGAIN: [Duration; 3] =
+    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(5)];
+/// New content that waits for its owner.
+const OWNERLESS: usize = 10_000;
+/// How long one manifest may take to be read.
+const MANIFEST_READ: Duration = Duration::from_secs(5);
+
+/// The task's state across connections.
+pub(super) struct Synchronizer {
+    shared: Arc<Shared>,
+    rechecks: mpsc::Receiver<Digest>,
+    /// Kept while containerd is away.
+    model: Model,
+}
+
+/// The state of one connection.
+struct Session {
+    shared: Arc<Shared>,
+    api: Api,
+    model: Model,
+    pending: HashSet<Event>,
+    reconcile_at: Instant,
+    /// Content without an owner: when to ask again, and how often that was done.
+    ownerless: Vec<(Instant, Event, usize)>,
+    ingests: Ingests,
+}
+
+/// What is known about unfinished downloads; only used before 2.1.
+#[derive(Default)]
+struct Ingests {
+    needed: bool,
+    changed: Option<SystemTime>,
+    active_until: Option<Instant>,
+    /// By namespace and digest.
+    known: HashSet<(String, Digest)>,
+}
+
+impl Synchronizer {
+    pub(super) fn new(shared: Arc<Shared>, rechecks: mpsc::Receiver<Digest>) -> Self {
+        Self { shared, rechecks, model: Model::default() }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut pause = BACKOFF.0;
+        loop {
+            let began = Instant::now();
+            let error = self.connected().await;
+            self.shared.api.store(None);
+            let reason = error.to_string();
+            if self.shared.view.set_health(Health::Degraded(reason.clone())) {
+                tracing::warn!(reason, "the view of containerd may be old");
+            }
+            // A connection that lasted was a good one.
+            if began.elapsed() > BACKOFF.1 * 2 {
+                pause = BACKOFF.0;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Connects and follows containerd until something fails.
+    async fn connected(&mut self) -> ApiError {
+        let (api, version) = match Api::connect(&self.shared.socket).await {
+            Ok(connected) => connected,
+            Err(error) => return error,
+        };
+        let root = match find_root(&self.shared, &api).await {
+            Ok(root) => root,
+            Err(error) => return error,
+        };
+        let files = root.is_some();
+        self.shared.root.store(root.map(Arc::new));
+        let mut session = Session {
+            shared: Arc::clone(&self.shared),
+            api: api.clone(),
+            model: std::mem::take(&mut self.model),
+            pending: HashSet::new(),
+            reconcile_at: Instant::now() + RECONCILE_SOON,
+            ownerless: Vec::new(),
+            ingests: Ingests { needed: !has_content_events(&version), ..Ingests::default() },
+        };
+        let error = session.run(&mut self.rechecks, &version, files).await;
+        self.model = session.model;
+        error
+    }
+}
+
+impl Session {
+    async fn run(&mut self, rechecks: &mut mpsc::Receiver<Digest>, version: &str, files: bool) -> ApiError {
+        let (sender, mut events) = mpsc::channel(EVENTS);
+        let subscription = subscribe(self.api.clone(), self.shared.namespaces.clone(), sender);
+        let _subscription = AbortOnDropHandle::new(tokio::spawn(subscription));
+        if let Err(error) = self.reconcile().await {
+            return error;
+        }
+        self.shared.api.store(Some(Arc::new(self.api.clone())));
+        if self.shared.view.set_health(Health::Ready) {
+            tracing::info!(version, files, "following containerd");
+        }
+        let mut heartbeat = ticks(HEARTBEAT);
+        let mut poll = ticks(POLL);
+        let mut flush_at = None;
+        loop {
+            let owner_at = self.ownerless.iter().map(|(at, ..)| *at).min();
+            let outcome = tokio::select! {
+                event = events.recv() => match event {
+                    Some(Ok(event)) => {
+                        flush_at.get_or_insert_with(|| Instant::now() + COALESCE);
+                        self.note(event);
+                        Ok(())
+                    }
+                    Some(Err(error)) => Err(error),
+                    None => Err(ApiError::Failed("containerd ended its events".to_owned())),
+                },
+                Some(digest) = rechecks.recv() => {
+                    flush_at.get_or_insert_with(|| Instant::now() + COALESCE);
+                    for namespace in self.shared.namespaces.clone() {
+                        self.note(Event::Content { namespace, digest });
+                    }
+                    Ok(())
+                }
+                () = sleep_until(flush_at.unwrap_or(self.reconcile_at)), if flush_at.is_some() => {
+                    flush_at = None;
+                    let pending = std::mem::take(&mut self.pending);
+                    self.refresh(pending).await
+                }
+                () = sleep_until(owner_at.unwrap_or(self.reconcile_at)), if owner_at.is_some() => {
+                    let now = Instant::now();
+                    let due = self.ownerless.extract_if(.., |(at, ..)| *at <= now).collect();
+                    self.ask_owners(due).await
+                }
+                () = sleep_until(self.reconcile_at) => {
+                    self.reconcile_at = Instant::now() + RECONCILE;
+                    self.reconcile().await
+                }
+                _ = poll.tick(), if self.ingests.needed => self.poll_ingests().await,
+                _ = heartbeat.tick() => self.api.version().await.map(drop),
+            };
+            if let Err(error) = outcome {
+                return error;
+            }
+        }
+    }
+
+    fn note(&mut self, event: Event) {
+        let (Event::Image { namespace, .. } | Event::Content { namespace, .. }) = &event;
+        // The subscription filters already; what is served must not depend on that.
+        if !self.shared.namespaces.contains(namespace) {
+            return;
+        }
+        self.ingests.active_until = Some(Instant::now() + ACTIVE);
+        if self.pending.len() < PENDING {
+            self.pending.insert(event);
+        } else {
+            self.reconcile_at = Instant::now();
+        }
+    }
+
+    /// Lists everything and makes the view equal to it.
+    async fn reconcile(&mut self) -> Result<(), ApiError> {
+        let mut changed = false;
+        for name in &self.shared.namespaces {
+            let images = self.api.images(name).await?.into_iter().collect();
+            let content = self.api.content(name).await?.into_iter().collect::<HashMap<_, _>>();
+            let namespace = Namespace { images, content };
+            if self.model.namespaces.get(name) != Some(&namespace) {
+                changed = true;
+                self.model.namespaces.insert(name.clone(), namespace);
+            }
+        }
+        changed |= self.read_manifests().await?;
+        if self.ingests.needed && self.shared.root.load().is_none() {
+            self.ingests.active_until.get_or_insert_with(Instant::now);
+            self.list_ingests().await?;
+        }
+        if changed {
+            self.model.forget();
+            self.publish().await;
+        }
+        Ok(())
+    }
+
+    /// Asks again for what events named.
+    async fn refresh(&mut self, pending: HashSet<Event>) -> Result<(), ApiError> {
+        let mut trees = false;
+        let mut contents = HashSet::new();
+        for event in pending {
+            match event {
+                Event::Image { namespace, name } => {
+                    let Some(target) = self.api.image(&namespace, &name).await? else {
+                        let space = self.model.namespaces.entry(namespace).or_default();
+                        trees |= space.images.remove(&name).is_some();
+                        self.reconcile_at = self.reconcile_at.min(Instant::now() + RECONCILE_DELETED);
+                        continue;
+                    };
+                    let digest = target.digest;
+                    let space = self.model.namespaces.entry(namespace.clone()).or_default();
+                    trees |= space.images.insert(name, target.clone()) != Some(target);
+                    self.complete(&namespace, &digest).await?;
+                }
+                Event::Content { namespace, digest } => {
+                    self.ask_content(&namespace, digest).await?;
+                    contents.insert(digest);
+                }
+            }
+        }
+        trees |= self.read_manifests().await?;
+        if trees {
+            self.publish().await;
+        }
+        for digest in contents {
+            match self.model.held(&digest) {
+                Some(held) => self.shared.view.add(&held),
+                None => self.shared.view.remove(&digest),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds what is there of an image's tree, level by level: before 2.1 no event told of it.
+    async fn complete(&mut self, namespace: &str, target: &Digest) -> Result<(), ApiError> {
+        let mut asked = HashSet::new();
+        loop {
+            let mut missing = self.model.missing(namespace, target);
+            missing.retain(|digest| asked.insert(*digest));
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if asked.len() > PENDING {
+                self.reconcile_at = Instant::now();
+                return Ok(());
+            }
+            for digest in missing {
+                self.ask_content(namespace, digest).await?;
+            }
+            self.read_manifests().await?;
+        }
+    }
+
+    async fn ask_content(&mut self, namespace: &str, digest: Digest) -> Result<(), ApiError> {
+        let entry = self.api.info(namespace, &digest).await?;
+        if entry.as_ref().is_some_and(|entry| entry.sources.is_empty()) {
+            self.await_owner(Event::Content { namespace: namespace.to_owned(), digest }, 0);
+        }
+        let content = &mut self.model.namespaces.entry(namespace.to_owned()).or_default().content;
+        match entry {
+            Some(entry) => content.insert(digest, entry),
+            None => content.remove(&digest),
+        };
+        Ok(())
+    }
+
+    fn await_owner(&mut self, event: Event, attempt: usize) {
+        if let Some(pause) = OWNER_AGAIN.get(attempt)
+            && self.ownerless.len() < OWNERLESS
+            && !self.ownerless.iter().any(|(_, waiting, _)| *waiting == event)
+        {
+            self.ownerless.push((Instant::now() + *pause, event, attempt));
+        }
+    }
+
+    async fn ask_owners(&mut self, due: Vec<(Instant, Event, usize)>) -> Result<(), ApiError> {
+        let mut marked = false;
+        for (_, event, attempt) in due {
+            let Event::Content { namespace, digest } = &event else { continue };
+            let Some(entry) = self.api.info(namespace, digest).await? else { continue };
+            let content = &mut self.model.namespaces.entry(namespace.clone()).or_default().content;
+            let ownerless = entry.sources.is_empty();
+            let old = content.insert(*digest, entry.clone());
+            marked |= entry.has_children && !old.as_ref().is_some_and(|old| old.has_children);
+            if old.as_ref() != Some(&entry)
+                && let Some(held) = self.model.held(digest)
+            {
+                self.shared.view.add(&held);
+            }
+            if ownerless {
+                self.await_owner(event, attempt + 1);
+            }
+        }
+        if marked && self.read_manifests().await? {
+            self.publish().await;
+        }
+        Ok(())
+    }
+
+    /// Reads manifests that are held and not known yet, until they lead to no others. Whether there were any.
+    async fn read_manifests(&mut self) -> Result<bool, ApiError> {
+        let mut read = false;
+        loop {
+            let mut progress = false;
+            for (digest, size) in self.model.unread() {
+                // What cannot be read now is tried again by the next reconciliation.
+                let Some(bytes) = self.read_small(&digest, size).await? else { continue };
+                let manifest = if Digest::of(digest.algorithm(), &bytes) == digest {
+                    Manifest::parse(&bytes)
+                        .inspect_err(|error| tracing::debug!(%digest, %error, "not a manifest"))
+                        .ok()
+                } else {
+                    tracing::warn!(%digest, "a manifest is damaged in containerd's store");
+                    None
+                };
+                self.model.learn(digest, manifest);
+                progress = true;
+            }
+            if !progress {
+                return Ok(read);
+            }
+            read = true;
+        }
+    }
+
+    /// Small content whole: by its file, else by the API. `None`: it is gone, or has another size.
+    async fn read_small(&self, digest: &Digest, size: u64) -> Result<Option<Vec<u8>>, ApiError> {
+        if let Some(root) = self.shared.root.load_full() {
+            let file = timeout(MANIFEST_READ, read_file(&root, digest, size)).await;
+            if let Ok(Some(bytes)) = file {
+                return Ok(Some(bytes));
+            }
+        }
+        for namespace in &self.shared.namespaces {
+            let mut stream = match self.api.read(namespace, digest, 0).await {
+                Ok(stream) => stream,
+                Err(ApiError::NotFound) => continue,
+                Err(error) => return Err(error),
+            };
+            let mut bytes = Vec::new();
+            while let Some(part) = stream.next().await {
+                let part = part.map_err(|error| ApiError::Failed(error.to_string()))?;
+                if bytes.len() + part.len() > MANIFEST_LIMIT as usize {
+                    return Ok(None);
+                }
+                bytes.extend_from_slice(&part);
+            }
+            return Ok((bytes.len() as u64 == size).then_some(bytes));
+        }
+        Ok(None)
+    }
+
+    /// Makes the view from the model, off the executor: with thousands of images it takes a tenth of a second.
+    async fn publish(&self) {
+        let (shared, snapshot) = (Arc::clone(&self.shared), self.model.snapshot());
+        if let Err(error) = tokio::task::spawn_blocking(move || shared.view.replace(snapshot)).await {
+            tracing::error!(%error, "cannot make the view of containerd");
+        }
+    }
+
+    async fn poll_ingests(&mut self) -> Result<(), ApiError> {
+        match self.shared.root.load_full() {
+            Some(root) => {
+                let folder = tokio::fs::metadata(root.join("ingest")).await;
+                let changed = folder.and_then(|folder| folder.modified()).ok();
+                let same = changed == self.ingests.changed;
+                self.ingests.changed = changed;
+                if same && self.ingests.known.is_empty() {
+                    return Ok(());
+                }
+            }
+            None if self.ingests.active_until.is_none_or(|until| until < Instant::now())
+                && self.ingests.known.is_empty() =>
+            {
+                return Ok(());
+            }
+            None => {}
+        }
+        self.list_ingests().await
+    }
+
+    /// Lists ingests; those that are gone since the last list are complete, or were given up.
+    async fn list_ingests(&mut self) -> Result<(), ApiError> {
+        let mut known = HashSet::new();
+        for namespace in &self.shared.namespaces {
+            let ingests = self.api.ingests(namespace).await?;
+            let digests = ingests.iter().filter_map(|ingest| digest_of(&ingest.reference));
+            known.extend(digests.map(|digest| (namespace.clone(), digest)));
+        }
+        let gone = self.ingests.known.difference(&known).cloned();
+        let ended: HashSet<_> =
+            gone.map(|(namespace, digest)| Event::Content { namespace, digest }).collect();
+        self.ingests.known = known;
+        if ended.is_empty() {
+            return Ok(());
+        }
+        self.ingests.active_until = Some(Instant::now() + ACTIVE);
+        self.refresh(ended).await
+    }
+}
+
+/// Sends events until the stream or the receiver ends.
+async fn subscribe(api: Api, namespaces: Vec<String>, sender: mpsc::Sender<Result<Event, ApiError>>) {
+    if namespaces.is_empty() {
+        // A subscription without filters would be one to everything.
+        return std::future::pending().await;
+    }
+    let mut events = match api.subscribe(&namespaces).await {
+        Ok(events) => events,
+        Err(error) => {
+            let _ = sender.send(Err(error)).await;
+            return;
+        }
+    };
+    while let Some(event) = events.next().await {
+        if sender.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The content root, if it is a content root that can be read here.
+async fn find_root(shared: &Shared, api: &Api) -> Result<Option<std::path::PathBuf>, ApiError> {
+    let root = match &shared.configured_root {
+        Some(root) => Some(root.clone()),
+        None => api.content_root().await?,
+    };
+    let Some(root) = root else { return Ok(None) };
+    let readable = tokio::fs::read_dir(root.join("blobs")).await;
+    match readable {
+        Ok(_) => Ok(Some(root)),
+        // A containerd that never held anything has no blobs folder yet.
+        Err(_) if tokio::fs::metadata(root.join("ingest")).await.is_ok() => Ok(Some(root)),
+        Err(error) => {
+            tracing::info!(
+                path = %root.display(), %error,
+                "containerd's content root cannot be read here: content is read over its API, which costs more"
+            );
+            Ok(None)
+        }
+    }
+}
+
+async fn read_file(root: &Path, digest: &Digest, size: u64) -> Option<Vec<u8>> {
+    let mut content = super::open_file(blob_path(root, digest), digest, size).await.ok()??;
+    let read = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::Read::take(&mut content, MANIFEST_LIMIT), &mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    });
+    read.await.ok()?.ok().filter(|bytes| bytes.len() as u64 == size)
+}
+
+/// `layer-sha256:...` and its like end in the digest.
+fn digest_of(reference: &str) -> Option<Digest> {
+    let start = ["sha256:", "sha512:"].iter().filter_map(|algorithm| reference.rfind(algorithm)).max()?;
+    reference[start..].parse().ok()
+}
+
+/// Whether this version announces content: 2.1 and later. One that cannot be read is taken for an old one.
+fn has_content_events(version: &str) -> bool {
+    let mut numbers = version
+        .trim_start_matches('v')
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(2), Some(1))
+}
+
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_with_content_events() {
+        for version in ["v2.1.0", "2.1.9~ds1", "2.10.1", "v3.0.0-beta.1"] {
+            assert!(has_content_events(version), "{version}");
+        }
+        for version in ["1.6.20~ds1", "v1.7.24", "2.0.5", "v2.0", "", "dev"] {
+            assert!(!has_content_events(version), "{version}");
+        }
+    }
+
+    #[test]
+    fn digests_of_ingests() {
+        let digest = Digest::sha256(b"x");
+        for prefix in ["layer-", "manifest-", "k8s.io/1/layer-", ""] {
+            assert_eq!(digest_of(&format!("{prefix}{digest}")), Some(digest));
+        }
+        assert_eq!(digest_of("layer-sha256:00"), None);
+        assert_eq!(digest_of("export"), None);
+    }
+}
