@@ -18,7 +18,8 @@ use super::codec::{Codec, PROTOCOL};
 use crate::network::identity::peer_id;
 use crate::oci::{Action, Gate};
 
-/// A live peer answers within a round trip; three seconds after its last sign of life it counts as gone.
+/// The driver, not the ping, decides when a connection is dead: libp2p's ping forgives one failure and then waits for
+/// the negotiation of a new stream, ten seconds in all.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// An inventory page is half a MiB at most: ten seconds are 50 KiB/s.

@@ -1,6 +1,6 @@
 //! The task that owns the libp2p swarm: connections, their messages, and dialling.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::bootstrap::{Bootstrap, Target};
+use super::codec::Request;
 use super::inventory::{INVENTORY_LIMIT, Snapshot};
 use super::lookup::Names;
 use super::message::{Hello, Message, Position, State, clean};
@@ -41,6 +42,11 @@ const QUESTIONS: usize = 64;
 const MEMORY: Duration = Duration::from_secs(600);
 /// How often what is too old is dropped, and failed listeners are tried again.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// A connection without an answered ping for so long is dead: pings go every second and a live peer answers within a
+/// round trip.
+const SILENCE: Duration = Duration::from_secs(3);
+/// How often that is looked at.
+const LIVENESS: Duration = Duration::from_millis(500);
 /// Time for the farewell to reach the peers.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -70,13 +76,21 @@ pub(super) struct Driver {
     lookups: JoinSet<LookupDone>,
     flush: Option<Instant>,
     housekeeping: Instant,
+    liveness: Instant,
+}
+
+/// A connection of a peer.
+struct Connection {
+    /// The address at the other end.
+    ip: Option<IpAddr>,
+    /// When a ping was answered last.
+    alive: Instant,
 }
 
 /// A connected peer.
 struct Link {
     id: PeerId,
-    /// Its connections, and the address at the other end of each.
-    connections: HashMap<ConnectionId, Option<IpAddr>>,
+    connections: HashMap<ConnectionId, Connection>,
     /// The one message that is on its way to it.
     flight: Option<(OutboundRequestId, Flight)>,
     /// Whether it answered a greeting that told the present state.
@@ -141,6 +155,7 @@ impl Driver {
             lookups: JoinSet::new(),
             flush: None,
             housekeeping: Instant::now() + HOUSEKEEPING,
+            liveness: Instant::now() + LIVENESS,
         };
         driver.listen();
         driver.configure(&config.peers, &config.dns);
@@ -168,7 +183,8 @@ impl Driver {
     fn next_due(&self) -> Instant {
         let waiting = self.links.values().filter(|link| link.flight.is_none()).filter_map(|link| link.next);
         let times = [self.flush, self.bootstrap.next_due()].into_iter().flatten();
-        times.chain(waiting).fold(self.housekeeping, Instant::min)
+        let first = times.chain(waiting).fold(self.housekeeping, Instant::min);
+        if self.links.is_empty() { first } else { first.min(self.liveness) }
     }
 
     fn on_time(&mut self) {
@@ -188,6 +204,9 @@ impl Driver {
             self.push(peer);
         }
         self.start_lookups(now);
+        if self.liveness <= now {
+            self.close_dead(now);
+        }
         if self.housekeeping <= now {
             self.housekeeping = now + HOUSEKEEPING;
             self.listen();
@@ -242,13 +261,14 @@ impl Driver {
         self.push_all();
     }
 
-    fn on_event(&mut self, event: SwarmEvent<super::behaviour::BehaviourEvent>) {
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Control(event)) => self.on_control(event),
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, connection, result })) => {
-                if let Err(failure) = result {
-                    tracing::debug!(%peer, %failure, "closing a connection that does not answer");
-                    self.swarm.close_connection(connection);
+                let link = self.links.get_mut(&peer);
+                let connection = link.and_then(|link| link.connections.get_mut(&connection));
+                if let (Ok(_), Some(connection)) = (result, connection) {
+                    connection.alive = Instant::now();
                 }
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
@@ -261,8 +281,8 @@ impl Driver {
             SwarmEvent::IncomingConnectionError { send_back_addr, error, peer_id, .. } => {
                 self.on_refused(&send_back_addr, &error, peer_id);
             }
-            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
-                self.on_dial_failed(connection_id, &error);
+            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+                self.on_dial_failed(connection_id, peer_id, &error);
             }
             SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => self.on_listening(),
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
@@ -297,7 +317,7 @@ impl Driver {
             next: None,
             questions: 0,
         });
-        link.connections.insert(connection, ip);
+        link.connections.insert(connection, Connection { ip, alive: Instant::now() });
         if first {
             tracing::info!(peer = %id, "connected");
             self.metrics.peers.inc();
@@ -313,8 +333,7 @@ impl Driver {
 
     fn on_disconnected(&mut self, peer: P2pId, connection: ConnectionId, cause: &str) {
         let Some(link) = self.links.get_mut(&peer) else { return };
-        link.connections.remove(&connection);
-        if !link.connections.is_empty() {
+        if link.connections.remove(&connection).is_none() || !link.connections.is_empty() {
             return;
         }
         let id = link.id.clone();
@@ -345,10 +364,33 @@ impl Driver {
         }
     }
 
-    fn on_control(&mut self, event: request_response::Event<Message, Message>) {
+    /// Closes connections that fell silent. They count as gone at once: to close one in order takes the other end.
+    fn close_dead(&mut self, now: Instant) {
+        // Where this node itself stood still (stopped, starved), silence says nothing about the others.
+        let stood_still = now - self.liveness > LIVENESS;
+        self.liveness = now + LIVENESS;
+        let mut dead = Vec::new();
+        for (peer, link) in &mut self.links {
+            for (id, connection) in &mut link.connections {
+                if stood_still {
+                    connection.alive = now;
+                } else if now - connection.alive > SILENCE {
+                    dead.push((*peer, *id));
+                }
+            }
+        }
+        for (peer, connection) in dead {
+            self.swarm.close_connection(connection);
+            self.on_disconnected(peer, connection, "it does not answer");
+        }
+    }
+
+    fn on_control(&mut self, event: request_response::Event<Request, Message>) {
         match event {
             request_response::Event::Message { peer, connection_id, message } => match message {
-                request_response::Message::Request { request, channel, .. } => {
+                // Dropping the channel resets the stream.
+                request_response::Message::Request { request: Err(error), .. } => self.broke(peer, &error),
+                request_response::Message::Request { request: Ok(request), channel, .. } => {
                     let answer = self.on_request(peer, connection_id, request);
                     // An error is a peer that does not wait any more.
                     let _ = self.swarm.behaviour_mut().control.send_response(channel, answer);
@@ -361,14 +403,8 @@ impl Driver {
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
                 self.on_unanswered(peer, request_id, &error);
             }
-            request_response::Event::InboundFailure { peer, error, .. } => {
-                if let request_response::InboundFailure::Io(error) = error
-                    && error.kind() == std::io::ErrorKind::InvalidData
-                {
-                    self.broke(peer, &error.to_string());
-                }
+            request_response::Event::InboundFailure { .. } | request_response::Event::ResponseSent { .. } => {
             }
-            request_response::Event::ResponseSent { .. } => {}
         }
     }
 
@@ -391,16 +427,13 @@ impl Driver {
                 }
                 link.denied = false;
                 // The address of the connection that speaks comes first.
-                let mut seen: Vec<IpAddr> =
-                    link.connections.get(&connection).copied().flatten().into_iter().collect();
-                seen.extend(
-                    link.connections
-                        .values()
-                        .copied()
-                        .flatten()
-                        .filter(|ip| !seen.contains(ip))
-                        .collect::<Vec<_>>(),
-                );
+                let speaks = link.connections.get(&connection).and_then(|connection| connection.ip);
+                let mut seen: Vec<IpAddr> = speaks.into_iter().collect();
+                for ip in link.connections.values().filter_map(|connection| connection.ip) {
+                    if !seen.contains(&ip) {
+                        seen.push(ip);
+                    }
+                }
                 self.bootstrap.learn(&id, reachable(&seen, &hello.control));
                 let record = Peer {
                     id: id.clone(),
@@ -510,6 +543,11 @@ impl Driver {
     }
 
     fn on_unanswered(&mut self, peer: P2pId, request: OutboundRequestId, error: &OutboundFailure) {
+        if let OutboundFailure::Io(error) = error
+            && error.kind() == std::io::ErrorKind::InvalidData
+        {
+            self.broke(peer, &error.to_string());
+        }
         if self.questions.contains_key(&request) {
             let error = match error {
                 OutboundFailure::Timeout => ResolveError::Timeout,
@@ -518,7 +556,9 @@ impl Driver {
             return self.answered(request, Err(error));
         }
         let Some(link) = self.links.get_mut(&peer) else { return };
-        let Some((_, _)) = link.flight.take_if(|(sent, _)| *sent == request) else { return };
+        if link.flight.take_if(|(sent, _)| *sent == request).is_none() {
+            return;
+        }
         tracing::debug!(peer = %link.id, %error, "a message was not answered");
         link.greeted = false;
         link.whole = None;
@@ -583,7 +623,7 @@ impl Driver {
             let labels = InventoryLabels { direction: Direction::Sent, kind };
             self.metrics.inventory.get_or_create(&labels).inc();
         }
-        let request = self.swarm.behaviour_mut().control.send_request(&peer, message);
+        let request = self.swarm.behaviour_mut().control.send_request(&peer, Ok(message));
         link.flight = Some((request, flight));
     }
 
@@ -596,7 +636,8 @@ impl Driver {
             }
             Some((id, link)) => {
                 link.questions += 1;
-                let question = self.swarm.behaviour_mut().control.send_request(&id, Message::Resolve(name));
+                let question =
+                    self.swarm.behaviour_mut().control.send_request(&id, Ok(Message::Resolve(name)));
                 self.questions.insert(question, (id, reply));
                 return;
             }
@@ -616,30 +657,38 @@ impl Driver {
 
     /// Tells all peers, waits until they know, or not for long.
     async fn leave(mut self) {
-        let mut waiting = std::collections::HashSet::new();
+        let mut waiting = HashSet::new();
         for (peer, link) in &mut self.links {
-            let request = self.swarm.behaviour_mut().control.send_request(peer, Message::Leaving);
+            let request = self.swarm.behaviour_mut().control.send_request(peer, Ok(Message::Leaving));
             link.flight = Some((request, Flight::Leaving));
             waiting.insert(request);
         }
         let farewell = async {
             while !waiting.is_empty() {
-                match self.swarm.select_next_some().await {
-                    SwarmEvent::Behaviour(BehaviourEvent::Control(event)) => match event {
-                        request_response::Event::Message {
-                            message: request_response::Message::Response { request_id, .. },
-                            ..
-                        }
-                        | request_response::Event::OutboundFailure { request_id, .. } => {
-                            waiting.remove(&request_id);
-                        }
-                        _ => {}
-                    },
-                    _ => {}
+                if let SwarmEvent::Behaviour(BehaviourEvent::Control(
+                    request_response::Event::Message {
+                        message: request_response::Message::Response { request_id, .. },
+                        ..
+                    }
+                    | request_response::Event::OutboundFailure { request_id, .. },
+                )) = self.swarm.select_next_some().await
+                {
+                    waiting.remove(&request_id);
                 }
             }
         };
         // Who has not heard it sees the connection close.
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+}
+
+impl Drop for Driver {
+    /// The view outlives the task in the handles; nobody is there any more.
+    fn drop(&mut self) {
+        for known in self.shared.peers_mut().values_mut() {
+            *known = Known::default();
+        }
+        self.shared.listening().clear();
+        self.metrics.peers.set(0);
     }
 }

@@ -89,7 +89,7 @@ impl Driver {
                 } else {
                     "not connected yet"
                 };
-                self.shared.problem(Subject::Peer(id.clone()), Some(format!("peer {id}: {text}")));
+                self.shared.expect(Subject::Peer(id.clone()), format!("peer {id}: {text}"));
             }
         }
     }
@@ -156,7 +156,7 @@ impl Driver {
             return self.bootstrap.failed(&Target::Peer(id), None, now);
         };
         let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .condition(PeerCondition::NotDialing)
             .addresses(addresses.iter().copied().map(multiaddr).collect())
             .build();
         self.dial(Target::Peer(id), None, options, now);
@@ -178,7 +178,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_dial_failed(&mut self, connection: ConnectionId, error: &DialError) {
+    pub(super) fn on_dial_failed(&mut self, connection: ConnectionId, met: Option<P2pId>, error: &DialError) {
         let Some((target, address)) = self.dials.remove(&connection) else { return };
         if let Some(address) = address {
             self.bootstrap.dialed(address);
@@ -204,7 +204,9 @@ impl Driver {
             (Target::Service(name), Some(address)) => {
                 let at = format!(" at {address}");
                 let at = if text.starts_with(&at) { String::new() } else { at };
-                self.shared.problem(Subject::Address(address), Some(format!("a peer of {name}{at}{text}")));
+                let id = met.as_ref().and_then(peer_id).map(|id| format!(": {id}")).unwrap_or_default();
+                let text = format!("a peer of {name}{at}{id}{text}");
+                self.shared.problem(Subject::Address(address), Some(text));
             }
             (Target::Service(_), None) => {}
         }
@@ -289,7 +291,7 @@ fn denial(cause: &ConnectionDenied) -> String {
     }
 }
 
-/// The innermost error, which names the cause; system errors without their number.
+/// The innermost error, which names the cause; as part of a sentence, system errors without their number.
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     loop {
@@ -308,8 +310,13 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
             None => break,
         }
     }
-    match innermost.downcast_ref::<io::Error>() {
-        Some(error) if error.raw_os_error().is_some() => error.kind().to_string(),
-        _ => innermost.to_string(),
+    let text = innermost.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut characters = text.chars();
+    match (characters.next(), characters.next()) {
+        (Some(first), Some(second)) if second.is_lowercase() => {
+            first.to_lowercase().chain(text[first.len_utf8()..].chars()).collect()
+        }
+        _ => text.to_owned(),
     }
 }
