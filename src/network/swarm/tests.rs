@@ -260,7 +260,7 @@ async fn an_unknown_node_is_refused_before_it_says_anything() {
     one.network.advertise(Advertisement::Added(digest));
     one.has_problem(&format!("peer {} at 127.0.0.1 was refused", stranger.id())).await;
     // It goes on trying.
-    stranger.has_problem(&one.id().to_string()).await;
+    stranger.has_problem(&format!("peer {}: it closes the connection at once", one.id())).await;
     assert_eq!((one.connected(), stranger.network.holders(&digest)), (0, Vec::new()));
     assert!(one.network.holders(&digest).is_empty() && one.network.status().peers.is_empty());
     // Once it is trusted, it is let in.
@@ -370,8 +370,9 @@ async fn oversized_and_impossible_messages_are_refused() {
     let framed = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
     assert!(outcome(&framed(&message::encode(&message::Message::Leaving))).await, "the program speaks right");
     assert!(!outcome(&u32::MAX.to_be_bytes()).await, "too long");
+    one.has_problem("its message cannot be read: a message of 4294967295 bytes, more than 1048576").await;
     assert!(!outcome(&framed(&[0xff; 100])).await, "not protobuf");
-    one.has_problem("its message cannot be read").await;
+    one.has_problem("its message cannot be read: not a protobuf message").await;
 }
 
 #[tokio::test]
@@ -425,7 +426,7 @@ async fn a_hung_peer_is_given_up_and_delays_no_other() {
 }
 
 #[tokio::test]
-async fn a_node_that_shuts_down_is_forgotten_with_the_reason() {
+async fn a_node_that_shuts_down_is_forgotten_at_once() {
     let one = Start::default().start().await;
     let mut two = Start::default().start().await;
     one.network.set_peers(vec![two.as_peer()], Vec::new());

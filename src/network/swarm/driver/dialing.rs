@@ -19,7 +19,7 @@ use super::super::bootstrap::{Lookup, Target};
 use super::super::lookup::look_up;
 use super::super::message::ADDRESS_LIMIT;
 use super::super::view::Subject;
-use super::{Driver, LookupDone};
+use super::{Driver, LookupDone, REFUSED_LIMIT};
 use crate::network::PeerConfig;
 use crate::network::identity::peer_id;
 use crate::network::metrics::{Refused, RefusedLabels};
@@ -43,11 +43,11 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_listener_closed(&mut self, id: ListenerId, error: Option<io::Error>) {
+    pub(super) fn on_listener_closed(&mut self, id: ListenerId, error: Option<&io::Error>) {
         for (address, listener) in &mut self.listen {
             if *listener == Some(id) {
                 *listener = None;
-                let cause = error.as_ref().map_or_else(|| "closed".to_owned(), |error| root_cause(error));
+                let cause = error.map_or_else(|| "closed".to_owned(), |error| root_cause(error));
                 let problem = format!("cannot listen at {address}: {cause}");
                 self.shared.problem(Subject::Listen(*address), Some(problem));
             }
@@ -197,7 +197,7 @@ impl Driver {
         let text = describe(error);
         match (target, address) {
             (Target::Peer(id), _) => {
-                if !self.links.values().any(|link| link.id == id) {
+                if !self.shared.peers().get(&id).is_some_and(|known| known.connected) {
                     self.shared.problem(Subject::Peer(id.clone()), Some(format!("peer {id}{text}")));
                 }
             }
@@ -212,7 +212,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_refused(&self, from: &Multiaddr, error: &ListenError, peer: Option<P2pId>) {
+    pub(super) fn on_refused(&mut self, from: &Multiaddr, error: &ListenError, peer: Option<P2pId>) {
         let from = socket(from).map_or_else(|| from.to_string(), |address| address.ip().to_string());
         let reason = match error {
             ListenError::Denied { cause } if cause.downcast_ref::<NotTrusted>().is_some() => Refused::Peer,
@@ -221,7 +221,10 @@ impl Driver {
         };
         self.metrics.refused.get_or_create(&RefusedLabels { reason }).inc();
         match (reason, peer.as_ref().and_then(peer_id)) {
-            (Refused::Peer, Some(id)) => {
+            (Refused::Peer, Some(id))
+                if self.refused.contains_key(&id) || self.refused.len() < REFUSED_LIMIT =>
+            {
+                self.refused.insert(id.clone(), Instant::now());
                 let text = format!("peer {id} at {from} was refused: {NotTrusted}");
                 self.shared.problem(Subject::Refused(id), Some(text));
             }
