@@ -23,9 +23,9 @@ use crate::oci::{Action, Gate};
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// An inventory page is half a MiB at most: ten seconds are 50 KiB/s.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams with a request, of both directions, on one connection. Each may hold a message in memory.
-const STREAMS: usize = 32;
+pub(super) const STREAMS: usize = 64;
 /// One in each direction where both dial at once, and room for a new one while an old one is not known to be dead.
 const CONNECTIONS_PER_PEER: u32 = 4;
 /// Far above what ten nodes need, far below the descriptors of a process.

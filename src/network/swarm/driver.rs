@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::behaviour::{Behaviour, BehaviourEvent};
+use super::behaviour::{Behaviour, BehaviourEvent, STREAMS};
 use super::bootstrap::{Bootstrap, Target};
 use super::inventory::{Held, Snapshot};
 use super::lookup::Names;
@@ -36,8 +36,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections stay: the ping decides when one is dead. libp2p has no "never".
 const IDLE_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// Questions about tags that wait for one peer's answer.
-const QUESTIONS: usize = 64;
+/// Questions about tags that wait for one peer's answer: half of the streams that a connection may have.
+const QUESTIONS: usize = STREAMS / 2;
 /// How long the record and the inventory of a peer that went away are kept for its return.
 const MEMORY: Duration = Duration::from_secs(600);
 /// How long, and how many, peers that were refused are shown after their last attempt.
@@ -129,9 +129,15 @@ impl Driver {
         names: Arc<dyn Names>,
     ) -> Result<Self, String> {
         let behaviour = Behaviour::new(parts.gate);
+        let streams = || {
+            let mut config = yamux::Config::default();
+            // Far above what both sides' protocols open, so that it is never a connection's end by mistake.
+            config.set_max_num_streams(4 * STREAMS);
+            config
+        };
         let swarm = libp2p::SwarmBuilder::with_existing_identity(identity.keypair().clone())
             .with_tokio()
-            .with_tcp(tcp::Config::new().nodelay(true), tls::Config::new, yamux::Config::default)
+            .with_tcp(tcp::Config::new().nodelay(true), tls::Config::new, streams)
             .map_err(|error| error.to_string())?
             .with_behaviour(|_| behaviour)
             .map_err(|error| error.to_string())?

@@ -172,6 +172,8 @@ impl Driver {
                     link.next = Some(Instant::now() + RETRY);
                 }
             }
+            // It takes this node for gone, and is about to close the connection.
+            Message::Denied if flight == Flight::Hello => link.next = Some(Instant::now() + RETRY),
             Message::Denied => {
                 link.denied = true;
                 link.whole = None;
