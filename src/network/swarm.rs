@@ -172,9 +172,12 @@ impl Network for SwarmNetwork {
         }
         let (reply, answer) = oneshot::channel();
         let command = Command::Resolve { peer: peer.clone(), name: name.clone(), reply };
-        self.commands
-            .try_send(command)
-            .map_err(|_| ResolveError::Unreachable("too many questions wait".into()))?;
+        self.commands.try_send(command).map_err(|error| {
+            ResolveError::Unreachable(match error {
+                mpsc::error::TrySendError::Full(_) => "too many questions wait".into(),
+                mpsc::error::TrySendError::Closed(_) => "the network has stopped".into(),
+            })
+        })?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(ResolveError::Unreachable("the network has stopped".into())),

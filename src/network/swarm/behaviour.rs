@@ -18,13 +18,14 @@ use super::codec::{Codec, PROTOCOL};
 use crate::network::identity::peer_id;
 use crate::oci::{Action, Gate};
 
-/// A live peer answers within a round trip; three seconds after its last sign of life it counts as gone.
+/// The driver, not the ping, decides when a connection is dead: libp2p's ping forgives one failure and then waits for
+/// the negotiation of a new stream, ten seconds in all.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// An inventory page is half a MiB at most: ten seconds are 50 KiB/s.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams with a request, of both directions, on one connection. Each may hold a message in memory.
-const STREAMS: usize = 32;
+pub(super) const STREAMS: usize = 64;
 /// One in each direction where both dial at once, and room for a new one while an old one is not known to be dead.
 const CONNECTIONS_PER_PEER: u32 = 4;
 /// Far above what ten nodes need, far below the descriptors of a process.

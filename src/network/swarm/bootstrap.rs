@@ -211,31 +211,34 @@ impl Bootstrap {
         if let Some(peer) = self.peers.get_mut(id) {
             peer.connected = true;
             peer.busy = false;
-            peer.attempts = 0;
             peer.wrong.clear();
         }
     }
 
-    /// The peer told where its control plane is reached.
+    /// The peer said hello, and where its control plane is reached.
     pub(super) fn learn(&mut self, id: &PeerId, addresses: Vec<SocketAddr>) {
         for address in &addresses {
             self.met.insert(*address, id.clone());
         }
         if let Some(peer) = self.peers.get_mut(id) {
             peer.learned = addresses;
+            peer.attempts = 0;
         }
     }
 
-    /// The last connection to the peer is gone.
-    pub(super) fn disconnected(&mut self, id: &PeerId, now: Instant) {
+    /// The last connection to the peer is gone. One that went before the peer said hello was a failed attempt: so it
+    /// looks when the other side does not trust this node.
+    pub(super) fn disconnected(&mut self, id: &PeerId, greeted: bool, now: Instant) {
         self.met.retain(|_, met| met != id);
         if let Some(peer) = self.peers.get_mut(id) {
             peer.connected = false;
-            peer.due = Some(now + jitter(FIRST_WAIT));
         }
-        for service in self.services.values_mut() {
-            service.wait = SERVICE_FIRST_WAIT;
-            service.due = service.due.min(now + jitter(SERVICE_FIRST_WAIT));
+        self.failed(&Target::Peer(id.clone()), None, now);
+        if greeted {
+            for service in self.services.values_mut() {
+                service.wait = SERVICE_FIRST_WAIT;
+                service.due = service.due.min(now + jitter(SERVICE_FIRST_WAIT));
+            }
         }
     }
 
@@ -267,7 +270,8 @@ impl Bootstrap {
 
 impl Pinned {
     fn wants(&self) -> bool {
-        !self.connected && !self.busy && !(self.addresses.is_empty() && self.learned.is_empty())
+        let somewhere = !self.addresses.is_empty() || !self.learned.is_empty();
+        somewhere && !self.connected && !self.busy
     }
 }
 
@@ -308,7 +312,11 @@ mod tests {
         assert!(waits[11] >= PEER_WAIT.mul_f64(0.75) && waits[11] <= PEER_WAIT.mul_f64(1.25), "{waits:?}");
         bootstrap.connected(&id(), Some(address(1)));
         assert_eq!(bootstrap.next_due(), None);
-        bootstrap.disconnected(&id(), now);
+        bootstrap.disconnected(&id(), false, now);
+        assert!(bootstrap.next_due().unwrap() - now >= PEER_WAIT.mul_f64(0.75), "it was let in by nobody");
+        bootstrap.connected(&id(), Some(address(1)));
+        bootstrap.learn(&id(), vec![]);
+        bootstrap.disconnected(&id(), true, now);
         assert!(bootstrap.next_due().unwrap() - now <= FIRST_WAIT.mul_f64(1.25));
     }
 
@@ -320,7 +328,7 @@ mod tests {
         assert_eq!(bootstrap.next_due(), None);
         bootstrap.connected(&id(), None);
         bootstrap.learn(&id(), vec![address(3)]);
-        bootstrap.disconnected(&id(), now);
+        bootstrap.disconnected(&id(), true, now);
         let later = bootstrap.next_due().unwrap();
         assert_eq!(bootstrap.due(later).len(), 1);
         assert_eq!(bootstrap.peer_addresses(&id(), vec![], later), [address(3)]);

@@ -12,19 +12,26 @@ pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/peili/control/
 /// Longest answer: a tag's descriptor, 600 bytes at most.
 const ANSWER_LIMIT: usize = 4096;
 
+/// A request, or why it cannot be read: libp2p reports no failure to read one.
+pub(super) type Request = Result<Message, String>;
+
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Codec;
 
 impl request_response::Codec for Codec {
     type Protocol = StreamProtocol;
-    type Request = Message;
+    type Request = Request;
     type Response = Message;
 
-    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Message>
+    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Request>
     where
         T: AsyncRead + Unpin + Send,
     {
-        read(io, MESSAGE_LIMIT).await
+        match read(io, MESSAGE_LIMIT).await {
+            Ok(message) => Ok(Ok(message)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Err(error.to_string())),
+            Err(error) => Err(error),
+        }
     }
 
     async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Message>
@@ -34,11 +41,11 @@ impl request_response::Codec for Codec {
         read(io, ANSWER_LIMIT).await
     }
 
-    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, message: Message) -> io::Result<()>
+    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, request: Request) -> io::Result<()>
     where
         T: AsyncWrite + Unpin + Send,
     {
-        write(io, &message).await
+        write(io, &request.map_err(io::Error::other)?).await
     }
 
     async fn write_response<T>(&mut self, _: &StreamProtocol, io: &mut T, message: Message) -> io::Result<()>

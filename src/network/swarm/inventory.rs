@@ -310,6 +310,17 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_process_held_counts_no_more() {
+        let (mut own, mut held) = (Own::new(INVENTORY_LIMIT), Held::default());
+        own.apply(Advertisement::Added(digest(1)));
+        push(&mut own, &mut held);
+        held.incarnation(own.position().incarnation);
+        assert_eq!((held.digests.len(), held.state().have), (1, own.position()));
+        held.incarnation(own.position().incarnation ^ 1);
+        assert_eq!((held.digests.len(), held.state()), (0, State::default()));
+    }
+
+    #[test]
     fn pages_out_of_order_start_again() {
         let mut own = Own::new(INVENTORY_LIMIT);
         own.apply(Advertisement::All((0..3 * PAGE).map(digest).collect()));

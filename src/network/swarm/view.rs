@@ -141,6 +141,12 @@ impl Shared {
         }
     }
 
+    /// Notes what is normal for a while after the start: shown, not logged, and less than a known cause.
+    pub(super) fn expect(&self, subject: Subject, text: String) {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.entry(subject).or_insert(text);
+    }
+
     pub(super) fn forget_problems(&self, about: impl Fn(&Subject) -> bool) {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).retain(|subject, _| !about(subject));
     }

@@ -19,7 +19,7 @@ use super::super::bootstrap::{Lookup, Target};
 use super::super::lookup::look_up;
 use super::super::message::ADDRESS_LIMIT;
 use super::super::view::Subject;
-use super::{Driver, LookupDone};
+use super::{Driver, LookupDone, REFUSED_LIMIT};
 use crate::network::PeerConfig;
 use crate::network::identity::peer_id;
 use crate::network::metrics::{Refused, RefusedLabels};
@@ -43,11 +43,11 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_listener_closed(&mut self, id: ListenerId, error: Option<io::Error>) {
+    pub(super) fn on_listener_closed(&mut self, id: ListenerId, error: Option<&io::Error>) {
         for (address, listener) in &mut self.listen {
             if *listener == Some(id) {
                 *listener = None;
-                let cause = error.as_ref().map_or_else(|| "closed".to_owned(), |error| root_cause(error));
+                let cause = error.map_or_else(|| "closed".to_owned(), |error| root_cause(error));
                 let problem = format!("cannot listen at {address}: {cause}");
                 self.shared.problem(Subject::Listen(*address), Some(problem));
             }
@@ -89,7 +89,7 @@ impl Driver {
                 } else {
                     "not connected yet"
                 };
-                self.shared.problem(Subject::Peer(id.clone()), Some(format!("peer {id}: {text}")));
+                self.shared.expect(Subject::Peer(id.clone()), format!("peer {id}: {text}"));
             }
         }
     }
@@ -156,7 +156,7 @@ impl Driver {
             return self.bootstrap.failed(&Target::Peer(id), None, now);
         };
         let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .condition(PeerCondition::NotDialing)
             .addresses(addresses.iter().copied().map(multiaddr).collect())
             .build();
         self.dial(Target::Peer(id), None, options, now);
@@ -178,7 +178,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_dial_failed(&mut self, connection: ConnectionId, error: &DialError) {
+    pub(super) fn on_dial_failed(&mut self, connection: ConnectionId, met: Option<P2pId>, error: &DialError) {
         let Some((target, address)) = self.dials.remove(&connection) else { return };
         if let Some(address) = address {
             self.bootstrap.dialed(address);
@@ -197,20 +197,22 @@ impl Driver {
         let text = describe(error);
         match (target, address) {
             (Target::Peer(id), _) => {
-                if !self.links.values().any(|link| link.id == id) {
+                if !self.shared.peers().get(&id).is_some_and(|known| known.connected) {
                     self.shared.problem(Subject::Peer(id.clone()), Some(format!("peer {id}{text}")));
                 }
             }
             (Target::Service(name), Some(address)) => {
                 let at = format!(" at {address}");
                 let at = if text.starts_with(&at) { String::new() } else { at };
-                self.shared.problem(Subject::Address(address), Some(format!("a peer of {name}{at}{text}")));
+                let id = met.as_ref().and_then(peer_id).map(|id| format!(": {id}")).unwrap_or_default();
+                let text = format!("a peer of {name}{at}{id}{text}");
+                self.shared.problem(Subject::Address(address), Some(text));
             }
             (Target::Service(_), None) => {}
         }
     }
 
-    pub(super) fn on_refused(&self, from: &Multiaddr, error: &ListenError, peer: Option<P2pId>) {
+    pub(super) fn on_refused(&mut self, from: &Multiaddr, error: &ListenError, peer: Option<P2pId>) {
         let from = socket(from).map_or_else(|| from.to_string(), |address| address.ip().to_string());
         let reason = match error {
             ListenError::Denied { cause } if cause.downcast_ref::<NotTrusted>().is_some() => Refused::Peer,
@@ -219,7 +221,10 @@ impl Driver {
         };
         self.metrics.refused.get_or_create(&RefusedLabels { reason }).inc();
         match (reason, peer.as_ref().and_then(peer_id)) {
-            (Refused::Peer, Some(id)) => {
+            (Refused::Peer, Some(id))
+                if self.refused.contains_key(&id) || self.refused.len() < REFUSED_LIMIT =>
+            {
+                self.refused.insert(id.clone(), Instant::now());
                 let text = format!("peer {id} at {from} was refused: {NotTrusted}");
                 self.shared.problem(Subject::Refused(id), Some(text));
             }
@@ -289,7 +294,7 @@ fn denial(cause: &ConnectionDenied) -> String {
     }
 }
 
-/// The innermost error, which names the cause; system errors without their number.
+/// The innermost error, which names the cause; as part of a sentence, system errors without their number.
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     loop {
@@ -308,8 +313,13 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
             None => break,
         }
     }
-    match innermost.downcast_ref::<io::Error>() {
-        Some(error) if error.raw_os_error().is_some() => error.kind().to_string(),
-        _ => innermost.to_string(),
+    let text = innermost.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut characters = text.chars();
+    match (characters.next(), characters.next()) {
+        (Some(first), Some(second)) if second.is_lowercase() => {
+            first.to_lowercase().chain(text[first.len_utf8()..].chars()).collect()
+        }
+        _ => text.to_owned(),
     }
 }
