@@ -26,7 +26,7 @@ use tokio::sync::{broadcast, watch};
 use crate::oci::{Descriptor, Digest, Name, Reference};
 
 pub use content::Content;
-pub use view::{Image, Snapshot, View};
+pub use view::{Held, Image, Snapshot, Source, View};
 
 /// Answers for content that this node holds.
 #[async_trait]
