@@ -33,7 +33,7 @@ use crate::oci::{Descriptor, Digest, MANIFEST_MEDIA_TYPES, Manifest, ManifestErr
 use destination::Folder;
 use fetch::Session;
 
-pub use host::{Host, client};
+pub use host::Host;
 pub use platform::{Platform, PlatformError, Platforms};
 pub use progress::{Bars, Event, Progress, Silent};
 

@@ -1,6 +1,7 @@
 //! One registry host: requests with `ns` and, where it asks for one, an anonymous bearer token.
 
 use std::error::Error as _;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,10 +12,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use crate::oci::{Name, RangeHeader, Registry};
-
-/// Time until a host must have accepted a connection. containerd's default `dial_timeout` is 30 s, but it has no
-/// next host waiting while it dials.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+use crate::upstream::hosts;
 
 /// Largest answer of a token server that is read. Docker Hub's have 3 to 5 KiB.
 const TOKEN_LIMIT: usize = 256 << 10;
@@ -60,24 +58,21 @@ struct TokenAnswer {
 }
 
 impl Host {
-    /// A host that may do everything.
-    pub fn new(url: impl Into<String>, client: Client) -> Self {
-        Self { url: url.into(), resolve: true, pull: true, client }
+    /// A host as it is configured. Reads its certificates and blocks.
+    ///
+    /// # Errors
+    /// A certificate, key or header that cannot be used.
+    pub fn new(host: &hosts::Host) -> Result<Self, hosts::Error> {
+        Ok(Self { url: host.url.clone(), resolve: host.resolve, pull: host.pull, client: host.client()? })
     }
-}
 
-/// A client for hosts without settings of their own. It obeys the proxy variables of the environment, as containerd
-/// does.
-///
-/// # Errors
-/// The system's root certificates cannot be read.
-pub fn client() -> Result<Client, reqwest::Error> {
-    // An error means that the process has a provider already.
-    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-    Client::builder()
-        .connect_timeout(CONNECT_LIMIT)
-        .user_agent(concat!("peili/", env!("CARGO_PKG_VERSION")))
-        .build()
+    /// The hosts that `config_path` gives for a registry, the registry itself last. Reads files and blocks.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read or used; containerd would not pull either.
+    pub fn load(dirs: &[PathBuf], registry: &Registry) -> Result<Vec<Self>, hosts::Error> {
+        hosts::load(dirs, registry)?.iter().map(Self::new).collect()
+    }
 }
 
 impl Endpoint {

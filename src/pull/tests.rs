@@ -98,7 +98,7 @@ impl Registry {
     }
 
     fn host(&self) -> Host {
-        Host::new(self.url.clone(), client().unwrap())
+        host(&self.url)
     }
 
     fn lines(&self) -> Vec<String> {
@@ -248,6 +248,10 @@ impl Image {
     }
 }
 
+fn host(url: &str) -> Host {
+    Host::new(&crate::upstream::hosts::Host::new(url)).unwrap()
+}
+
 fn options(path: &Path, hosts: Vec<Host>) -> Options {
     Options {
         header_limit: Duration::from_millis(500),
@@ -328,7 +332,7 @@ async fn next_host_after_any_failure() {
     for fault in faults.into_iter().chain([Fault { hang: true, ..Fault::default() }]) {
         let folder = tempfile::tempdir().unwrap();
         let bad = Registry::start(&image, fault.clone()).await;
-        let refuses = Host::new(format!("http://{unused}/v2"), client().unwrap());
+        let refuses = host(&format!("http://{unused}/v2"));
         let pull_only = Host { resolve: false, ..bad.host() };
         let hosts = vec![refuses, bad.host(), pull_only, good.host()];
         let summary = pull(options(folder.path(), hosts), &Silent).await.unwrap();
