@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{broadcast, watch};
 
-use super::{Blob, Change, Health, Watch};
+use super::{Blob, Change, Error, Health, Watch};
 use crate::oci::{Descriptor, Digest, Manifest, Name, Reference, Registry, Repository, Tag};
 
 use ownership::Claims;
@@ -70,7 +70,7 @@ pub struct Source {
 /// What a store holds at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Image records.
+    /// Image records; where two have one name, the first counts.
     pub images: Vec<Image>,
     /// Complete content.
     pub held: Vec<Held>,
@@ -207,9 +207,20 @@ impl View {
         self.read().blobs.get(digest).cloned()
     }
 
-    /// Why content that is held is not served: it contradicts its descriptors.
-    pub fn damage(&self, digest: &Digest) -> Option<String> {
-        self.read().damaged.get(digest).cloned()
+    /// What an adapter asks before it opens `digest` at `offset`: what it is, or why it cannot be opened there.
+    pub fn check_open(&self, digest: &Digest, offset: u64) -> Result<Arc<Blob>, Error> {
+        let table = self.read();
+        let Some(blob) = table.blobs.get(digest) else {
+            return Err(match table.damaged.get(digest) {
+                Some(reason) => Error::Corrupt { digest: *digest, reason: reason.clone() },
+                None => Error::NotFound(*digest),
+            });
+        };
+        let size = blob.descriptor.size;
+        if offset > size {
+            return Err(Error::Offset { digest: *digest, offset, size });
+        }
+        Ok(Arc::clone(blob))
     }
 
     /// Tags of `name` whose manifest is held, in order.
@@ -260,12 +271,13 @@ impl View {
 impl Table {
     fn new(snapshot: Snapshot) -> Self {
         let claims = Claims::new(&snapshot.images, snapshot.manifests);
-        let tags = snapshot.images.into_iter().filter_map(|image| match image.name {
+        let mut table = Self::default();
+        for image in snapshot.images {
             // A record by tag and digest says nothing about what the tag means by itself.
-            Some(Reference { name, tag: Some(tag), digest: None }) => Some(((name, tag), image.target)),
-            _ => None,
-        });
-        let mut table = Self { tags: tags.collect(), ..Self::default() };
+            if let Some(Reference { name, tag: Some(tag), digest: None }) = image.name {
+                table.tags.entry((name, tag)).or_insert(image.target);
+            }
+        }
         for held in snapshot.held {
             match claims.blob(&held) {
                 Ok(blob) => {
