@@ -57,7 +57,9 @@ pub enum SpecError {
     #[error("`layout:` needs the path of a folder or of a .tar file")]
     Path,
     /// A comma that begins no option.
-    #[error("`{0}` after the comma is not an option; the only one is name=..., and a path must not have a comma")]
+    #[error(
+        "`{0}` after the comma is not an option; the only one is name=..., and a path must not have a comma"
+    )]
     Option(String),
     /// More than one name.
     #[error("name= is given twice")]
@@ -125,11 +127,8 @@ impl LayoutStore {
     }
 
     pub(crate) fn start_polling(spec: Spec, poll: Duration) -> Self {
-        let shared = Arc::new(Shared {
-            path: spec.path.clone(),
-            view: View::new(),
-            archive: Mutex::default(),
-        });
+        let shared =
+            Arc::new(Shared { path: spec.path.clone(), view: View::new(), archive: Mutex::default() });
         let task = tokio::spawn(watch_layout(Arc::clone(&shared), Scanner::new(spec), poll)).abort_handle();
         Self { shared, task }
     }

@@ -70,10 +70,8 @@ impl Archive {
         let length = file.metadata().map_err(|error| error.to_string())?.len();
         refuse_compressed(&file)?;
         let left = Rc::new(Cell::new(HEADERS_LIMIT));
-        let headers = Headers {
-            file: file.try_clone().map_err(|error| error.to_string())?,
-            left: Rc::clone(&left),
-        };
+        let headers =
+            Headers { file: file.try_clone().map_err(|error| error.to_string())?, left: Rc::clone(&left) };
         let mut archive = tar::Archive::new(headers);
         let mut blobs = HashMap::new();
         let (mut index, mut layout) = (None, None);
@@ -96,7 +94,10 @@ impl Archive {
             }
             let kind = entry.header().entry_type();
             if !matches!(kind, EntryType::Regular | EntryType::Continuous) {
-                return Err(format!("the member {name} is a {}, only plain files can be served", describe(kind)));
+                return Err(format!(
+                    "the member {name} is a {}, only plain files can be served",
+                    describe(kind)
+                ));
             }
             let member = Member { offset: entry.raw_file_position(), size: entry.size() };
             if member.offset.checked_add(member.size).is_none_or(|end| end > length) {
@@ -167,7 +168,9 @@ impl Read for Headers {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
         if wanted == 0 && !buffer.is_empty() {
-            return Err(io::Error::other(format!("a member's headers are larger than {HEADERS_LIMIT} bytes")));
+            return Err(io::Error::other(format!(
+                "a member's headers are larger than {HEADERS_LIMIT} bytes"
+            )));
         }
         let count = self.file.read(&mut buffer[..wanted])?;
         self.left.set(self.left.get() - count as u64);
@@ -185,9 +188,13 @@ impl Seek for Headers {
 fn refuse_compressed(file: &File) -> Result<(), String> {
     let mut start = [0; 6];
     let count = file.read_at(&mut start, 0).map_err(|error| error.to_string())?;
-    let magics: [&[u8]; 4] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], &[0xfd, b'7', b'z', b'X', b'Z', 0], b"BZh"];
+    let magics: [&[u8]; 4] =
+        [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], &[0xfd, b'7', b'z', b'X', b'Z', 0], b"BZh"];
     if magics.iter().any(|magic| start[..count].starts_with(magic)) {
-        return Err("the archive is compressed; unpack it to a .tar file, of which blobs can be served in place".into());
+        return Err(
+            "the archive is compressed; unpack it to a .tar file, of which blobs can be served in place"
+                .into(),
+        );
     }
     Ok(())
 }

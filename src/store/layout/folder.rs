@@ -62,7 +62,8 @@ impl Root {
     pub(super) fn blobs(&self, algorithm: Algorithm) -> Result<Option<(OwnedFd, Mark)>, String> {
         let Some(blobs) = open_folder(&self.0, "blobs")? else { return Ok(None) };
         let Some(folder) = open_folder(&blobs, algorithm.as_str())? else { return Ok(None) };
-        let stat = rustix::fs::fstat(&folder).map_err(|error| format!("blobs/{}: {error}", algorithm.as_str()))?;
+        let stat =
+            rustix::fs::fstat(&folder).map_err(|error| format!("blobs/{}: {error}", algorithm.as_str()))?;
         Ok(Some((folder, Mark::of_stat(&stat))))
     }
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::view::{Held, Image, Snapshot};
+use super::Spec;
 use super::archive::Archive;
 use super::folder::{self, Mark, Root, Unusable};
 use super::index::{self, INDEX_LIMIT};
-use super::Spec;
 use crate::oci::{Algorithm, Digest, MANIFEST_LIMIT, Manifest, is_manifest};
 
 /// Looks after a change at which all is listed again: 2 s at the usual rate, the coarsest clock of a file system (FAT).
@@ -188,7 +188,8 @@ impl Scanner {
         let trees = self.trees(&blobs, read);
         let held = self.complete(&trees, blobs);
         (self.marks, self.listed) = (marks, Some(Instant::now()));
-        self.cause = self.index.cause.clone().or_else(|| trees.cause.clone()).map(|cause| self.prefix(&cause));
+        self.cause =
+            self.index.cause.clone().or_else(|| trees.cause.clone()).map(|cause| self.prefix(&cause));
         Ok(Found { snapshot: self.show(trees, held), archive: dropped, cause: self.cause.clone() })
     }
 
@@ -309,7 +310,9 @@ impl Scanner {
                 Loaded::Opaque => {}
                 Loaded::Damaged => {
                     trees.damaged.insert(digest);
-                    trees.cause.get_or_insert(format!("the manifest {digest} is damaged: its bytes have another digest"));
+                    trees.cause.get_or_insert(format!(
+                        "the manifest {digest} is damaged: its bytes have another digest"
+                    ));
                 }
             }
         }
@@ -358,7 +361,11 @@ impl Scanner {
         if shown == self.shown {
             return None;
         }
-        let held = shown.held.iter().map(|(digest, size)| Held { digest: *digest, size: *size, sources: Vec::new() });
+        let held = shown.held.iter().map(|(digest, size)| Held {
+            digest: *digest,
+            size: *size,
+            sources: Vec::new(),
+        });
         let snapshot =
             Snapshot { images: shown.images.clone(), held: held.collect(), manifests: trees.manifests };
         self.shown = shown;
