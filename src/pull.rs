@@ -180,7 +180,7 @@ pub enum Error {
         /// The index.
         digest: Digest,
         /// What was looked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What is there.
         available: String,
     },

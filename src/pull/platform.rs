@@ -136,7 +136,7 @@ impl Platforms {
                     (_, 0) => available.join(", "),
                     _ => format!("{} and {more} more", available.join(", ")),
                 };
-                Err(Error::Platform { digest: index, wanted: wanted.clone(), available })
+                Err(Error::Platform { digest: index, wanted: Box::new(wanted.clone()), available })
             }
         }
     }
