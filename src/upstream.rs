@@ -1,5 +1,6 @@
 //! Is a registry answering? An anonymous `GET /v2/` to the hosts that the runtime would ask next.
 
+pub mod hosts;
 pub mod memory;
 
 use std::path::PathBuf;
