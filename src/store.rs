@@ -26,7 +26,7 @@ use tokio::sync::{broadcast, watch};
 use crate::oci::{Descriptor, Digest, Name, Reference};
 
 pub use content::Content;
-pub use view::{Image, Snapshot, View};
+pub use view::{Held, Image, Snapshot, Source, View};
 
 /// Answers for content that this node holds.
 #[async_trait]
@@ -100,6 +100,16 @@ pub enum Error {
     /// Not held here, or deleted since it was described.
     #[error("{0} is not held here")]
     NotFound(Digest),
+    /// After the end of the content.
+    #[error("offset {offset} is after the end of {digest}, which has {size} bytes")]
+    Offset {
+        /// The content.
+        digest: Digest,
+        /// What was asked for.
+        offset: u64,
+        /// Bytes that it has.
+        size: u64,
+    },
     /// The store cannot answer now: containerd is down or hangs, a disk fails.
     #[error("the store cannot answer: {0}")]
     Unavailable(String),

@@ -22,18 +22,31 @@ pub struct Content {
 
 enum Source {
     File(Arc<File>),
-    Stream(BoxStream<'static, io::Result<Bytes>>),
+    /// The stream, and what it gave beyond the last limit.
+    Stream(BoxStream<'static, io::Result<Bytes>>, Bytes),
 }
 
 impl Content {
-    /// The rest of `file`, whose content has `size` bytes, from `offset`.
+    /// The rest of `file`, whose content has `size` bytes, from `offset`; an offset after the end counts as the end.
     pub fn file(file: File, size: u64, offset: u64) -> Self {
-        Self { size, position: offset, source: Source::File(Arc::new(file)) }
+        Self { size, position: offset.min(size), source: Source::File(Arc::new(file)) }
     }
 
     /// A content of `size` bytes whose bytes from `offset` on come from `stream`.
     pub fn stream(stream: BoxStream<'static, io::Result<Bytes>>, size: u64, offset: u64) -> Self {
-        Self { size, position: offset, source: Source::Stream(stream) }
+        Self { size, position: offset.min(size), source: Source::Stream(stream, Bytes::new()) }
+    }
+
+    /// `bytes` from `offset`.
+    pub fn bytes(bytes: &Bytes, offset: u64) -> Self {
+        let size = bytes.len() as u64;
+        let start = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
+        let rest = bytes.slice(start..);
+        Self {
+            size,
+            position: offset.min(size),
+            source: Source::Stream(futures::stream::empty().boxed(), rest),
+        }
     }
 
     /// Size of the whole content in bytes.
@@ -51,13 +64,13 @@ impl Content {
         let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
         let chunk = match &mut self.source {
             Source::File(file) => read_at(file, self.position, wanted).await?,
-            Source::Stream(stream) => match stream.next().await.transpose()? {
-                Some(mut chunk) => {
-                    chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-                    chunk
+            Source::Stream(stream, rest) => {
+                while rest.is_empty() {
+                    let Some(chunk) = stream.next().await.transpose()? else { break };
+                    *rest = chunk;
                 }
-                None => Bytes::new(),
-            },
+                rest.split_to(wanted.min(rest.len()))
+            }
         };
         if chunk.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -116,5 +129,68 @@ fn cached(file: &File, position: u64, mut buffer: BytesMut) -> Result<Bytes, Byt
             Ok(buffer.freeze())
         }
         _ => Err(buffer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    async fn check(mut content: Content, whole: &[u8], offset: usize) {
+        let mut read = Vec::new();
+        // Odd limits, so that chunks of the source are cut.
+        for limit in (1..).step_by(70_001) {
+            match content.next(limit).await.unwrap() {
+                Some(chunk) => {
+                    assert!(!chunk.is_empty() && chunk.len() as u64 <= limit);
+                    read.extend_from_slice(&chunk);
+                }
+                None => break,
+            }
+        }
+        assert!(read == whole[offset..], "{} bytes from {offset}", read.len());
+    }
+
+    fn stream(whole: &[u8], offset: usize) -> BoxStream<'static, io::Result<Bytes>> {
+        let mut chunks: Vec<_> =
+            whole[offset..].chunks(300_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+        chunks.insert(0, Ok(Bytes::new()));
+        futures::stream::iter(chunks).boxed()
+    }
+
+    #[tokio::test]
+    async fn reads_from_an_offset_to_the_end() {
+        let whole: Vec<u8> = (0..1_000_003_u32).map(|i| (i % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&whole).unwrap();
+        let size = whole.len() as u64;
+        for offset in [0, 1, 500_000, whole.len()] {
+            let at = offset as u64;
+            check(Content::file(file.try_clone().unwrap(), size, at), &whole, offset).await;
+            check(Content::stream(stream(&whole, offset), size, at), &whole, offset).await;
+            check(Content::bytes(&whole.clone().into(), at), &whole, offset).await;
+        }
+        check(Content::bytes(&whole.clone().into(), size + 9), &whole, whole.len()).await;
+        check(Content::file(file, size, size + 9), &whole, whole.len()).await;
+    }
+
+    #[tokio::test]
+    async fn content_that_ends_early_is_an_error() {
+        let mut content = Content::stream(stream(b"abc", 0), 4, 0);
+        assert_eq!(content.next(9).await.unwrap().as_deref(), Some(&b"abc"[..]));
+        assert_eq!(content.next(9).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let file = tempfile::tempfile().unwrap();
+        let mut content = Content::file(file, 4, 0);
+        assert_eq!(content.next(9).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn into_stream_gives_no_more_than_its_length() {
+        let content = Content::bytes(&Bytes::from_static(b"0123456789"), 2);
+        let chunks: Vec<_> = content.into_stream(5).collect().await;
+        let read: Vec<u8> = chunks.into_iter().flat_map(Result::unwrap).collect();
+        assert_eq!(read, b"23456");
     }
 }

@@ -1,1 +1,252 @@
-//! OCI image layout.
+//! OCI image layouts, folders and archives, as stores: the way to seed an air-gapped cluster from one node.
+//!
+//! A folder is watched by looking every half second at `index.json` and the folders of blobs: that works on every file
+//! system and needs none of the kernel's few inotify watches. Content is shown once it is complete: as long as its
+//! descriptor says, or, for what no tree reaches, unchanged since the last look. Bytes of blobs are not hashed here;
+//! whoever reads them verifies them. Only manifests are, since they decide what belongs to whom.
+//!
+//! An archive (`.tar`) is indexed once for each version of the file; its content is read in place.
+//!
+//! The layout is never changed. Unfinished downloads of `peili pull` in its `ingest` folder are the pull's own.
+
+mod archive;
+mod folder;
+mod index;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use super::{Blob, Content, Error, Health, Provider, View, Watch, Watcher};
+use crate::oci::{Descriptor, Digest, Name, Reference, ReferenceError, Registry};
+
+use archive::Archive;
+use scan::{Found, Scanner};
+
+/// How often the layout is looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How long a look or an opening may take before the layout counts as hanging (a dead network file system).
+const HANG: Duration = Duration::from_secs(5);
+
+/// `layout:PATH[,name=REGISTRY/REPOSITORY]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Folder or archive.
+    pub path: PathBuf,
+    /// The repository of images that have no full name of their own.
+    pub name: Option<Name>,
+}
+
+/// Why a text is not a layout's specification.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Another kind of store.
+    #[error("`{0}` is not of the form layout:PATH[,name=REGISTRY/REPOSITORY]")]
+    Form(String),
+    /// No path.
+    #[error("`layout:` needs the path of a folder or of a .tar file")]
+    Path,
+    /// A comma that begins no option.
+    #[error(
+        "`{0}` after the comma is not an option; the only one is name=..., and a path must not have a comma"
+    )]
+    Option(String),
+    /// More than one name.
+    #[error("name= is given twice")]
+    Twice,
+    /// The name has no registry.
+    #[error("name=`{0}` must begin with a registry, as in name=registry.example/team/app")]
+    Registry(String),
+    /// The name is none.
+    #[error("name=: {0}")]
+    Name(#[from] ReferenceError),
+    /// Compressed archives cannot be read in place.
+    #[error("`{0}` is compressed; unpack it to a .tar file, of which blobs can be served in place")]
+    Compressed(String),
+}
+
+/// A layout as a store. Dropping it ends its task.
+#[derive(Debug)]
+pub struct LayoutStore {
+    shared: Arc<Shared>,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    view: View,
+    /// The archive, if the layout is one.
+    archive: Mutex<Option<Arc<Archive>>>,
+}
+
+impl FromStr for Spec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let short = |text: &str| text.chars().take(80).collect::<String>();
+        let rest = text.strip_prefix("layout:").ok_or_else(|| SpecError::Form(short(text)))?;
+        let mut parts = rest.split(',');
+        let path = parts.next().filter(|path| !path.is_empty()).ok_or(SpecError::Path)?;
+        if [".gz", ".tgz", ".zst", ".xz", ".bz2"].iter().any(|suffix| path.ends_with(suffix)) {
+            return Err(SpecError::Compressed(short(path)));
+        }
+        let mut name = None;
+        for part in parts {
+            let Some(value) = part.strip_prefix("name=") else {
+                return Err(SpecError::Option(short(part)));
+            };
+            if name.is_some() {
+                return Err(SpecError::Twice);
+            }
+            if !value.split_once('/').is_some_and(|(host, _)| Registry::is_host(host)) {
+                return Err(SpecError::Registry(short(value)));
+            }
+            name = Some(value.parse()?);
+        }
+        Ok(Self { path: path.into(), name })
+    }
+}
+
+impl LayoutStore {
+    /// Begins to watch a layout. It may be absent or broken: the health says so until it is there.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn start(spec: Spec) -> Self {
+        Self::start_polling(spec, POLL)
+    }
+
+    pub(crate) fn start_polling(spec: Spec, poll: Duration) -> Self {
+        let shared =
+            Arc::new(Shared { path: spec.path.clone(), view: View::new(), archive: Mutex::default() });
+        let task = tokio::spawn(watch_layout(Arc::clone(&shared), Scanner::new(spec), poll)).abort_handle();
+        Self { shared, task }
+    }
+}
+
+impl Drop for LayoutStore {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn watch_layout(shared: Arc<Shared>, scanner: Scanner, poll: Duration) {
+    let mut interval = tokio::time::interval(poll);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut scanner = Some(scanner);
+    loop {
+        interval.tick().await;
+        let path = shared.path.clone();
+        let mut current = scanner.take().unwrap_or_else(|| Scanner::new(Spec { path, name: None }));
+        let mut look = tokio::task::spawn_blocking(move || {
+            let found = current.scan();
+            (current, found)
+        });
+        let outcome = match timeout(HANG, &mut look).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                shared.degrade(format!("reading {} takes more than {HANG:?}", shared.path.display()));
+                look.await
+            }
+        };
+        match outcome {
+            Ok((current, found)) => {
+                scanner = Some(current);
+                shared.apply(found);
+            }
+            // Only a panic or the end of the runtime comes here; neither leaves a scanner to go on with.
+            Err(error) => {
+                shared.degrade(format!("the watch has ended: {error}"));
+                return;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn apply(&self, found: Found) {
+        if let Some(archive) = found.archive {
+            *self.archive.lock().unwrap_or_else(PoisonError::into_inner) = archive;
+        }
+        if let Some(snapshot) = found.snapshot {
+            self.view.replace(snapshot);
+        }
+        match found.cause {
+            Some(cause) => self.degrade(cause),
+            None => {
+                if self.view.set_health(Health::Ready) {
+                    tracing::info!(path = %self.path.display(), "layout is read");
+                }
+            }
+        }
+    }
+
+    fn degrade(&self, cause: String) {
+        if self.view.set_health(Health::Degraded(cause.clone())) {
+            tracing::warn!(cause, "cannot keep up with the layout");
+        }
+    }
+}
+
+#[async_trait]
+impl Provider for LayoutStore {
+    fn resolve(&self, name: &Reference) -> Option<Descriptor> {
+        self.shared.view.resolve(name)
+    }
+
+    fn describe(&self, digest: &Digest) -> Option<Arc<Blob>> {
+        self.shared.view.describe(digest)
+    }
+
+    async fn open(&self, digest: &Digest, offset: u64) -> Result<Content, Error> {
+        let size = self.shared.view.check_open(digest, offset)?.descriptor.size;
+        let archive = self.shared.archive.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(archive) = archive {
+            return archive.open(digest, size, offset);
+        }
+        let (path, digest) = (self.shared.path.clone(), *digest);
+        let open = tokio::task::spawn_blocking(move || folder::open_blob(&path, &digest));
+        let unavailable = |reason: String| Error::Unavailable(reason);
+        let file = match timeout(HANG, open).await {
+            Ok(Ok(Ok(Some(file)))) => file,
+            Ok(Ok(Ok(None))) => {
+                self.shared.view.remove(&digest);
+                return Err(Error::NotFound(digest));
+            }
+            Ok(Ok(Err(reason))) => return Err(unavailable(reason)),
+            Ok(Err(error)) => return Err(unavailable(error.to_string())),
+            Err(_) => return Err(unavailable(format!("opening {digest} takes more than {HANG:?}"))),
+        };
+        let stored = file.metadata().map_err(|error| unavailable(error.to_string()))?.len();
+        if stored != size {
+            let reason = format!("it has {stored} bytes, its descriptor says {size}");
+            return Err(Error::Corrupt { digest, reason });
+        }
+        Ok(Content::file(file, size, offset))
+    }
+
+    /// Nothing: a layout has no runtime's downloads.
+    async fn discard_ingests(&self, _digest: &Digest) -> Result<usize, Error> {
+        Ok(0)
+    }
+}
+
+impl Watcher for LayoutStore {
+    fn watch(&self) -> Watch {
+        self.shared.view.watch()
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.shared.view.health()
+    }
+}

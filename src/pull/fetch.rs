@@ -1,0 +1,347 @@
+//! One name, manifest or blob from the hosts in turn: resumed, verified, started again where it was wrong.
+
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
+use http::{HeaderMap, Method, StatusCode};
+use reqwest::Response;
+use tokio::time::{Instant, timeout};
+
+use super::destination::Folder;
+use super::host::{Endpoint, describe, read};
+use super::progress::{Event, Progress};
+use super::sink::Sink;
+use super::{Error, Failure, Fetched, Options, Part, millis};
+use crate::oci::{
+    ByteRange, Descriptor, Digest, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, ManifestError, OCTET_STREAM,
+    Reference,
+};
+
+/// How often one host may resume one content; containerd gives up after the third time without progress.
+const RESUMES: u32 = 5;
+
+/// The hosts of one pull.
+pub(super) struct Session<'a> {
+    endpoints: Vec<Endpoint>,
+    stall_limit: Duration,
+    begin: Instant,
+    progress: &'a dyn Progress,
+}
+
+/// What a name stands for.
+pub(super) struct Resolved {
+    pub(super) target: Descriptor,
+    pub(super) host: String,
+    pub(super) failures: Vec<Failure>,
+}
+
+/// Why one host did not give a content to its end.
+enum Stopped {
+    /// The next host may.
+    Host(String),
+    /// No host can help.
+    Local(Error),
+}
+
+/// One fetch on its way.
+struct Fetch<'a> {
+    session: &'a Session<'a>,
+    descriptor: &'a Descriptor,
+    path: String,
+    accept: String,
+    sink: Sink,
+    fetched: Fetched,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(options: &Options, progress: &'a dyn Progress) -> Self {
+        let name = &options.reference.name;
+        let endpoint = |host| Endpoint::new(host, name.clone(), options.header_limit);
+        Self {
+            endpoints: options.hosts.iter().map(endpoint).collect(),
+            stall_limit: options.stall_limit,
+            begin: Instant::now(),
+            progress,
+        }
+    }
+
+    /// Asks each host in turn what a name stands for.
+    pub(super) async fn resolve(&self, reference: &Reference) -> Result<Resolved, Error> {
+        let object = match (&reference.digest, &reference.tag) {
+            (Some(digest), _) => digest.to_string(),
+            (None, Some(tag)) => tag.to_string(),
+            (None, None) => "latest".into(),
+        };
+        let able =
+            |endpoint: &&Endpoint| if reference.digest.is_some() { endpoint.pull } else { endpoint.resolve };
+        let mut failures = Vec::new();
+        for endpoint in self.endpoints.iter().filter(able) {
+            match self.resolve_by(endpoint, &object, reference.digest.as_ref()).await {
+                Ok(target) => return Ok(Resolved { target, host: endpoint.url.clone(), failures }),
+                Err(reason) => failures.push(self.failure(None, endpoint, reason)),
+            }
+        }
+        Err(Error::Unresolved { reference: reference.to_string(), failures })
+    }
+
+    async fn resolve_by(
+        &self,
+        endpoint: &Endpoint,
+        object: &str,
+        wanted: Option<&Digest>,
+    ) -> Result<Descriptor, String> {
+        let (path, accept) = (format!("manifests/{object}"), accept_manifests());
+        let response = endpoint.send(Method::HEAD, &path, &accept, 0).await?;
+        let headers = response.headers();
+        let digest = header(headers, "docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+        let size = header(headers, CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
+        let target = match (digest, size) {
+            (Some(digest), Some(size)) if size > 0 => Descriptor::new(digest, size, media_type(headers)),
+            // Registries need not send the digest: then the content tells it.
+            _ => {
+                let response = endpoint.send(Method::GET, &path, &accept, 0).await?;
+                let media_type = media_type(response.headers()).to_owned();
+                let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
+                let content = timeout(self.stall_limit, read(response, limit))
+                    .await
+                    .map_err(|_| "stalls in the body of a manifest")??;
+                let digest = match wanted {
+                    Some(wanted) => Digest::of(wanted.algorithm(), &content),
+                    None => Digest::sha256(&content),
+                };
+                Descriptor::new(digest, content.len() as u64, &media_type)
+            }
+        };
+        if wanted.is_some_and(|wanted| *wanted != target.digest) {
+            return Err(format!("answers with the other digest {}", target.digest));
+        }
+        if target.size > MANIFEST_LIMIT {
+            return Err(format!("offers a manifest of {} bytes, more than 4 MiB", target.size));
+        }
+        Ok(target)
+    }
+
+    /// A manifest's content, from the folder if it is there, and in the folder afterwards.
+    pub(super) async fn manifest(
+        &self,
+        descriptor: &Descriptor,
+        folder: Option<&Folder>,
+    ) -> Result<(Vec<u8>, Fetched), Error> {
+        if descriptor.size > MANIFEST_LIMIT {
+            let source = ManifestError::TooLarge(descriptor.size);
+            return Err(Error::Manifest { digest: descriptor.digest, source });
+        }
+        if let Some(folder) = folder
+            && folder.has(descriptor).await?
+        {
+            return Ok((folder.read(descriptor).await?, self.held(descriptor)));
+        }
+        let path = format!("manifests/{}", descriptor.digest);
+        let (sink, mut fetched) = self.fetch(descriptor, path, accept_manifests(), Sink::memory()).await?;
+        let content = sink.into_memory();
+        if let Some(folder) = folder {
+            folder.put(descriptor, content.clone()).await?;
+        }
+        fetched.millis = millis(self.begin);
+        self.progress.event(&Event::Finished(&fetched));
+        Ok((content, fetched))
+    }
+
+    /// A blob, into the folder or nowhere.
+    pub(super) async fn blob(
+        &self,
+        descriptor: &Descriptor,
+        folder: Option<&Folder>,
+        verify: bool,
+    ) -> Result<Fetched, Error> {
+        let algorithm = descriptor.digest.algorithm();
+        let sink = match folder {
+            Some(folder) if folder.has(descriptor).await? => return Ok(self.held(descriptor)),
+            Some(folder) => match folder.partial(descriptor).await? {
+                Some(partial) => Sink::file(partial, algorithm),
+                None => return Ok(self.held(descriptor)),
+            },
+            None if verify => Sink::hash(algorithm),
+            None => Sink::count(),
+        };
+        let accept = format!("{}, */*", descriptor.media_type);
+        let path = format!("blobs/{}", descriptor.digest);
+        let (_, fetched) = self.fetch(descriptor, path, accept, sink).await?;
+        self.progress.event(&Event::Finished(&fetched));
+        Ok(fetched)
+    }
+
+    async fn fetch(
+        &self,
+        descriptor: &Descriptor,
+        path: String,
+        accept: String,
+        sink: Sink,
+    ) -> Result<(Sink, Fetched), Error> {
+        let fetched = Fetched { kept: sink.position(), held: false, ..self.held_quietly(descriptor) };
+        self.progress.event(&Event::Started { descriptor, kept: fetched.kept });
+        let mut fetch = Fetch { session: self, descriptor, path, accept, sink, fetched };
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.pull) {
+            match fetch.from_host(endpoint).await {
+                Ok(()) => {
+                    fetch.fetched.millis = millis(self.begin);
+                    return Ok((fetch.sink, fetch.fetched));
+                }
+                Err(Stopped::Local(error)) => return Err(error),
+                Err(Stopped::Host(reason)) => {
+                    let failure = self.failure(Some(&descriptor.digest), endpoint, reason);
+                    fetch.fetched.failures.push(failure);
+                }
+            }
+        }
+        Err(Error::NotFetched { digest: descriptor.digest, failures: fetch.fetched.failures })
+    }
+
+    fn held(&self, descriptor: &Descriptor) -> Fetched {
+        let fetched = self.held_quietly(descriptor);
+        self.progress.event(&Event::Finished(&fetched));
+        fetched
+    }
+
+    fn held_quietly(&self, descriptor: &Descriptor) -> Fetched {
+        Fetched {
+            digest: descriptor.digest,
+            media_type: descriptor.media_type.to_string(),
+            size: descriptor.size,
+            held: true,
+            kept: 0,
+            parts: Vec::new(),
+            resumed: 0,
+            failures: Vec::new(),
+            first_byte_millis: None,
+            millis: millis(self.begin),
+        }
+    }
+
+    fn failure(&self, digest: Option<&Digest>, endpoint: &Endpoint, reason: String) -> Failure {
+        let failure = Failure { host: endpoint.url.clone(), reason };
+        self.progress.event(&Event::HostFailed { digest, failure: &failure });
+        failure
+    }
+}
+
+impl Fetch<'_> {
+    /// Takes what is left from one host.
+    async fn from_host(&mut self, endpoint: &Endpoint) -> Result<(), Stopped> {
+        let (size, digest) = (self.descriptor.size, self.descriptor.digest);
+        // Bytes that are not this host's: if the whole is wrong, it may not be this host that lied.
+        let mut foreign = self.sink.position();
+        let mut resumes = 0;
+        loop {
+            if self.sink.position() < size
+                && let Err(cut) = self.body(endpoint).await?
+            {
+                if resumes == RESUMES {
+                    return Err(Stopped::Host(format!("{cut}, after {RESUMES} resumes")));
+                }
+                resumes += 1;
+                self.fetched.resumed += 1;
+                self.session.progress.event(&Event::Resumed { digest: &digest, reason: &cut });
+                continue;
+            }
+            if self.sink.finish(digest).await.map_err(|error| self.local(error))? {
+                return Ok(());
+            }
+            self.fetched.kept = 0;
+            self.session.progress.event(&Event::Restarted { digest: &digest });
+            if foreign == 0 {
+                return Err(Stopped::Host("sends other content than its digest says".into()));
+            }
+            foreign = 0;
+        }
+    }
+
+    /// One request and its body. `Ok(Err(reason))`: the body ended early.
+    async fn body(&mut self, endpoint: &Endpoint) -> Result<Result<(), String>, Stopped> {
+        let size = self.descriptor.size;
+        let offset = self.sink.position();
+        let mut response =
+            endpoint.send(Method::GET, &self.path, &self.accept, offset).await.map_err(Stopped::Host)?;
+        let mut skip = skip(&response, offset, size).map_err(Stopped::Host)?;
+        while self.sink.position() < size {
+            let chunk = match timeout(self.session.stall_limit, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => chunk,
+                Ok(Ok(None)) => return Ok(Err("the body ends early".into())),
+                Ok(Err(error)) => return Ok(Err(describe(error))),
+                Err(_) => return Ok(Err("the body stalls".into())),
+            };
+            let mut chunk = chunk;
+            if skip > 0 {
+                let count = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+                drop(chunk.split_to(count));
+                skip -= count as u64;
+            }
+            if chunk.is_empty() {
+                continue;
+            }
+            if chunk.len() as u64 > size - self.sink.position() {
+                return Err(Stopped::Host(format!("sends more than the content's {size} bytes")));
+            }
+            self.take(endpoint, chunk).await?;
+        }
+        Ok(Ok(()))
+    }
+
+    async fn take(&mut self, endpoint: &Endpoint, chunk: bytes::Bytes) -> Result<(), Stopped> {
+        let count = chunk.len() as u64;
+        if self.fetched.first_byte_millis.is_none() {
+            self.fetched.first_byte_millis = Some(millis(self.session.begin));
+        }
+        match self.fetched.parts.last_mut() {
+            Some(part) if part.host == endpoint.url => part.bytes += count,
+            _ => self.fetched.parts.push(Part { host: endpoint.url.clone(), bytes: count }),
+        }
+        self.session.progress.event(&Event::Advanced { digest: &self.descriptor.digest, bytes: count });
+        self.sink.write(chunk).await.map_err(|error| self.local(error))
+    }
+
+    fn local(&self, source: std::io::Error) -> Stopped {
+        let path = format!("ingest/{}", self.descriptor.digest).into();
+        Stopped::Local(Error::Io { path, source })
+    }
+}
+
+/// How many bytes of the body come before `offset`: a host may ignore the range. An answer that cannot be the rest of
+/// this content is refused before a byte of it is taken.
+fn skip(response: &Response, offset: u64, size: u64) -> Result<u64, String> {
+    let headers = response.headers();
+    let other = |stated: u64| format!("offers {stated} bytes where the content has {size}");
+    match response.status() {
+        StatusCode::PARTIAL_CONTENT => {
+            let (range, stated) = header(headers, CONTENT_RANGE.as_str())
+                .and_then(ByteRange::parse_content_range)
+                .ok_or("answers a range without a usable Content-Range")?;
+            if stated != size {
+                return Err(other(stated));
+            }
+            if range.start != offset {
+                return Err(format!("answers from byte {} when asked from byte {offset}", range.start));
+            }
+            Ok(0)
+        }
+        StatusCode::OK => match header(headers, CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok()) {
+            Some(stated) if stated != size => Err(other(stated)),
+            _ => Ok(offset),
+        },
+        status => Err(format!("answers {status}")),
+    }
+}
+
+fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// The media type without parameters.
+fn media_type(headers: &HeaderMap) -> &str {
+    let text = header(headers, CONTENT_TYPE.as_str()).unwrap_or(OCTET_STREAM);
+    text.split(';').next().unwrap_or(text).trim()
+}
+
+fn accept_manifests() -> String {
+    format!("{}, */*", MANIFEST_MEDIA_TYPES.join(", "))
+}
