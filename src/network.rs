@@ -6,9 +6,11 @@
 //!
 //! Enforces the [`Gate`](crate::oci::Gate): connections, records and tags of peers below the level that they need are refused here.
 
-pub mod conformance;
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod identity;
 pub mod memory;
+pub mod metrics;
 pub mod swarm;
 
 use std::net::SocketAddr;

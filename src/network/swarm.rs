@@ -1,1 +1,194 @@
-//! libp2p.
+//! The network over libp2p: TCP, TLS 1.3 with proved identities, yamux, and a control protocol of our own.
+//!
+//! One task, the driver, owns the libp2p swarm; handles read the view in memory and leave orders. Every node pushes
+//! its inventory straight to every connected peer, one message at a time each, so a slow peer delays nobody else.
+//! There is no gossip and no lookup: good for ten nodes, not for thousands.
+//!
+//! ```text
+//!   handles --orders--> driver --dial, messages--> libp2p
+//!      ^                  |
+//!      +----- view <------+
+//! ```
+
+mod behaviour;
+mod bootstrap;
+mod codec;
+mod driver;
+mod inventory;
+mod lookup;
+#[doc(hidden)]
+pub mod message;
+mod view;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::identity::Identity;
+use super::metrics::Metrics;
+use super::{Advertisement, Config, Network, Peer, PeerConfig, ResolveError, Status, TagSource};
+use crate::oci::{Action, Descriptor, Digest, Gate, PeerId, Reference};
+use driver::{Command, Driver};
+use lookup::{Names, SystemNames};
+use view::Shared;
+
+/// Questions about tags that wait for the driver; more fail at once.
+const COMMANDS: usize = 256;
+/// How long [`Swarm::shutdown`] waits for the peers to hear it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What this node tells its peers about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announcement {
+    /// Where its peer port listens; an unspecified address stands for the one that peers see.
+    pub transfer: Vec<SocketAddr>,
+    /// Kubernetes node name; empty: unknown. At most 256 bytes, without control characters; so the two below.
+    pub node: String,
+    /// Zone; empty: unknown.
+    pub zone: String,
+    /// Peili's version.
+    pub version: String,
+}
+
+/// What the network asks, and where it counts.
+pub struct Parts {
+    /// How far peers are trusted.
+    pub gate: Arc<dyn Gate>,
+    /// What names mean here.
+    pub tags: Arc<dyn TagSource>,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Why the network did not start. What is wrong outside the process (an address in use, no route) is never the
+/// reason: that is retried for ever and shown in the status.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start the network: {0}")]
+pub struct SpawnError(String);
+
+/// Owns the running network: dropping it ends the task and closes every connection.
+pub struct Swarm {
+    task: AbortOnDropHandle<()>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// A handle to the running network; cheap to clone.
+#[derive(Clone)]
+pub struct SwarmNetwork {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Swarm {
+    /// Starts the network. Must be called within a tokio runtime.
+    pub fn spawn(
+        identity: &Identity,
+        config: &Config,
+        announcement: &Announcement,
+        parts: Parts,
+    ) -> Result<(Self, SwarmNetwork), SpawnError> {
+        Self::spawn_with(identity, config, announcement, parts, Arc::new(SystemNames))
+    }
+
+    fn spawn_with(
+        identity: &Identity,
+        config: &Config,
+        announcement: &Announcement,
+        parts: Parts,
+        names: Arc<dyn Names>,
+    ) -> Result<(Self, SwarmNetwork), SpawnError> {
+        let shared = Arc::new(Shared::new(
+            identity.peer_id().clone(),
+            Arc::clone(&parts.gate),
+            inventory::INVENTORY_LIMIT,
+        ));
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let driver = Driver::new(identity, config, announcement, parts, Arc::clone(&shared), names)
+            .map_err(SpawnError)?;
+        let task = AbortOnDropHandle::new(tokio::spawn(driver.run(receiver)));
+        Ok((Self { task, commands: commands.clone() }, SwarmNetwork { shared, commands }))
+    }
+
+    /// Tells the peers that this node goes away, waits up to a second until they know, and ends.
+    pub async fn shutdown(self) {
+        let farewell = async {
+            if self.commands.send(Command::Shutdown).await.is_ok() {
+                // An error is a driver that has ended already.
+                let _ = self.task.await;
+            }
+        };
+        // Too late: dropping the task closes the connections, which the peers see as well.
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+}
+
+impl SwarmNetwork {
+    /// This node's peer ID.
+    pub fn peer_id(&self) -> &PeerId {
+        &self.shared.id
+    }
+
+    /// The gate's answers have changed: closes connections that it allows no more, and tells and believes the rest
+    /// as it says now. Reads of the view obey the gate at once even without this.
+    pub fn recheck(&self) {
+        self.shared.order(|orders| orders.recheck = true);
+    }
+
+    /// Replaces the configured peers and service names. Connections that stay allowed stay up.
+    pub fn set_peers(&self, peers: Vec<PeerConfig>, dns: Vec<String>) {
+        self.shared.order(|orders| {
+            orders.configure = Some((peers, dns));
+            orders.recheck = true;
+        });
+    }
+}
+
+#[async_trait]
+impl Network for SwarmNetwork {
+    fn holders(&self, digest: &Digest) -> Vec<Arc<Peer>> {
+        self.shared.holders(digest)
+    }
+
+    fn tag_peers(&self) -> Vec<Arc<Peer>> {
+        self.shared.tag_peers()
+    }
+
+    fn advertise(&self, change: Advertisement) {
+        self.shared.advertise(change);
+    }
+
+    async fn resolve(
+        &self,
+        peer: &PeerId,
+        name: &Reference,
+        limit: Duration,
+    ) -> Result<Option<Descriptor>, ResolveError> {
+        if !self.shared.gate.allows(peer, Action::Tags) {
+            return Err(ResolveError::Denied);
+        }
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Resolve { peer: peer.clone(), name: name.clone(), reply };
+        self.commands.try_send(command).map_err(|error| {
+            ResolveError::Unreachable(match error {
+                mpsc::error::TrySendError::Full(_) => "too many questions wait".into(),
+                mpsc::error::TrySendError::Closed(_) => "the network has stopped".into(),
+            })
+        })?;
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(ResolveError::Unreachable("the network has stopped".into())),
+            Err(_) => Err(ResolveError::Timeout),
+        }
+    }
+
+    fn status(&self) -> Status {
+        self.shared.status()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,361 @@
+//! Which peer or address to dial when. Pure state: the driver looks names up and dials.
+//!
+//! A configured peer is dialled under its identity, at its configured addresses and at those that it told when it was
+//! last here. The addresses of a service's name are dialled without one: who answers is decided by the gate.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand::seq::SliceRandom;
+use tokio::time::Instant;
+
+use crate::network::PeerConfig;
+use crate::oci::PeerId;
+
+/// First wait after a failure.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait between attempts to reach a configured peer.
+const PEER_WAIT: Duration = Duration::from_secs(10);
+/// First and longest wait between questions about a service's name.
+const SERVICE_FIRST_WAIT: Duration = Duration::from_millis(250);
+const SERVICE_WAIT: Duration = Duration::from_secs(30);
+/// Addresses of one service that are dialled at once, chosen at random.
+const SAMPLE: usize = 10;
+/// Addresses dialled for one configured peer.
+const PEER_ADDRESSES: usize = 16;
+
+/// What a dial or a lookup is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Target {
+    Peer(PeerId),
+    Service(String),
+}
+
+/// What to do now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Lookup {
+    pub target: Target,
+    pub names: Vec<String>,
+}
+
+/// All that is tried.
+pub(super) struct Bootstrap {
+    peers: BTreeMap<PeerId, Pinned>,
+    services: BTreeMap<String, Service>,
+    /// Addresses at which this node itself answered.
+    own: HashSet<SocketAddr>,
+    /// Who was last met at an address.
+    met: HashMap<SocketAddr, PeerId>,
+}
+
+#[derive(Default)]
+struct Pinned {
+    addresses: Vec<String>,
+    /// Told by the peer itself.
+    learned: Vec<SocketAddr>,
+    /// Where another identity answered: left out of the next attempt.
+    wrong: BTreeSet<SocketAddr>,
+    connected: bool,
+    busy: bool,
+    attempts: u32,
+    due: Option<Instant>,
+}
+
+struct Service {
+    wait: Duration,
+    due: Instant,
+    busy: bool,
+    dialing: HashSet<SocketAddr>,
+}
+
+impl Bootstrap {
+    pub(super) fn new() -> Self {
+        Self { peers: BTreeMap::new(), services: BTreeMap::new(), own: HashSet::new(), met: HashMap::new() }
+    }
+
+    /// Takes new lists; what is in both keeps its state. Says which targets are no more.
+    pub(super) fn configure(&mut self, peers: &[PeerConfig], dns: &[String], now: Instant) -> Vec<Target> {
+        let mut gone = Vec::new();
+        self.peers.retain(|id, _| {
+            let stays = peers.iter().any(|peer| peer.id == *id);
+            if !stays {
+                gone.push(Target::Peer(id.clone()));
+            }
+            stays
+        });
+        self.services.retain(|name, _| {
+            let stays = dns.contains(name);
+            if !stays {
+                gone.push(Target::Service(name.clone()));
+            }
+            stays
+        });
+        for peer in peers {
+            let pinned = self.peers.entry(peer.id.clone()).or_default();
+            if pinned.due.is_none() || pinned.addresses != peer.addresses {
+                pinned.addresses.clone_from(&peer.addresses);
+                pinned.attempts = 0;
+                pinned.due = Some(now);
+            }
+        }
+        for name in dns {
+            self.services.entry(name.clone()).or_insert_with(|| Service {
+                wait: SERVICE_FIRST_WAIT,
+                due: now,
+                busy: false,
+                dialing: HashSet::new(),
+            });
+        }
+        gone
+    }
+
+    pub(super) fn peers(&self) -> impl Iterator<Item = (&PeerId, bool)> {
+        self.peers.iter().map(|(id, peer)| (id, peer.addresses.is_empty() && peer.learned.is_empty()))
+    }
+
+    /// When there is something to do; `None`: not until something happens.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let peers = self.peers.values().filter(|peer| peer.wants()).filter_map(|peer| peer.due);
+        let services = self.services.values().filter(|service| !service.busy).map(|service| service.due);
+        peers.chain(services).min()
+    }
+
+    /// Names to look up now. Each must be answered by [`Self::peer_addresses`] or [`Self::service_addresses`].
+    pub(super) fn due(&mut self, now: Instant) -> Vec<Lookup> {
+        let mut lookups = Vec::new();
+        for (id, peer) in &mut self.peers {
+            if peer.wants() && peer.due.is_some_and(|due| due <= now) {
+                peer.busy = true;
+                lookups.push(Lookup { target: Target::Peer(id.clone()), names: peer.addresses.clone() });
+            }
+        }
+        for (name, service) in &mut self.services {
+            if !service.busy && service.due <= now {
+                service.busy = true;
+                lookups.push(Lookup { target: Target::Service(name.clone()), names: vec![name.clone()] });
+            }
+        }
+        lookups
+    }
+
+    /// Where to dial `id`, given what its names stand for. Empty: nowhere; the attempt has failed.
+    pub(super) fn peer_addresses(
+        &mut self,
+        id: &PeerId,
+        found: Vec<SocketAddr>,
+        now: Instant,
+    ) -> Vec<SocketAddr> {
+        let Some(peer) = self.peers.get_mut(id) else { return Vec::new() };
+        if peer.connected {
+            peer.busy = false;
+            return Vec::new();
+        }
+        let mut all: Vec<SocketAddr> = Vec::new();
+        for address in found.into_iter().chain(peer.learned.iter().copied()) {
+            if !all.contains(&address) && !self.own.contains(&address) && all.len() < PEER_ADDRESSES {
+                all.push(address);
+            }
+        }
+        let right: Vec<_> = all.iter().copied().filter(|address| !peer.wrong.contains(address)).collect();
+        if right.is_empty() {
+            peer.wrong.clear();
+        } else {
+            all = right;
+        }
+        if all.is_empty() {
+            self.failed(&Target::Peer(id.clone()), None, now);
+        }
+        all
+    }
+
+    /// Which of a service's addresses to dial: those where nobody is met who is `connected`.
+    pub(super) fn service_addresses(
+        &mut self,
+        name: &str,
+        found: Result<&[SocketAddr], ()>,
+        connected: impl Fn(&PeerId) -> bool,
+        now: Instant,
+    ) -> Vec<SocketAddr> {
+        let Some(service) = self.services.get_mut(name) else { return Vec::new() };
+        service.busy = false;
+        service.due = now + jitter(service.wait);
+        service.wait = (service.wait * 2).min(SERVICE_WAIT);
+        let Ok(found) = found else { return Vec::new() };
+        if self.services.len() == 1 {
+            // An address that the name has no more may be another pod's next.
+            self.own.retain(|address| found.contains(address));
+            self.met.retain(|address, id| found.contains(address) || connected(id));
+        }
+        let Some(service) = self.services.get_mut(name) else { return Vec::new() };
+        let mut missing: Vec<SocketAddr> = found
+            .iter()
+            .copied()
+            .filter(|address| !self.own.contains(address) && !service.dialing.contains(address))
+            .filter(|address| !self.met.get(address).is_some_and(&connected))
+            .collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing.shuffle(&mut rand::rng());
+        missing.truncate(SAMPLE.saturating_sub(service.dialing.len()));
+        service.dialing.extend(&missing);
+        missing
+    }
+
+    /// The peer is connected, over a connection to `address` if this node dialled.
+    pub(super) fn connected(&mut self, id: &PeerId, address: Option<SocketAddr>) {
+        if let Some(address) = address {
+            self.met.insert(address, id.clone());
+            self.dialed(address);
+        }
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.connected = true;
+            peer.busy = false;
+            peer.attempts = 0;
+            peer.wrong.clear();
+        }
+    }
+
+    /// The peer told where its control plane is reached.
+    pub(super) fn learn(&mut self, id: &PeerId, addresses: Vec<SocketAddr>) {
+        for address in &addresses {
+            self.met.insert(*address, id.clone());
+        }
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.learned = addresses;
+        }
+    }
+
+    /// The last connection to the peer is gone.
+    pub(super) fn disconnected(&mut self, id: &PeerId, now: Instant) {
+        self.met.retain(|_, met| met != id);
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.connected = false;
+            peer.due = Some(now + jitter(FIRST_WAIT));
+        }
+        for service in self.services.values_mut() {
+            service.wait = SERVICE_FIRST_WAIT;
+            service.due = service.due.min(now + jitter(SERVICE_FIRST_WAIT));
+        }
+    }
+
+    /// An attempt failed; `wrong`: where another identity answered.
+    pub(super) fn failed(&mut self, target: &Target, wrong: Option<SocketAddr>, now: Instant) {
+        if let Target::Peer(id) = target
+            && let Some(peer) = self.peers.get_mut(id)
+        {
+            peer.busy = false;
+            peer.wrong.extend(wrong);
+            let wait = FIRST_WAIT.saturating_mul(1 << peer.attempts.min(10)).min(PEER_WAIT);
+            peer.attempts = peer.attempts.saturating_add(1);
+            peer.due = Some(now + jitter(wait));
+        }
+    }
+
+    /// An attempt at a service's address came to an end.
+    pub(super) fn dialed(&mut self, address: SocketAddr) {
+        for service in self.services.values_mut() {
+            service.dialing.remove(&address);
+        }
+    }
+
+    /// This node itself answered at `address`.
+    pub(super) fn is_own(&mut self, address: SocketAddr) {
+        self.own.insert(address);
+    }
+}
+
+impl Pinned {
+    fn wants(&self) -> bool {
+        !self.connected && !self.busy && !(self.addresses.is_empty() && self.learned.is_empty())
+    }
+}
+
+/// Between three and five quarters of `wait`, so that nodes that start together do not dial together for ever.
+fn jitter(wait: Duration) -> Duration {
+    wait.mul_f64(rand::random_range(0.75..1.25))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> PeerId {
+        "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp".parse().unwrap()
+    }
+
+    fn address(n: u8) -> SocketAddr {
+        ([10, 0, 0, n], 5001).into()
+    }
+
+    #[test]
+    fn a_peer_is_tried_with_growing_waits_until_it_is_there() {
+        let mut now = Instant::now();
+        let mut bootstrap = Bootstrap::new();
+        let names = vec!["a:5001".to_owned()];
+        bootstrap.configure(&[PeerConfig { id: id(), addresses: names.clone() }], &[], now);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            assert_eq!(bootstrap.due(now), [Lookup { target: Target::Peer(id()), names: names.clone() }]);
+            assert_eq!((bootstrap.due(now), bootstrap.next_due()), (vec![], None), "one attempt at a time");
+            assert_eq!(bootstrap.peer_addresses(&id(), vec![address(1)], now), [address(1)]);
+            bootstrap.failed(&Target::Peer(id()), None, now);
+            let due = bootstrap.next_due().unwrap();
+            waits.push(due - now);
+            now = due;
+        }
+        assert!(waits[0] <= FIRST_WAIT.mul_f64(1.25), "{waits:?}");
+        assert!(waits[11] >= PEER_WAIT.mul_f64(0.75) && waits[11] <= PEER_WAIT.mul_f64(1.25), "{waits:?}");
+        bootstrap.connected(&id(), Some(address(1)));
+        assert_eq!(bootstrap.next_due(), None);
+        bootstrap.disconnected(&id(), now);
+        assert!(bootstrap.next_due().unwrap() - now <= FIRST_WAIT.mul_f64(1.25));
+    }
+
+    #[test]
+    fn a_peer_without_addresses_is_waited_for_and_then_remembered() {
+        let now = Instant::now();
+        let mut bootstrap = Bootstrap::new();
+        bootstrap.configure(&[PeerConfig { id: id(), addresses: vec![] }], &[], now);
+        assert_eq!(bootstrap.next_due(), None);
+        bootstrap.connected(&id(), None);
+        bootstrap.learn(&id(), vec![address(3)]);
+        bootstrap.disconnected(&id(), now);
+        let later = bootstrap.next_due().unwrap();
+        assert_eq!(bootstrap.due(later).len(), 1);
+        assert_eq!(bootstrap.peer_addresses(&id(), vec![], later), [address(3)]);
+    }
+
+    #[test]
+    fn an_address_where_another_identity_answered_is_left_out_once() {
+        let now = Instant::now();
+        let mut bootstrap = Bootstrap::new();
+        bootstrap.configure(&[PeerConfig { id: id(), addresses: vec!["a:1".into()] }], &[], now);
+        let both = vec![address(1), address(2)];
+        bootstrap.due(now);
+        assert_eq!(bootstrap.peer_addresses(&id(), both.clone(), now), both);
+        bootstrap.failed(&Target::Peer(id()), Some(address(1)), now);
+        assert_eq!(bootstrap.peer_addresses(&id(), both.clone(), now), [address(2)]);
+        bootstrap.failed(&Target::Peer(id()), Some(address(2)), now);
+        assert_eq!(bootstrap.peer_addresses(&id(), both.clone(), now), both);
+    }
+
+    #[test]
+    fn a_service_is_sampled_without_self_and_without_those_who_are_there() {
+        let now = Instant::now();
+        let mut bootstrap = Bootstrap::new();
+        let name = "peers.svc:5001".to_owned();
+        bootstrap.configure(&[], std::slice::from_ref(&name), now);
+        assert_eq!(bootstrap.due(now).len(), 1);
+        bootstrap.is_own(address(1));
+        bootstrap.learn(&id(), vec![address(2)]);
+        let found: Vec<_> = (1..=40).map(address).collect();
+        let dial = bootstrap.service_addresses(&name, Ok(&found), |peer| *peer == id(), now);
+        assert_eq!(dial.len(), SAMPLE);
+        assert!(!dial.contains(&address(1)) && !dial.contains(&address(2)), "{dial:?}");
+        let again = bootstrap.service_addresses(&name, Ok(&found), |_| false, now);
+        assert!(again.is_empty(), "what is being dialled is not dialled again: {again:?}");
+        bootstrap.dialed(dial[0]);
+        assert_eq!(bootstrap.service_addresses(&name, Ok(&found), |_| false, now).len(), 1);
+    }
+}

@@ -1,0 +1,322 @@
+//! Listening, looking names up and dialling, and what went wrong with it in words.
+
+use std::error::Error;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use libp2p::core::transport::ListenerId;
+use libp2p::core::transport::TransportError;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionDenied, ConnectionId, DialError, ListenError};
+use libp2p::{Multiaddr, PeerId as P2pId};
+use tokio::task::JoinError;
+use tokio::time::Instant;
+
+use super::super::behaviour::{Behaviour, NotTrusted};
+use super::super::bootstrap::{Lookup, Target};
+use super::super::lookup::look_up;
+use super::super::message::ADDRESS_LIMIT;
+use super::super::view::Subject;
+use super::{Driver, LookupDone};
+use crate::network::PeerConfig;
+use crate::network::identity::peer_id;
+use crate::network::metrics::{Refused, RefusedLabels};
+use crate::oci::PeerId;
+
+impl Driver {
+    /// Listens where that is not so yet.
+    pub(super) fn listen(&mut self) {
+        for (address, listener) in &mut self.listen {
+            if listener.is_some() {
+                continue;
+            }
+            let problem = match self.swarm.listen_on(multiaddr(*address)) {
+                Ok(id) => {
+                    *listener = Some(id);
+                    None
+                }
+                Err(error) => Some(format!("cannot listen at {address}: {}", root_cause(&error))),
+            };
+            self.shared.problem(Subject::Listen(*address), problem);
+        }
+    }
+
+    pub(super) fn on_listener_closed(&mut self, id: ListenerId, error: Option<io::Error>) {
+        for (address, listener) in &mut self.listen {
+            if *listener == Some(id) {
+                *listener = None;
+                let cause = error.as_ref().map_or_else(|| "closed".to_owned(), |error| root_cause(error));
+                let problem = format!("cannot listen at {address}: {cause}");
+                self.shared.problem(Subject::Listen(*address), Some(problem));
+            }
+        }
+        self.on_listening();
+    }
+
+    pub(super) fn on_listening(&self) {
+        let addresses = self.swarm.listeners().filter_map(socket);
+        let mut addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+        addresses.sort_unstable();
+        *self.shared.listening() = addresses;
+    }
+
+    pub(super) fn configure(&mut self, peers: &[PeerConfig], dns: &[String]) {
+        // This node may be in its own list: one file for all nodes.
+        let own = self.shared.id.clone();
+        let peers: Vec<PeerConfig> = peers.iter().filter(|peer| peer.id != own).cloned().collect();
+        let gone = self.bootstrap.configure(&peers, dns, Instant::now());
+        for target in gone {
+            self.shared.forget_problems(|subject| match (&target, subject) {
+                (Target::Peer(id), Subject::Peer(other)) => id == other,
+                (Target::Service(name), Subject::Dns(other)) => name == other,
+                (Target::Service(_), Subject::Address(_)) => true,
+                _ => false,
+            });
+            if let Target::Peer(id) = target {
+                self.shared.peers_mut().retain(|other, known| *other != id || known.connected);
+            }
+        }
+        for (id, nowhere) in self.bootstrap.peers() {
+            let connected = {
+                let mut peers = self.shared.peers_mut();
+                peers.entry(id.clone()).or_default().connected
+            };
+            if !connected {
+                let text = if nowhere && dns.is_empty() {
+                    "not connected; no address is configured for it, so it must connect here"
+                } else {
+                    "not connected yet"
+                };
+                self.shared.expect(Subject::Peer(id.clone()), format!("peer {id}: {text}"));
+            }
+        }
+    }
+
+    pub(super) fn start_lookups(&mut self, now: Instant) {
+        for Lookup { target, names } in self.bootstrap.due(now) {
+            let resolver = Arc::clone(&self.names);
+            self.lookups.spawn(async move {
+                let look_up = |name: String| {
+                    let resolver = Arc::clone(&resolver);
+                    async move { look_up(resolver, &name).await.map_err(|error| (name, error)) }
+                };
+                (target, futures::future::join_all(names.into_iter().map(look_up)).await)
+            });
+        }
+    }
+
+    pub(super) fn on_lookup(&mut self, done: Result<LookupDone, JoinError>) {
+        let Ok((target, results)) = done else { return };
+        let now = Instant::now();
+        let (found, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+        let found: Vec<SocketAddr> = found.into_iter().flatten().flatten().collect();
+        let failed: Vec<String> = failed
+            .into_iter()
+            .filter_map(Result::err)
+            .map(|(name, error)| format!("dns {name}: {error}"))
+            .collect();
+        match target {
+            Target::Peer(id) => {
+                let problem = (!failed.is_empty()).then(|| format!("peer {id}: {}", failed.join("; ")));
+                let addresses = self.bootstrap.peer_addresses(&id, found, now);
+                if addresses.is_empty() {
+                    // Without a failed name it has connected meanwhile.
+                    if let Some(problem) = problem {
+                        self.shared.problem(Subject::Peer(id), Some(problem));
+                    }
+                    return;
+                }
+                self.dial_peer(id, &addresses, now);
+            }
+            Target::Service(name) => {
+                let problem = failed.into_iter().next();
+                let answer = if problem.is_none() { Ok(found.as_slice()) } else { Err(()) };
+                let links = &self.links;
+                let connected = |id: &PeerId| links.values().any(|link| link.id == *id);
+                let addresses = self.bootstrap.service_addresses(&name, answer, connected, now);
+                if problem.is_none() {
+                    let left = |subject: &Subject| matches!(subject, Subject::Address(address) if !found.contains(address));
+                    self.shared.forget_problems(left);
+                }
+                self.shared.problem(Subject::Dns(name.clone()), problem);
+                for address in addresses {
+                    let options = DialOpts::unknown_peer_id().address(multiaddr(address)).build();
+                    self.dial(Target::Service(name.clone()), Some(address), options, now);
+                }
+            }
+        }
+    }
+
+    fn dial_peer(&mut self, id: PeerId, addresses: &[SocketAddr], now: Instant) {
+        let Ok(peer) = id.as_str().parse::<P2pId>() else {
+            let problem = format!("peer {id}: its ID is not a peer ID of libp2p");
+            self.shared.problem(Subject::Peer(id.clone()), Some(problem));
+            return self.bootstrap.failed(&Target::Peer(id), None, now);
+        };
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::NotDialing)
+            .addresses(addresses.iter().copied().map(multiaddr).collect())
+            .build();
+        self.dial(Target::Peer(id), None, options, now);
+    }
+
+    fn dial(&mut self, target: Target, address: Option<SocketAddr>, options: DialOpts, now: Instant) {
+        let connection = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.dials.insert(connection, (target, address));
+            }
+            Err(error) => {
+                tracing::debug!(?target, %error, "cannot dial");
+                if let Some(address) = address {
+                    self.bootstrap.dialed(address);
+                }
+                self.bootstrap.failed(&target, None, now);
+            }
+        }
+    }
+
+    pub(super) fn on_dial_failed(&mut self, connection: ConnectionId, met: Option<P2pId>, error: &DialError) {
+        let Some((target, address)) = self.dials.remove(&connection) else { return };
+        if let Some(address) = address {
+            self.bootstrap.dialed(address);
+        }
+        let wrong = match error {
+            DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => socket(address),
+            _ => None,
+        };
+        self.bootstrap.failed(&target, wrong, Instant::now());
+        if let (Target::Service(_), DialError::LocalPeerId { .. }, Some(address)) = (&target, error, address)
+        {
+            self.bootstrap.is_own(address);
+            return;
+        }
+        self.metrics.dial_failures.inc();
+        let text = describe(error);
+        match (target, address) {
+            (Target::Peer(id), _) => {
+                if !self.links.values().any(|link| link.id == id) {
+                    self.shared.problem(Subject::Peer(id.clone()), Some(format!("peer {id}{text}")));
+                }
+            }
+            (Target::Service(name), Some(address)) => {
+                let at = format!(" at {address}");
+                let at = if text.starts_with(&at) { String::new() } else { at };
+                let id = met.as_ref().and_then(peer_id).map(|id| format!(": {id}")).unwrap_or_default();
+                let text = format!("a peer of {name}{at}{id}{text}");
+                self.shared.problem(Subject::Address(address), Some(text));
+            }
+            (Target::Service(_), None) => {}
+        }
+    }
+
+    pub(super) fn on_refused(&self, from: &Multiaddr, error: &ListenError, peer: Option<P2pId>) {
+        let from = socket(from).map_or_else(|| from.to_string(), |address| address.ip().to_string());
+        let reason = match error {
+            ListenError::Denied { cause } if cause.downcast_ref::<NotTrusted>().is_some() => Refused::Peer,
+            ListenError::Denied { .. } => Refused::Limit,
+            _ => Refused::Handshake,
+        };
+        self.metrics.refused.get_or_create(&RefusedLabels { reason }).inc();
+        match (reason, peer.as_ref().and_then(peer_id)) {
+            (Refused::Peer, Some(id)) => {
+                let text = format!("peer {id} at {from} was refused: {NotTrusted}");
+                self.shared.problem(Subject::Refused(id), Some(text));
+            }
+            _ => tracing::debug!(from, %error, "an incoming connection failed"),
+        }
+    }
+}
+
+/// Where peers reach this node's control plane: what is configured, then the ports it listens at.
+pub(super) fn control_addresses(
+    swarm: &libp2p::Swarm<Behaviour>,
+    advertise: &[SocketAddr],
+) -> Vec<SocketAddr> {
+    let mut addresses = advertise.to_vec();
+    for listening in swarm.listeners().filter_map(socket) {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), listening.port());
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses.truncate(ADDRESS_LIMIT);
+    addresses
+}
+
+/// The IP address and TCP port with which `address` begins.
+pub(super) fn socket(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    match parts.next()? {
+        Protocol::Tcp(port) => Some(SocketAddr::new(ip.to_canonical(), port)),
+        _ => None,
+    }
+}
+
+fn multiaddr(address: SocketAddr) -> Multiaddr {
+    Multiaddr::from(address.ip()).with(Protocol::Tcp(address.port()))
+}
+
+/// Continues a sentence: ` at 10.0.0.2:5001: connection refused`.
+fn describe(error: &DialError) -> String {
+    let at = |address: &Multiaddr| {
+        socket(address).map_or_else(|| address.to_string(), |address| address.to_string())
+    };
+    match error {
+        DialError::WrongPeerId { obtained, address } => {
+            format!(" at {}: another identity answered: {obtained}", at(address))
+        }
+        DialError::LocalPeerId { address } => format!(" at {}: this node itself answered", at(address)),
+        DialError::Transport(errors) => {
+            let each =
+                errors.iter().map(|(address, error)| format!(" at {}: {}", at(address), root_cause(error)));
+            each.collect::<Vec<_>>().join(";")
+        }
+        DialError::Denied { cause } => format!(": {}", denial(cause)),
+        other => format!(": {}", root_cause(other)),
+    }
+}
+
+fn denial(cause: &ConnectionDenied) -> String {
+    match cause.downcast_ref::<NotTrusted>() {
+        Some(not_trusted) => not_trusted.to_string(),
+        None => root_cause(cause),
+    }
+}
+
+/// The innermost error, which names the cause; as part of a sentence, system errors without their number.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut innermost = error;
+    loop {
+        // Both hide what they wrap from `source`.
+        let inner = if let Some(TransportError::Other(inner)) =
+            innermost.downcast_ref::<TransportError<io::Error>>()
+        {
+            Some(inner as &(dyn Error + 'static))
+        } else if let Some(error) = innermost.downcast_ref::<io::Error>() {
+            error.get_ref().map(|inner| inner as &(dyn Error + 'static))
+        } else {
+            innermost.source()
+        };
+        match inner {
+            Some(inner) => innermost = inner,
+            None => break,
+        }
+    }
+    let text = innermost.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut characters = text.chars();
+    match (characters.next(), characters.next()) {
+        (Some(first), Some(second)) if second.is_lowercase() => {
+            first.to_lowercase().chain(text[first.len_utf8()..].chars()).collect()
+        }
+        _ => text.to_owned(),
+    }
+}

@@ -1,0 +1,61 @@
+//! `host:port` -> addresses, both families, within a time limit.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::LookupIpStrategy;
+
+/// A name server that hangs costs only this; it is asked again.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Where addresses of names come from.
+#[async_trait]
+pub(super) trait Names: Send + Sync {
+    /// All addresses of `host`, or why there are none.
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, String>;
+}
+
+/// `/etc/hosts` and the name servers of `/etc/resolv.conf`, which is read again each time and never cached: the
+/// addresses of a headless service change with its pods.
+pub(super) struct SystemNames;
+
+#[async_trait]
+impl Names for SystemNames {
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, String> {
+        let resolver = tokio::task::spawn_blocking(|| {
+            let mut builder = TokioResolver::builder_tokio()?;
+            builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+            builder.build()
+        });
+        let resolver = resolver
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| format!("cannot read /etc/resolv.conf: {error}"))?;
+        match resolver.lookup_ip(host).await {
+            Ok(found) => Ok(found.iter().collect()),
+            Err(error) if error.is_nx_domain() => Err("no such host".into()),
+            Err(error) if error.is_no_records_found() => Err("the name has no addresses".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// The addresses of `target`, a `host:port`.
+pub(super) async fn look_up(names: Arc<dyn Names>, target: &str) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(address) = target.parse::<SocketAddr>() {
+        return Ok(vec![address]);
+    }
+    let parts = target.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let Some((host, port)) = parts.filter(|(host, port)| !host.is_empty() && *port != 0) else {
+        return Err("not of the form host:port".into());
+    };
+    match tokio::time::timeout(LIMIT, names.addresses(host)).await {
+        Ok(Ok(found)) if found.is_empty() => Err("the name has no addresses".into()),
+        Ok(Ok(found)) => Ok(found.into_iter().map(|address| SocketAddr::new(address, port)).collect()),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
+    }
+}
