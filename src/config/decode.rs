@@ -315,7 +315,7 @@ impl<'de> SeqAccess<'de> for Items<'de> {
         let Some(node) = self.list.next() else { return Ok(None) };
         let segment = format!("[{}]", self.index);
         self.index += 1;
-        seed.deserialize(Decoder(node)).map(Some).map_err(|fault| fault.within(&segment))
+        seed.deserialize(Decoder(node)).map(Some).map_err(|fault| fault.at(&node.origin).within(&segment))
     }
 }
 
@@ -354,14 +354,13 @@ impl<'de> MapAccess<'de> for Pairs<'de> {
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Fault> {
         let Some(entry) = self.entry.take() else { return Err(Fault::new("a value without a key")) };
         // An error about a value that is not there points at its key.
-        let origin = match &entry.node.value {
-            Value::Null => &entry.origin,
-            _ => &Origin::Default,
-        };
-        seed.deserialize(Decoder(&entry.node)).map_err(|fault| {
-            let fault =
-                if *origin == Origin::Default { fault } else { Fault { origin: origin.clone(), ..fault } };
-            fault.within(&entry.key)
+        let absent = entry.node.value == Value::Null;
+        let origin = if absent { &entry.origin } else { &entry.node.origin };
+        seed.deserialize(Decoder(&entry.node)).map_err(|mut fault| {
+            if absent {
+                fault.origin = Origin::Default;
+            }
+            fault.at(origin).within(&entry.key)
         })
     }
 }
