@@ -219,7 +219,7 @@ fn excerpted(mut fault: Fault, path: &Path, text: &str) -> Fault {
         let line = text.lines().nth(number).unwrap_or_default();
         // Shown are 120 characters of at most 4 bytes.
         let line: String = line.chars().take(512).collect();
-        fault.excerpt = Some((path.to_owned(), line));
+        fault.excerpt = Some(Box::new((path.to_owned(), line)));
     }
     fault
 }

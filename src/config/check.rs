@@ -22,7 +22,7 @@ struct Check<'a> {
     faults: Vec<Fault>,
 }
 
-/// All faults, in no order that matters.
+/// All faults, in the order of the file.
 pub(super) fn check(config: &Config, tree: &Node) -> Vec<Fault> {
     let mut check = Check { tree, faults: Vec::new() };
     check.node(config);
@@ -31,6 +31,7 @@ pub(super) fn check(config: &Config, tree: &Node) -> Vec<Fault> {
     check.fetching(config);
     check.network(config);
     check.ports(config);
+    check.faults.sort_by_key(|fault| fault.origin.line());
     check.faults
 }
 
@@ -41,7 +42,7 @@ impl Check<'_> {
         self.faults.push(fault);
     }
 
-    fn range<T: PartialOrd>(&mut self, path: &str, value: T, low: T, high: T, words: &str) {
+    fn range<T: PartialOrd + Copy>(&mut self, path: &str, value: T, low: T, high: T, words: &str) {
         if value < low || value > high {
             self.fault(path, format!("must be {words}"), None);
         }

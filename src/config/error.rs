@@ -39,7 +39,7 @@ pub struct Fault {
     /// What to do.
     pub hint: Option<String>,
     /// File name and line's text, for [`Origin::File`].
-    pub(crate) excerpt: Option<(PathBuf, String)>,
+    pub(crate) excerpt: Option<Box<(PathBuf, String)>>,
 }
 
 /// Where a value comes from.
@@ -61,6 +61,16 @@ pub enum Origin {
     Environment(Arc<str>),
     /// `--set`, as it was given.
     Flag(Arc<str>),
+}
+
+impl Origin {
+    /// The line of the file, if it is in it.
+    pub(crate) fn line(&self) -> Option<u64> {
+        match self {
+            Self::File { line, .. } => Some(*line),
+            _ => None,
+        }
+    }
 }
 
 impl Fault {
@@ -101,14 +111,14 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = if self.path.is_empty() { String::new() } else { format!("{}: ", self.path) };
-        match (&self.origin, &self.excerpt) {
+        match (&self.origin, self.excerpt.as_deref()) {
             (Origin::File { line, column, length }, Some((file, text))) => {
                 write!(f, "{}:{line}:{column}: {path}{}", file.display(), self.message)?;
                 excerpt(f, *line, *column, *length, text)?;
             }
             (Origin::Default | Origin::File { .. }, _) => write!(f, "{path}{}", self.message)?,
             (Origin::Environment(name), _) => {
-                write!(f, "environment variable {name}: {path}{}", self.message)?
+                write!(f, "environment variable {name}: {path}{}", self.message)?;
             }
             (Origin::Flag(text), _) => write!(f, "--set {text}: {path}{}", self.message)?,
         }

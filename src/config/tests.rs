@@ -37,13 +37,57 @@ fn an_empty_file_is_all_defaults() {
 
 #[test]
 fn errors_show_the_place() {
-    assert_snapshot!(error("mirror:\n  segmnt: 8MiB\n"), @"");
-    assert_snapshot!(error("node:\n  name: 12\n"), @"");
-    assert_snapshot!(error("mirror:\n  verify: maybe\n"), @"");
-    assert_snapshot!(error("registry:\n  lists: heldd\n"), @"");
-    assert_snapshot!(error("mirror:\n  segment: 1KiB\nregistry:\n  listen: [\"0.0.0.0:5000\"]\n"), @"");
-    assert_snapshot!(error("mirror:\n  verify: true\n  verify: false\n"), @"");
-    assert_snapshot!(error("mirror: [\n"), @"");
+    assert_snapshot!(error("mirror:\n  segmnt: 8MiB\n"), @r#"
+    c.yaml:2:3: mirror: unknown key `segmnt`
+      |
+    2 |   segmnt: 8MiB
+      |   ^^^^^^
+    hint: did you mean `segment`?
+    "#);
+    assert_snapshot!(error("node:\n  name: 12\n"), @r#"
+    c.yaml:2:9: node.name: expected a text, found the number 12
+      |
+    2 |   name: 12
+      |         ^^
+    hint: quote it
+    "#);
+    assert_snapshot!(error("mirror:\n  verify: maybe\n"), @r#"
+    c.yaml:2:11: mirror.verify: expected true or false, found `maybe`
+      |
+    2 |   verify: maybe
+      |           ^^^^^
+    "#);
+    assert_snapshot!(error("registry:\n  lists: heldd\n"), @r#"
+    c.yaml:2:10: registry.lists: `heldd` is not possible here
+      |
+    2 |   lists: heldd
+      |          ^^^^^
+    hint: did you mean `held`?
+    "#);
+    assert_snapshot!(error("mirror:\n  segment: 1KiB\nregistry:\n  listen: [\"0.0.0.0:5000\"]\n"), @r#"
+    c.yaml:2:12: mirror.segment: must be 64KiB to 64MiB
+      |
+    2 |   segment: 1KiB
+      |            ^^^^
+
+    c.yaml:4:12: registry.listen[0]: 0.0.0.0:5000 is not loopback
+      |
+    4 |   listen: ["0.0.0.0:5000"]
+      |            ^^^^^^^^^^^^^^
+    hint: whoever reaches the address reads every image of this node and its peers; if you want that, set registry.allow-wide: true
+    "#);
+    assert_snapshot!(error("mirror:\n  verify: true\n  verify: false\n"), @r#"
+    c.yaml:3:3: the key `verify` is there twice
+      |
+    3 |   verify: false
+      |   ^^^^^^
+    "#);
+    assert_snapshot!(error("mirror: [\n"), @r#"
+    c.yaml:1:9: unclosed bracket '['
+      |
+    1 | mirror: [
+      |         ^
+    "#);
 }
 
 #[test]
@@ -78,9 +122,12 @@ fn environment_and_flags_are_on_top_and_named() {
         assert!(line.contains(" # ") && line.ends_with(source), "{line}");
     }
     let error = load("", &[], &[("PEILI_MIRROR__SEGMENTS", "1MiB")]).unwrap_err();
-    assert_snapshot!(error, @"");
+    assert_snapshot!(error, @r#"
+    environment variable PEILI_MIRROR__SEGMENTS: mirror: unknown key `segments`
+    hint: did you mean `segment`?
+    "#);
     let error = load("", &["mirror.segment=1"], &[]).unwrap_err();
-    assert_snapshot!(error, @"");
+    assert_snapshot!(error, @"--set mirror.segment=1: mirror.segment: must be 64KiB to 64MiB");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{DefaultMessageFormatter, Location, MessageFormatter, Spanned};
+use serde_saphyr::{Location, MessageFormatter, Spanned, UserMessageFormatter};
 
 use super::error::{Fault, Origin};
 
@@ -72,7 +72,12 @@ impl Node {
         };
         let raw: Option<Spanned<Raw>> =
             serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-                let message = DefaultMessageFormatter.format_message(&error).into_owned();
+                let message = match &error {
+                    serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+                        format!("the key `{key}` is there twice")
+                    }
+                    _ => UserMessageFormatter.format_message(&error).into_owned(),
+                };
                 Fault::new(message)
                     .at(&error.location().map_or(Origin::Default, |location| origin(&location)))
             })?;
