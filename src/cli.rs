@@ -1,1 +1,219 @@
-//! The command line.
+//! The command line: what can be asked for, and what is printed about it. Parts are called, none is built here.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+
+mod commands;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Inputs};
+use crate::oci::Reference;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
+
+/// A peer-to-peer mirror of OCI images for Kubernetes nodes.
+///
+/// Each node serves the images that its containerd already holds to the other nodes, over connections on which both
+/// sides are proved. A pull takes its bytes from other nodes, and from the registry only if none of them has it.
+#[derive(Debug, Parser)]
+#[command(name = "peili", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the mirror of this node until SIGTERM
+    ///
+    /// Serves until SIGTERM or SIGINT, then lets transfers end (node.drain) and exits; a second signal exits at once.
+    /// SIGHUP, or a change of the file, applies what can be changed live and says what needs a restart.
+    #[command(
+        after_help = "Examples:\n  peili run\n  peili run --config peili.yaml --set log.level=debug\n  \
+        PEILI_NODE__ZONE=eu-1a peili run\n\nExit codes: 0 done, 1 failed, 2 wrong usage or configuration."
+    )]
+    Run(Sources),
+
+    /// Pull an image into an OCI image layout as containerd would
+    ///
+    /// Asks the hosts of containerd's hosts.toml in order, resumes what breaks off, and verifies all content. Sends no
+    /// credentials. Asked again, it fetches only what is missing.
+    #[command(after_help = "Examples:\n  peili pull nginx:1.27 --to layout:/var/lib/images\n  \
+        peili pull ghcr.io/acme/app:v1 --to layout:./app --host http://127.0.0.1:5000/v2 --platform linux/arm64\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.")]
+    Pull(Pull),
+
+    /// Show the state of the mirror that runs here
+    ///
+    /// Prints the store, the peers, what was served, and the last causes of not serving.
+    #[command(after_help = "Examples:\n  peili status\n  peili status --json | jq .network.peers\n\n\
+        Exit codes: 0 done, 1 failed (nothing answers at the address), 2 wrong usage.")]
+    Status(Status),
+
+    /// Print this node's peer ID; make its identity if there is none
+    ///
+    /// Other nodes trust this node by listing the ID under network.peers.
+    #[command(after_help = "Examples:\n  peili identity\n  peili identity --data-dir ./node1\n\n\
+        Exit codes: 0 done, 1 failed (the file is corrupt or cannot be written), 2 wrong usage or configuration.")]
+    Identity(Identity),
+
+    /// Check, describe or show the configuration
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Config(Config),
+
+    /// Print a completion script
+    #[command(
+        after_help = "Examples:\n  peili completions bash > /etc/bash_completion.d/peili\n\nExit codes: 0 done, \
+        1 failed, 2 wrong usage."
+    )]
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+
+    /// Print the man page, or write the pages of all commands to a folder
+    #[command(
+        after_help = "Examples:\n  peili man | man -l -\n  peili man --dir /usr/share/man/man1\n\nExit codes: 0 done, \
+        1 failed, 2 wrong usage."
+    )]
+    Man {
+        /// Folder for one page per command; made if it is not there
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// What the configuration is made of.
+#[derive(Args, Debug)]
+struct Sources {
+    /// Configuration file; the default one may be absent [default: /etc/peili/config.yaml]
+    #[arg(long, value_name = "FILE", env = "PEILI_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// Override a key of the file; can be repeated. Environment variables PEILI_<SECTION>__<KEY> come before these
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+struct Pull {
+    /// The image: nginx:1.27, ghcr.io/acme/app@sha256:...
+    reference: Reference,
+
+    /// Where it goes: layout:PATH, a folder that is made if it is not there
+    #[arg(long, value_name = "layout:PATH", value_parser = layout)]
+    to: PathBuf,
+
+    /// Folder of containerd's registry hosts (config_path); can be repeated
+    #[arg(long, value_name = "DIR", default_value = "/etc/containerd/certs.d")]
+    hosts_dir: Vec<PathBuf>,
+
+    /// Ask this host only: the base of its API, http://127.0.0.1:5000/v2
+    #[arg(long, value_name = "URL", conflicts_with = "hosts_dir")]
+    host: Option<String>,
+
+    /// The platform of a multi-platform image [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", conflicts_with = "all_platforms")]
+    platform: Option<String>,
+
+    /// All platforms of a multi-platform image
+    #[arg(long)]
+    all_platforms: bool,
+
+    /// Print what was pulled, and from where, as JSON
+    #[arg(long)]
+    json: bool,
+
+    /// No progress
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Args, Debug)]
+struct Status {
+    /// The admin address of the mirror (admin.listen)
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5003")]
+    address: SocketAddr,
+
+    /// Print the whole status as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct Identity {
+    /// Folder of the identity [default: node.data-dir of the configuration]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    sources: Sources,
+}
+
+#[derive(Debug, Subcommand)]
+enum Config {
+    /// Check the configuration, say nothing if it is right
+    #[command(
+        after_help = "Examples:\n  peili config check --config peili.yaml\n\nExit codes: 0 right, 2 wrong."
+    )]
+    Check(Sources),
+
+    /// Print the JSON Schema of the file
+    #[command(
+        after_help = "Examples:\n  peili config schema > peili.schema.json\n\nExit codes: 0 done, 1 failed."
+    )]
+    Schema,
+
+    /// Print the configuration in force, and where each value comes from
+    #[command(
+        after_help = "Examples:\n  peili config show --set mirror.verify=false\n\nExit codes: 0 done, 1 failed, \
+        2 wrong configuration."
+    )]
+    Show(Sources),
+}
+
+/// Why a command ends without success.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The configuration or an argument is wrong: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// It was tried and failed: exit code 1.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+impl Failure {
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Failed(_) => 1,
+        }
+    }
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl Sources {
+    fn load(self) -> Result<config::Loaded, config::Error> {
+        Inputs::new(self.config, self.set).load()
+    }
+}
+
+fn layout(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix("layout:") {
+        Some(path) if !path.is_empty() => Ok(path.into()),
+        _ => Err("the form is layout:PATH".to_owned()),
+    }
+}

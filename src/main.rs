@@ -1,3 +1,46 @@
-//! The `peili` program.
+//! The `peili` program: parses, builds the runtime, maps the error to an exit code.
 
-fn main() {}
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use peili::cli::{Cli, Failure};
+use tokio::runtime::{Builder, Runtime};
+
+/// Threads for files and name resolution. The runtime's own 512 would let a hung disk take half a GiB of stacks.
+const BLOCKING_THREADS: usize = 64;
+/// How long threads may hang after the work is done.
+const SHUTDOWN: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match runtime() {
+        Ok(runtime) => {
+            let result = runtime.block_on(cli.execute());
+            runtime.shutdown_timeout(SHUTDOWN);
+            result
+        }
+        Err(error) => Err(Failure::Failed(anyhow::Error::new(error).context("cannot start threads"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nobody is left to be told if this cannot be written.
+            let _ = writeln!(io::stderr(), "error: {failure}");
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// One worker per core, but two at least: one that is held up must not stop the other work.
+fn runtime() -> io::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
+    Builder::new_multi_thread()
+        .worker_threads(cores.max(2))
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("peili")
+        .enable_all()
+        .build()
+}

@@ -1,8 +1,19 @@
-//! Facts about a peer -> how far it is trusted. Implements the [`Gate`](crate::oci::Gate) that `network` and
-//! `transfer` call.
+//! Facts about a peer -> how far it is trusted. Implements the [`Gate`] that `network` and `transfer` call.
+//!
+//! The rule here: peers that the configuration names are trusted for tags, all others for nothing. Which repositories
+//! may be sent to them is decided by patterns; `deny` wins. Answers are reads of a table that is replaced whole.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use arc_swap::ArcSwap;
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::oci::{Action, Gate, Level, Name, PeerId};
 
 /// What may be sent to trusted peers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -19,5 +30,82 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self { allow: Vec::new(), deny: Vec::new(), unowned: false }
+    }
+}
+
+/// A pattern that cannot be used.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct PatternError(globset::ErrorKind);
+
+/// The gate of configured peers.
+#[derive(Debug)]
+pub struct PinnedTrust {
+    table: ArcSwap<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    config: Config,
+    peers: BTreeSet<PeerId>,
+    allow: GlobSet,
+    deny: GlobSet,
+}
+
+/// Compiles patterns over `registry/repository`: `*` and `?` do not match `/`, `**` does.
+pub fn globs(patterns: &[String]) -> Result<GlobSet, PatternError> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        let glob = GlobBuilder::new(pattern).literal_separator(true).build();
+        set.add(glob.map_err(|error| PatternError(error.kind().clone()))?);
+    }
+    set.build().map_err(|error| PatternError(error.kind().clone()))
+}
+
+impl PinnedTrust {
+    /// Trusts `peers` for tags and nobody else.
+    pub fn new(config: Config, peers: impl IntoIterator<Item = PeerId>) -> Result<Self, PatternError> {
+        Ok(Self { table: ArcSwap::from_pointee(Table::new(config, peers)?) })
+    }
+
+    /// Puts a new configuration in force at once, or none of it; tells whether anything changed.
+    pub fn replace(
+        &self,
+        config: Config,
+        peers: impl IntoIterator<Item = PeerId>,
+    ) -> Result<bool, PatternError> {
+        let table = Table::new(config, peers)?;
+        let old = self.table.load();
+        if old.config == table.config && old.peers == table.peers {
+            return Ok(false);
+        }
+        self.table.store(table.into());
+        Ok(true)
+    }
+
+    /// Whether content of which this node does not know the repository may be sent to trusted peers.
+    pub fn unowned(&self) -> bool {
+        self.table.load().config.unowned
+    }
+}
+
+impl Gate for PinnedTrust {
+    fn level(&self, peer: &PeerId, _action: Action) -> Level {
+        if self.table.load().peers.contains(peer) { Level::Tags } else { Level::None }
+    }
+
+    fn serves(&self, peer: &PeerId, repository: &Name) -> bool {
+        let table = self.table.load();
+        let name = repository.to_string();
+        table.peers.contains(peer)
+            && !table.deny.is_match(&name)
+            && (table.config.allow.is_empty() || table.allow.is_match(&name))
+    }
+}
+
+impl Table {
+    fn new(config: Config, peers: impl IntoIterator<Item = PeerId>) -> Result<Self, PatternError> {
+        let (allow, deny) = (globs(&config.allow)?, globs(&config.deny)?);
+        Ok(Self { config, peers: peers.into_iter().collect(), allow, deny })
     }
 }

@@ -2,6 +2,10 @@
 
 pub mod hosts;
 pub mod memory;
+pub mod probe;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::time::Duration;

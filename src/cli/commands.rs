@@ -1,0 +1,116 @@
+//! What each command does.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use anyhow::Context;
+use clap::CommandFactory;
+
+use super::{Cli, Command, Config, Failure, Identity, Pull, Status};
+use crate::app;
+use crate::config;
+use crate::network::identity;
+use crate::pull::{self, Bars, Destination, Host, Options, Platforms, Progress, Silent};
+use crate::upstream::hosts;
+
+impl Cli {
+    /// Does what was asked for. Must run within a runtime with timers and I/O.
+    pub async fn execute(self) -> Result<(), Failure> {
+        match self.command {
+            Command::Run(sources) => Ok(app::run(sources.load()?).await?),
+            Command::Pull(arguments) => pull(arguments).await,
+            Command::Status(arguments) => status(&arguments).await,
+            Command::Identity(arguments) => identity(arguments),
+            Command::Config(Config::Check(sources)) => Ok(sources.load().map(drop)?),
+            Command::Config(Config::Show(sources)) => print(&sources.load()?.show()),
+            Command::Config(Config::Schema) => {
+                let schema =
+                    serde_json::to_string_pretty(&config::schema()).context("cannot write the schema")?;
+                print(&format!("{schema}\n"))
+            }
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "peili", &mut script);
+                print(&String::from_utf8_lossy(&script))
+            }
+            Command::Man { dir } => man(dir.as_deref()),
+        }
+    }
+}
+
+async fn pull(arguments: Pull) -> Result<(), Failure> {
+    let platforms = match (&arguments.platform, arguments.all_platforms) {
+        (_, true) => Platforms::All,
+        (Some(platform), false) => {
+            let platform =
+                platform.parse().map_err(|error: pull::PlatformError| Failure::Usage(error.to_string()))?;
+            Platforms::One(platform)
+        }
+        (None, false) => Platforms::One(pull::Platform::host()),
+    };
+    let (host, dirs) = (arguments.host, arguments.hosts_dir);
+    let registry = arguments.reference.name.registry.clone();
+    let hosts = tokio::task::spawn_blocking(move || match host {
+        Some(url) => Ok(vec![Host::new(&hosts::Host::new(&url))?]),
+        None => Host::load(&dirs, &registry),
+    });
+    let hosts = hosts.await.context("cannot read the hosts")?.context("cannot use the registry's hosts")?;
+    let mut options = Options::new(arguments.reference, hosts, Destination::Layout(arguments.to));
+    options.platforms = platforms;
+    let quiet = arguments.quiet || arguments.json || !io::stderr().is_terminal();
+    let progress: Box<dyn Progress> = if quiet { Box::new(Silent) } else { Box::new(Bars::new()) };
+    let summary = pull::pull(options, progress.as_ref()).await.context("cannot pull")?;
+    drop(progress);
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&summary).context("cannot write the summary")?
+    } else {
+        format!(
+            "pulled {}@{}: {} bytes in {:.0} ms",
+            summary.reference, summary.digest, summary.bytes, summary.millis
+        )
+    };
+    print(&format!("{}\n", text.trim_end()))
+}
+
+async fn status(arguments: &Status) -> Result<(), Failure> {
+    std::future::ready(()).await;
+    Err(anyhow::anyhow!(
+        "cannot ask {} for its status in this build (json: {})",
+        arguments.address,
+        arguments.json
+    )
+    .into())
+}
+
+fn identity(arguments: Identity) -> Result<(), Failure> {
+    let folder = match arguments.data_dir {
+        Some(folder) => folder,
+        None => arguments.sources.load()?.config.node.data_dir,
+    };
+    let identity = identity::Identity::load_or_create(&folder).context("no identity")?;
+    print(&format!("{}\n", identity.peer_id()))
+}
+
+fn man(dir: Option<&Path>) -> Result<(), Failure> {
+    let command = Cli::command();
+    let Some(dir) = dir else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command).render(&mut page).context("cannot write the man page")?;
+        return print(&String::from_utf8_lossy(&page));
+    };
+    std::fs::create_dir_all(dir)
+        .and_then(|()| clap_mangen::generate_to(command, dir))
+        .with_context(|| format!("cannot write man pages to {}", dir.display()))?;
+    Ok(())
+}
+
+/// Writes to standard output; a reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("cannot write to standard output").into())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,248 @@
+//! What types cannot say: ranges, forms, and keys that contradict each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::Config;
+use super::error::Fault;
+use super::tree::Node;
+use crate::oci::{Name, Registry};
+use crate::trust;
+
+/// Peers that one file may name; the network of this version carries ten.
+const PEER_LIMIT: usize = 10_000;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+struct Check<'a> {
+    tree: &'a Node,
+    faults: Vec<Fault>,
+}
+
+/// All faults, in the order of the file.
+pub(super) fn check(config: &Config, tree: &Node) -> Vec<Fault> {
+    let mut check = Check { tree, faults: Vec::new() };
+    check.node(config);
+    check.store(config);
+    check.serving(config);
+    check.fetching(config);
+    check.network(config);
+    check.ports(config);
+    check.faults.sort_by_key(|fault| fault.origin.line());
+    check.faults
+}
+
+impl Check<'_> {
+    fn fault(&mut self, path: &str, message: impl Into<String>, hint: Option<&str>) {
+        let mut fault = Fault::new(message).at(&self.tree.origin_of(path)).within(path);
+        fault.hint = hint.map(str::to_owned);
+        self.faults.push(fault);
+    }
+
+    fn range<T: PartialOrd + Copy>(&mut self, path: &str, value: T, low: T, high: T, words: &str) {
+        if value < low || value > high {
+            self.fault(path, format!("must be {words}"), None);
+        }
+    }
+
+    fn globs(&mut self, path: &str, patterns: &[String]) {
+        for (index, pattern) in patterns.iter().enumerate() {
+            if let Err(error) = trust::globs(std::slice::from_ref(pattern)) {
+                let hint = "patterns match registry/repository: docker.io/library/*, ghcr.io/acme/**";
+                self.fault(
+                    &format!("{path}[{index}]"),
+                    format!("`{pattern}` is not a pattern: {error}"),
+                    Some(hint),
+                );
+            }
+        }
+    }
+
+    fn node(&mut self, config: &Config) {
+        for (path, text) in [("node.name", &config.node.name), ("node.zone", &config.node.zone)] {
+            // DNS subdomain names and label values of Kubernetes are no longer.
+            if text.len() > 253 || text.chars().any(char::is_control) {
+                self.fault(path, "must be at most 253 characters, none of them a control character", None);
+            }
+        }
+        if config.node.data_dir.as_os_str().is_empty() {
+            self.fault("node.data-dir", "must not be empty", None);
+        }
+        self.range("node.drain", config.node.drain, Duration::ZERO, 10 * MINUTE, "at most 10m");
+        let level = tracing_subscriber::EnvFilter::builder().parse(&config.log.level);
+        if let Err(error) = level {
+            let hint =
+                Some("a level (error, warn, info, debug), or a list such as info,peili::network=debug");
+            self.fault("log.level", format!("`{}` is not a filter: {error}", config.log.level), hint);
+        }
+    }
+
+    fn store(&mut self, config: &Config) {
+        let source = &config.store.source;
+        let hint = Some("`containerd`, or layout:PATH, or layout:PATH,name=REGISTRY/REPOSITORY");
+        match source.strip_prefix("layout:") {
+            _ if source == "containerd" => {}
+            None => self.fault("store.source", format!("`{source}` is not a store"), hint),
+            Some(layout) => {
+                let (path, name) = match layout.split_once(",name=") {
+                    Some((path, name)) => (path, Some(name)),
+                    None => (layout, None),
+                };
+                if path.is_empty() {
+                    self.fault("store.source", "the layout has no path", hint);
+                }
+                if let Some(Err(error)) = name.map(str::parse::<Name>) {
+                    self.fault("store.source", error.to_string(), hint);
+                }
+            }
+        }
+        if source == "containerd" && config.store.namespaces.is_empty() {
+            self.fault(
+                "store.namespaces",
+                "must name at least one namespace",
+                Some("Kubernetes uses k8s.io"),
+            );
+        }
+        for (index, namespace) in config.store.namespaces.iter().enumerate() {
+            // containerd's `identifiers`: letters, digits and single separators, at most 76.
+            let valid = (1..=76).contains(&namespace.len())
+                && namespace.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
+            if !valid {
+                self.fault(
+                    &format!("store.namespaces[{index}]"),
+                    format!("`{namespace}` is not a namespace"),
+                    None,
+                );
+            }
+        }
+    }
+
+    fn serving(&mut self, config: &Config) {
+        let hint = "whoever reaches the address reads every image of this node and its peers; if you want that, \
+                    set registry.allow-wide: true";
+        self.listen("registry.listen", &config.registry.listen, Some((config.registry.allow_wide, hint)));
+        let hint = "whoever reaches the address sees peers, addresses and names of images; if you want that, set \
+                    admin.allow-wide: true";
+        self.listen("admin.listen", &config.admin.listen, Some((config.admin.allow_wide, hint)));
+        self.listen("network.listen", &config.network.listen, None);
+        self.listen("transfer.listen", &config.transfer.listen, None);
+        let registry = &config.registry;
+        if let Err(error) = registry.default_registry.parse::<Registry>() {
+            self.fault("registry.default-registry", error.to_string(), None);
+        }
+        let low = Duration::from_millis(10);
+        self.range("registry.manifest-deadline", registry.manifest_deadline, low, MINUTE, "10ms to 1m");
+        self.range("registry.blob-deadline", registry.blob_deadline, low, MINUTE, "10ms to 1m");
+        self.globs("trust.allow", &config.trust.allow);
+        self.globs("trust.deny", &config.trust.deny);
+        let transfer = &config.transfer;
+        self.range("transfer.uploads", transfer.uploads, 1, 4096, "1 to 4096");
+        self.range("transfer.uploads-per-peer", transfer.uploads_per_peer, 1, 4096, "1 to 4096");
+        self.range("transfer.queue", transfer.queue, 0, 65_536, "at most 65536");
+    }
+
+    fn fetching(&mut self, config: &Config) {
+        let mirror = &config.mirror;
+        self.globs("mirror.private", &mirror.private);
+        self.globs("mirror.tags-peers-first", &mirror.tags_peers_first);
+        let (low, high) = (ByteSize::kib(64), ByteSize::mib(64));
+        self.range("mirror.segment", mirror.segment, low, high, "64KiB to 64MiB");
+        let budget = mirror.prefetch_budget;
+        self.range("mirror.prefetch-budget", budget, ByteSize::mib(1), ByteSize::gib(16), "1MiB to 16GiB");
+        self.range("mirror.stall", mirror.stall, Duration::from_millis(100), MINUTE, "100ms to 1m");
+        self.range("mirror.busy-wait", mirror.busy_wait, Duration::ZERO, MINUTE, "at most 1m");
+        let upstream = &config.upstream;
+        let (low, high) = (Duration::from_millis(100), 60 * MINUTE);
+        self.range("upstream.cache", upstream.cache, low, high, "100ms to 1h");
+        let low = Duration::from_millis(10);
+        self.range("upstream.limit", upstream.limit, low, Duration::from_secs(10), "10ms to 10s");
+    }
+
+    fn network(&mut self, config: &Config) {
+        let network = &config.network;
+        if network.peers.len() > PEER_LIMIT {
+            self.fault("network.peers", format!("more than {PEER_LIMIT} peers"), None);
+            return;
+        }
+        let mut seen = BTreeSet::new();
+        for (index, peer) in network.peers.iter().enumerate() {
+            let path = format!("network.peers[{index}]");
+            if !seen.insert(&peer.id) {
+                self.fault(
+                    &format!("{path}.id"),
+                    "this peer is there twice",
+                    Some("put all of its addresses into one entry"),
+                );
+            }
+            for (index, address) in peer.addresses.iter().enumerate() {
+                self.host_and_port(&format!("{path}.addresses[{index}]"), address, "10.0.0.7:5001");
+            }
+        }
+        for (index, name) in network.dns.iter().enumerate() {
+            self.host_and_port(&format!("network.dns[{index}]"), name, "peili-peers.peili.svc:5001");
+        }
+    }
+
+    fn host_and_port(&mut self, path: &str, text: &str, example: &str) {
+        let parts = text.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+        let is_host = |host: &str| {
+            let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            match address {
+                Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+                None => host.parse::<Registry>().is_ok(),
+            }
+        };
+        let valid = matches!(parts, Some((host, Ok(1..))) if is_host(host));
+        if !valid {
+            self.fault(path, format!("`{text}` is not host:port"), Some(&format!("for example {example}")));
+        }
+    }
+
+    fn listen(&mut self, path: &str, addresses: &[SocketAddr], wide: Option<(bool, &str)>) {
+        if addresses.is_empty() {
+            self.fault(path, "must have at least one address", None);
+        }
+        for (index, address) in addresses.iter().enumerate() {
+            let loopback = address.ip().to_canonical().is_loopback();
+            if let Some((false, hint)) = wide
+                && !loopback
+            {
+                self.fault(&format!("{path}[{index}]"), format!("{address} is not loopback"), Some(hint));
+            }
+        }
+    }
+
+    /// Two listeners cannot have one port at the same address, or at an address and at all addresses.
+    fn ports(&mut self, config: &Config) {
+        let parts = [
+            ("registry.listen", &config.registry.listen),
+            ("admin.listen", &config.admin.listen),
+            ("network.listen", &config.network.listen),
+            ("transfer.listen", &config.transfer.listen),
+        ];
+        let mut taken: BTreeMap<u16, Vec<(String, IpAddr)>> = BTreeMap::new();
+        for (path, addresses) in parts {
+            for (index, address) in addresses.iter().enumerate().filter(|(_, address)| address.port() != 0) {
+                let path = format!("{path}[{index}]");
+                let others = taken.entry(address.port()).or_default();
+                let clash = others.iter().find(|(_, ip)| overlap(*ip, address.ip())).cloned();
+                others.push((path.clone(), address.ip()));
+                if let Some((other, _)) = clash {
+                    self.fault(
+                        &path,
+                        format!("{address} is taken by {other}"),
+                        Some("give each its own port"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Listeners of IPv6 are made for IPv6 alone, so the families do not meet.
+fn overlap(left: IpAddr, right: IpAddr) -> bool {
+    left.is_ipv4() == right.is_ipv4() && (left == right || left.is_unspecified() || right.is_unspecified())
+}

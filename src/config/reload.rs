@@ -1,0 +1,52 @@
+//! What a change of the configuration means for a process that runs.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::Config;
+
+/// Keys, and sections by their first part with a dot, that are applied while the process runs.
+const LIVE: [&str; 9] = [
+    "network.peers",
+    "network.dns",
+    "trust.",
+    "mirror.",
+    "log.level",
+    "registry.lists",
+    "registry.manifest-deadline",
+    "registry.blob-deadline",
+    "upstream.",
+];
+
+/// Keys that differ between two configurations, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reload {
+    /// Applied while the process runs.
+    pub live: Vec<String>,
+    /// Applied by a restart only.
+    pub restart: Vec<String>,
+}
+
+/// Compares two configurations.
+pub fn diff(old: &Config, new: &Config) -> Reload {
+    let (old, new) = (sections(old), sections(new));
+    let mut changed = BTreeSet::new();
+    for (section, keys) in old.as_object().into_iter().flatten() {
+        for (key, value) in keys.as_object().into_iter().flatten() {
+            if new[section][key] != *value {
+                changed.insert(format!("{section}.{key}"));
+            }
+        }
+    }
+    let is_live = |key: &String| {
+        LIVE.iter().any(|live| if live.ends_with('.') { key.starts_with(live) } else { key == live })
+    };
+    let (live, restart) = changed.into_iter().partition(is_live);
+    Reload { live, restart }
+}
+
+/// The configuration as section -> key -> value.
+fn sections(config: &Config) -> Value {
+    serde_json::to_value(config).expect("settings are texts, numbers, lists and tables with text keys")
+}

@@ -1,0 +1,239 @@
+use std::fs;
+
+use insta::assert_snapshot;
+
+use super::*;
+
+const PEER: &str = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
+
+fn load(text: &str, set: &[&str], environment: &[(&str, &str)]) -> Result<Loaded, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    fs::write(&path, text).unwrap();
+    let mut pairs: Vec<_> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    pairs.push(("NODE_NAME".into(), "n1".into()));
+    let inputs = Inputs {
+        path: Some(path),
+        set: set.iter().map(|text| (*text).to_owned()).collect(),
+        environment: pairs,
+    };
+    inputs.load().map_err(|error| error.to_string().replace(&format!("{}/", dir.path().display()), ""))
+}
+
+fn error(text: &str) -> String {
+    load(text, &[], &[]).unwrap_err()
+}
+
+#[test]
+fn an_empty_file_is_all_defaults() {
+    for text in ["", "# nothing\n", "mirror:\n", "---\n"] {
+        let mut expected = Config::default();
+        expected.node.name = "n1".into();
+        assert_eq!(load(text, &[], &[]).unwrap().config, expected, "{text:?}");
+    }
+    let absent = Inputs { path: Some("/nonexistent/c.yaml".into()), ..Inputs::default() };
+    assert!(matches!(absent.load(), Err(Error::Read { .. })));
+}
+
+#[test]
+fn errors_show_the_place() {
+    assert_snapshot!(error("mirror:\n  segmnt: 8MiB\n"), @r#"
+    c.yaml:2:3: mirror: unknown key `segmnt`
+      |
+    2 |   segmnt: 8MiB
+      |   ^^^^^^
+    hint: did you mean `segment`?
+    "#);
+    assert_snapshot!(error("node:\n  name: 12\n"), @r#"
+    c.yaml:2:9: node.name: expected a text, found the number 12
+      |
+    2 |   name: 12
+      |         ^^
+    hint: quote it
+    "#);
+    assert_snapshot!(error("mirror:\n  verify: maybe\n"), @r#"
+    c.yaml:2:11: mirror.verify: expected true or false, found `maybe`
+      |
+    2 |   verify: maybe
+      |           ^^^^^
+    "#);
+    assert_snapshot!(error("registry:\n  lists: heldd\n"), @r#"
+    c.yaml:2:10: registry.lists: `heldd` is not possible here
+      |
+    2 |   lists: heldd
+      |          ^^^^^
+    hint: did you mean `held`?
+    "#);
+    assert_snapshot!(error("mirror:\n  segment: 1KiB\nregistry:\n  listen: [\"0.0.0.0:5000\"]\n"), @r#"
+    c.yaml:2:12: mirror.segment: must be 64KiB to 64MiB
+      |
+    2 |   segment: 1KiB
+      |            ^^^^
+
+    c.yaml:4:12: registry.listen[0]: 0.0.0.0:5000 is not loopback
+      |
+    4 |   listen: ["0.0.0.0:5000"]
+      |            ^^^^^^^^^^^^^^
+    hint: whoever reaches the address reads every image of this node and its peers; if you want that, set registry.allow-wide: true
+    "#);
+    assert_snapshot!(error("mirror:\n  verify: true\n  verify: false\n"), @r#"
+    c.yaml:3:3: the key `verify` is there twice
+      |
+    3 |   verify: false
+      |   ^^^^^^
+    "#);
+    assert_snapshot!(error("mirror: [\n"), @r#"
+    c.yaml:1:9: unclosed bracket '['
+      |
+    1 | mirror: [
+      |         ^
+    "#);
+}
+
+#[test]
+fn environment_and_flags_are_on_top_and_named() {
+    let text = "mirror:\n  stall: 2s\n  segment: 4MiB\n";
+    let loaded = load(
+        text,
+        &["mirror.segment=2MiB", "store.namespaces=a,b"],
+        &[
+            ("PEILI_MIRROR__SEGMENT", "1MiB"),
+            ("PEILI_MIRROR__TAGS_PEERS_FIRST", "[\"a.io/**\"]"),
+            ("PEILI_REGISTRY__LISTEN", "[::1]:5000"),
+            ("PEILI_PEERS_SERVICE_HOST", "10.0.0.1"),
+        ],
+    );
+    let loaded = loaded.unwrap();
+    let mirror = &loaded.config.mirror;
+    assert_eq!(mirror.stall, Duration::from_secs(2));
+    assert_eq!(mirror.segment.as_u64(), 2 << 20);
+    assert_eq!(mirror.tags_peers_first, ["a.io/**"]);
+    assert_eq!(loaded.config.store.namespaces, ["a", "b"]);
+    assert_eq!(loaded.config.registry.listen, ["[::1]:5000".parse().unwrap()]);
+    let shown = loaded.show();
+    for (key, source) in [
+        ("stall:", "c.yaml:2"),
+        ("segment:", "--set mirror.segment"),
+        ("name:", "NODE_NAME"),
+        ("tags-peers-first:", "PEILI_MIRROR__TAGS_PEERS_FIRST"),
+        ("drain:", "default"),
+    ] {
+        let line = shown.lines().find(|line| line.trim_start().starts_with(key)).unwrap();
+        assert!(line.contains(" # ") && line.ends_with(source), "{line}");
+    }
+    let error = load("", &[], &[("PEILI_MIRROR__SEGMENTS", "1MiB")]).unwrap_err();
+    assert_snapshot!(error, @r#"
+    environment variable PEILI_MIRROR__SEGMENTS: mirror: unknown key `segments`
+    hint: did you mean `segment`?
+    "#);
+    let error = load("", &["mirror.segment=1"], &[]).unwrap_err();
+    assert_snapshot!(error, @"--set mirror.segment=1: mirror.segment: must be 64KiB to 64MiB");
+}
+
+#[test]
+fn semantic_checks() {
+    let check = |text: &str, expected: &str| {
+        let error = error(text);
+        assert!(error.contains(expected), "{text}\n{error}");
+    };
+    check(
+        &format!("network:\n  peers:\n    - id: {PEER}\n    - id: {PEER}\n"),
+        "network.peers[1].id: this peer is there twice",
+    );
+    check("network:\n  peers:\n    - id: abc\n", "c.yaml:3:11: network.peers[0].id: a peer ID is");
+    check("network:\n  dns: [\"a b:1\"]\n", "network.dns[0]: `a b:1` is not host:port");
+    check("trust:\n  deny: [\"[\"]\n", "trust.deny[0]: `[` is not a pattern");
+    check(
+        "admin:\n  listen: [\"127.0.0.1:5000\"]\n",
+        "admin.listen[0]: 127.0.0.1:5000 is taken by registry.listen[0]",
+    );
+    check("store:\n  source: docker\n", "store.source: `docker` is not a store");
+    check("log:\n  level: \"a=b=c\"\n", "log.level");
+    check("registry:\n  blob-deadline: 1h\n", "registry.blob-deadline: must be 10ms to 1m");
+    check("node:\n  drain: x\n", "c.yaml:2:10: node.drain");
+}
+
+#[test]
+fn hostile_files_are_bounded() {
+    let large = format!("#{}\n", "x".repeat(1 << 20));
+    assert!(error(&large).ends_with("is larger than 1 MiB"));
+    assert!(load(&format!("a: {}{}", "[".repeat(5000), "]".repeat(5000)), &[], &[]).is_err());
+    let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+    for i in 1..10 {
+        let refs = vec![format!("*a{}", i - 1); 10].join(",");
+        bomb.push_str(&format!("a{i}: &a{i} [{refs}]\n"));
+    }
+    assert!(load(&bomb, &[], &[]).is_err());
+}
+
+#[test]
+fn live_and_restart() {
+    let old = Config::default();
+    let mut new = old.clone();
+    new.mirror.verify = false;
+    new.network.dns = vec!["a:1".into()];
+    new.network.listen.clear();
+    new.log.level = "debug".into();
+    new.trust.unowned = true;
+    new.registry.listen.clear();
+    let reload = diff(&old, &new);
+    assert_eq!(reload.live, ["log.level", "mirror.verify", "network.dns", "trust.unowned"]);
+    assert_eq!(reload.restart, ["network.listen", "registry.listen"]);
+    assert_eq!(diff(&old, &old), Reload::default());
+}
+
+#[test]
+fn the_schema_documents_each_key_and_default() {
+    let schema = schema();
+    let defaults = serde_json::to_value(Config::default()).unwrap();
+    for (section, reference) in schema["properties"].as_object().unwrap() {
+        let name = reference["$ref"].as_str().and_then(|text| text.rsplit('/').next()).unwrap();
+        let definition = &schema["$defs"][name];
+        for (key, property) in definition["properties"].as_object().unwrap() {
+            assert!(property["description"].is_string(), "{section}.{key} has no description");
+            assert_eq!(property["default"], defaults[section][key], "{section}.{key}");
+        }
+    }
+}
+
+#[test]
+fn the_examples_are_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let inputs = Inputs { path: Some(path), ..Inputs::default() };
+            inputs.load().unwrap_or_else(|error| panic!("{error}"));
+            count += 1;
+        }
+    }
+    assert!(count >= 4);
+}
+
+#[tokio::test]
+async fn the_watch_follows_swapped_links_and_keeps_on_after_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    let put = |name: &str, text: &str| {
+        fs::write(dir.path().join(name), text).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(name, &link).unwrap();
+        fs::rename(link, &path).unwrap();
+    };
+    put("one", "log: {level: info}\n");
+    let loaded = Inputs { path: Some(path.clone()), ..Inputs::default() }.load().unwrap();
+    let mut watch = watch::watch(&loaded).unwrap();
+    // The first look must have seen the first file.
+    tokio::time::timeout(Duration::from_millis(200), watch.next()).await.unwrap_err();
+    let limit = Duration::from_secs(20);
+    put("two", "log: {levl: info}\n");
+    let next = tokio::time::timeout(limit, watch.next()).await.unwrap().unwrap();
+    assert!(matches!(next, Err(Error::Invalid(_))));
+    put("three", "log: {level: debug}\n");
+    let next = tokio::time::timeout(limit, watch.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(next.config.log.level, "debug");
+    fs::remove_file(&path).unwrap();
+    let next = tokio::time::timeout(limit, watch.next()).await.unwrap().unwrap();
+    assert!(matches!(next, Err(Error::Read { .. })));
+}

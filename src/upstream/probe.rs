@@ -1,0 +1,221 @@
+//! The probe: an anonymous `GET /v2/` to each host that the runtime would ask after this node, all at once.
+//!
+//! Answers are cached for a while, one probe runs per registry at a time, and a cached answer that is asked for late in
+//! its life is renewed in the background. It sends no credentials and reads no body. Proxy variables count here.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use reqwest::{StatusCode, Url};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::hosts::{self, Host};
+use super::{Config, Upstream};
+use crate::oci::Registry;
+
+/// Registries whose answer is kept: requests name them, so their number is the client's.
+const REGISTRY_LIMIT: usize = 1000;
+/// Probes at once; more registries wait within their limit.
+const PROBE_LIMIT: usize = 32;
+/// Threads that may read hosts files at once: a disk that hangs keeps them.
+const READER_LIMIT: usize = 4;
+
+/// Probes by the registry hosts that containerd is configured with.
+pub struct Prober {
+    shared: Arc<Shared>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+struct Shared {
+    /// `host:port` of this mirror as hosts files name it.
+    own: Vec<String>,
+    config: Mutex<Config>,
+    entries: Mutex<HashMap<Registry, Entry>>,
+    permits: Semaphore,
+    /// Taken by a reading thread until it ends, whoever still waits for it.
+    readers: Arc<Semaphore>,
+}
+
+struct Entry {
+    /// When the answer was asked for last.
+    used: Instant,
+    /// The last answer and when it came; `None`: the first probe runs.
+    answer: watch::Receiver<Option<(bool, Instant)>>,
+    sender: Arc<watch::Sender<Option<(bool, Instant)>>>,
+    running: bool,
+}
+
+impl Prober {
+    /// A prober; `own` are addresses (`127.0.0.1:5000`) of this node's mirror. Hosts with them are never probed.
+    pub fn new(config: Config, own: Vec<String>) -> Self {
+        let own = own.into_iter().map(|address| address.to_ascii_lowercase()).collect();
+        let shared = Shared {
+            own,
+            config: Mutex::new(config),
+            entries: Mutex::default(),
+            permits: Semaphore::new(PROBE_LIMIT),
+            readers: Arc::new(Semaphore::new(READER_LIMIT)),
+        };
+        Self { shared: Arc::new(shared), tasks: Mutex::default() }
+    }
+
+    /// Puts a changed configuration in force; cached answers are forgotten.
+    pub fn reconfigure(&self, config: Config) {
+        *lock(&self.shared.config) = config;
+        lock(&self.shared.entries).clear();
+    }
+
+    fn config(&self) -> Config {
+        lock(&self.shared.config).clone()
+    }
+
+    /// The answer as far as it is known, with a probe under way where it is not fresh.
+    fn ask(&self, registry: &Registry, config: &Config) -> watch::Receiver<Option<(bool, Instant)>> {
+        let now = Instant::now();
+        let mut entries = lock(&self.shared.entries);
+        if !entries.contains_key(registry) && entries.len() >= REGISTRY_LIMIT {
+            let oldest = entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
+                entries.remove(&oldest);
+            }
+        }
+        let entry = entries.entry(registry.clone()).or_insert_with(|| {
+            let (sender, answer) = watch::channel(None);
+            Entry { used: now, answer, sender: Arc::new(sender), running: false }
+        });
+        entry.used = now;
+        let age = entry.answer.borrow().map(|(_, at)| now.duration_since(at));
+        // Renewed in the last quarter of its life, so that a registry in use is always known.
+        let due = age.is_none_or(|age| age >= config.cache * 3 / 4);
+        if age.is_some_and(|age| age >= config.cache) && !entry.running {
+            // Too old to be believed: the request waits for the probe.
+            entry.sender.send_replace(None);
+        }
+        let answer = entry.answer.clone();
+        if due && !entry.running {
+            entry.running = true;
+            let (shared, sender) = (Arc::clone(&self.shared), Arc::clone(&entry.sender));
+            let (registry, config) = (registry.clone(), config.clone());
+            let mut tasks = lock(&self.tasks);
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(async move { run(&shared, registry, config, &sender).await });
+        }
+        answer
+    }
+}
+
+#[async_trait]
+impl Upstream for Prober {
+    async fn answers(&self, registry: &Registry) -> bool {
+        let config = self.config();
+        let mut answer = self.ask(registry, &config);
+        let found = timeout(config.limit, answer.wait_for(Option::is_some)).await;
+        match found {
+            Ok(Ok(found)) => {
+                let fresh = |at: Instant| at.elapsed() < config.cache;
+                found.is_some_and(|(answers, at)| answers && fresh(at))
+            }
+            // No answer in time, or the probe was forgotten.
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+}
+
+/// One probe of one registry, within the limit, and its answer into the cache.
+async fn run(
+    shared: &Shared,
+    registry: Registry,
+    config: Config,
+    sender: &Arc<watch::Sender<Option<(bool, Instant)>>>,
+) {
+    let answers = timeout(config.limit, async {
+        let _permit = shared.permits.acquire().await;
+        probe(shared, &registry, config.hosts_dirs).await
+    });
+    let answers = answers.await.unwrap_or(false);
+    let previous = sender.send_replace(Some((answers, Instant::now())));
+    if previous.is_none_or(|(previous, _)| previous != answers) {
+        tracing::debug!(%registry, answers, "probed a registry");
+    }
+    let mut entries = lock(&shared.entries);
+    if let Some(entry) = entries.get_mut(&registry)
+        && Arc::ptr_eq(&entry.sender, sender)
+    {
+        entry.running = false;
+    }
+}
+
+/// Whether any candidate answers; the others are dropped at the first that does.
+async fn probe(shared: &Shared, registry: &Registry, dirs: Vec<PathBuf>) -> bool {
+    let (name, own) = (registry.clone(), shared.own.clone());
+    let Ok(reader) = Arc::clone(&shared.readers).acquire_owned().await else { return false };
+    let clients = tokio::task::spawn_blocking(move || {
+        let _reader = reader;
+        clients(&dirs, &name, &own)
+    });
+    let clients = clients.await;
+    let mut probes = JoinSet::new();
+    for (client, url) in clients.unwrap_or_default() {
+        probes.spawn(async move {
+            let response = client.get(url).send().await;
+            response.is_ok_and(|response| counts(response.status()))
+        });
+    }
+    while let Some(result) = probes.join_next().await {
+        if matches!(result, Ok(true)) {
+            return true;
+        }
+    }
+    false
+}
+
+/// A server that refuses this anonymous request may well answer the pod's; one that is broken or overrun will not.
+fn counts(status: StatusCode) -> bool {
+    status.as_u16() < 500 && status != StatusCode::TOO_MANY_REQUESTS
+}
+
+fn clients(dirs: &[PathBuf], registry: &Registry, own: &[String]) -> Vec<(reqwest::Client, String)> {
+    let hosts = hosts::load(dirs, registry).unwrap_or_else(|error| {
+        // containerd does the same: it logs the file's error and asks the registry itself.
+        tracing::debug!(%registry, %error, "cannot use the hosts file");
+        vec![Host::server(registry)]
+    });
+    let mut clients = Vec::new();
+    for host in candidates(hosts, own) {
+        let client = host.client().or_else(|error| {
+            tracing::debug!(url = host.url, %error, "probing without certificates");
+            // Without authorities or with unreadable certificates: nothing secret is sent, and who fakes an answer
+            // gains that the runtime goes to its own upstream, which it checks by itself.
+            Host { skip_verify: true, ..Host::new(&host.url) }.client()
+        });
+        match client {
+            Ok(client) => clients.push((client, format!("{}/", host.url))),
+            Err(error) => tracing::debug!(url = host.url, %error, "cannot probe"),
+        }
+    }
+    clients
+}
+
+/// The hosts after this mirror; all but this mirror where it is not among them.
+fn candidates(hosts: Vec<Host>, own: &[String]) -> Vec<Host> {
+    let is_own = |host: &Host| {
+        let authority = Url::parse(&host.url).ok().and_then(|url| {
+            let port = url.port_or_known_default()?;
+            Some(format!("{}:{port}", url.host_str()?))
+        });
+        authority.is_some_and(|authority| {
+            let alias = authority.replace("localhost:", "127.0.0.1:");
+            own.iter().any(|own| *own == authority || *own == alias)
+        })
+    };
+    let after = hosts.iter().position(is_own).map_or(0, |index| index + 1);
+    hosts.into_iter().skip(after).filter(|host| !is_own(host)).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
