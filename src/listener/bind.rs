@@ -1,0 +1,154 @@
+//! Binding, with errors that say what to do.
+
+use std::io;
+use std::net::SocketAddr;
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+
+/// Connections that the kernel holds until they are accepted: what a burst of pulls of one node can bring.
+const BACKLOG: i32 = 1024;
+
+/// Bound addresses, not yet served.
+#[derive(Debug)]
+pub struct Sockets(Vec<(SocketAddr, TcpListener)>);
+
+/// Why a server cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The configuration names no address.
+    #[error("`{setting}` names no address")]
+    None {
+        /// The setting.
+        setting: &'static str,
+    },
+    /// An address cannot be bound.
+    #[error("cannot listen at {address} (`{setting}`): {source}\nhint: {hint}")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// The setting that names it.
+        setting: &'static str,
+        /// What to do.
+        hint: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// An address that others than this node's own processes reach, without leave.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{setting}`: {address} is not a loopback address: {risk}\nhint: use 127.0.0.1 or [::1], or set `{allow}: true` to take the risk"
+)]
+pub struct NotLoopback {
+    /// The address.
+    pub address: SocketAddr,
+    /// The setting that names it.
+    pub setting: &'static str,
+    /// The setting that would allow it.
+    pub allow: &'static str,
+    /// What it would mean.
+    pub risk: &'static str,
+}
+
+impl Sockets {
+    /// Binds `addresses`, which `setting` names; port 0 takes a free one. `[::1]` on a machine without IPv6 is left out
+    /// with a warning if another address can be bound. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// No address, or one that cannot be bound; none stays bound then.
+    pub fn bind(setting: &'static str, addresses: &[SocketAddr]) -> Result<Self, BindError> {
+        let mut bound = Vec::new();
+        let mut missing = None;
+        for &address in addresses {
+            match bind(address).and_then(|listener| Ok((listener.local_addr()?, listener))) {
+                Ok(listener) => bound.push(listener),
+                Err(source) => {
+                    let error =
+                        BindError::Address { address, setting, hint: hint(address, setting, &source), source };
+                    if !is_missing_ipv6(&error) {
+                        return Err(error);
+                    }
+                    missing = Some(error);
+                }
+            }
+        }
+        match missing {
+            Some(error) if bound.is_empty() => return Err(error),
+            Some(BindError::Address { address, source, .. }) => {
+                tracing::warn!(%address, setting, error = %source, "this machine has no IPv6 loopback, going on without it");
+            }
+            _ => {}
+        }
+        if bound.is_empty() { Err(BindError::None { setting }) } else { Ok(Self(bound)) }
+    }
+
+    /// The addresses that are bound, with their real ports.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.iter().map(|(address, _)| *address).collect()
+    }
+
+    pub(super) fn into_listeners(self) -> impl Iterator<Item = TcpListener> {
+        self.0.into_iter().map(|(_, listener)| listener)
+    }
+}
+
+/// Checks that all of `addresses` are loopback, unless they need not be: then it is logged what that means.
+///
+/// # Errors
+/// The first address that is not.
+pub fn check_loopback(
+    addresses: &[SocketAddr],
+    allowed: bool,
+    (setting, allow): (&'static str, &'static str),
+    risk: &'static str,
+) -> Result<(), NotLoopback> {
+    for &address in addresses {
+        if address.ip().to_canonical().is_loopback() {
+            continue;
+        }
+        if !allowed {
+            return Err(NotLoopback { address, setting, allow, risk });
+        }
+        tracing::warn!(%address, setting, risk, "an address is not loopback");
+    }
+    Ok(())
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the connections of the process before.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn is_missing_ipv6(error: &BindError) -> bool {
+    let BindError::Address { address, source, .. } = error else { return false };
+    let missing = matches!(Errno::from_io_error(source), Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT));
+    missing && address.is_ipv6() && address.ip().is_loopback()
+}
+
+fn hint(address: SocketAddr, setting: &str, error: &io::Error) -> String {
+    let port = address.port();
+    match Errno::from_io_error(error) {
+        Some(Errno::ADDRINUSE) => format!(
+            "another program listens there, perhaps a second peili: `ss -ltnp 'sport = :{port}'` names it; stop it or change `{setting}`"
+        ),
+        Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) => {
+            format!("this machine has no such address (`ip address` lists them); change `{setting}`")
+        }
+        Some(Errno::ACCESS) => {
+            format!("ports below 1024 need the capability NET_BIND_SERVICE; choose another port in `{setting}`")
+        }
+        Some(Errno::MFILE | Errno::NFILE) => "too many open files; raise the limit (`ulimit -n`)".into(),
+        _ => format!("change `{setting}`"),
+    }
+}
