@@ -90,6 +90,7 @@ impl Server {
                 handler: Arc::clone(handler),
                 stop: stop.clone(),
                 heart: watchdog.map(|watchdog| watchdog.heart(name)),
+                spare: accept::Spare::new(),
             };
             loops.spawn(accept.run(listener));
         }

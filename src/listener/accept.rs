@@ -25,11 +25,12 @@ pub(super) struct Accept {
     pub(super) handler: Handler,
     pub(super) stop: CancellationToken,
     pub(super) heart: Option<Heart>,
+    pub(super) spare: Spare,
 }
 
 /// A descriptor held back, so that connections can still be taken and closed when there is none left: a client that
 /// is closed goes to its next host, one that waits in the backlog hangs.
-struct Spare(Option<File>);
+pub(super) struct Spare(Option<File>);
 
 impl Accept {
     /// Ends when stopped and all connections have ended.
@@ -37,7 +38,6 @@ impl Accept {
         let mut connections = JoinSet::new();
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut spare = Spare::new();
         let mut trouble = None;
         loop {
             let accepted = tokio::select! {
@@ -54,11 +54,11 @@ impl Accept {
             };
             let problem = match accepted {
                 Ok((stream, _)) => self.take(stream, &mut connections),
-                Err(error) => Some(refuse(&error, &listener, &mut spare).await),
+                Err(error) => Some(refuse(&error, &listener, &mut self.spare).await),
             };
             self.report(&mut trouble, problem);
         }
-        drop((listener, spare, self.heart.take()));
+        drop((listener, self.spare, self.heart.take()));
         while connections.join_next().await.is_some() {}
     }
 
@@ -89,7 +89,7 @@ impl Accept {
 }
 
 impl Spare {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(File::open("/dev/null").ok())
     }
 }

@@ -63,6 +63,7 @@ pub(super) async fn serve(stream: TcpStream, limits: &Limits, handler: Handler, 
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_buf_size(BUFFER)
+        .max_header_size(BUFFER)
         .writev(true)
         .serve_connection(socket, Service { handler, exchange });
     let mut stopped = pin!(stop.cancelled());

@@ -20,7 +20,7 @@ use super::route::Route;
 use super::{Backend, Config, ConfigError, Lists, Metrics, lists};
 use crate::listener::Body;
 use crate::mirror::{Answer, BlobRequest, NotHere, Refusal, Target};
-use crate::oci::{Name, RangeHeader, Registry};
+use crate::oci::{Name, RangeError, RangeHeader, Registry};
 use crate::telemetry::Causes;
 
 /// Bounds of the deadlines.
@@ -49,6 +49,12 @@ struct Answered {
     response: Response<Body>,
     outcome: &'static str,
     source: &'static str,
+}
+
+/// How a request ends without content.
+enum Refused {
+    Cause(Cause),
+    Range(RangeError),
 }
 
 impl Settings {
@@ -173,12 +179,6 @@ impl Answered {
     fn here(response: Response<Body>) -> Self {
         Self { response, outcome: "local", source: "local" }
     }
-}
-
-/// How a request ends without content.
-enum Refused {
-    Cause(Cause),
-    Range(crate::oci::RangeError),
 }
 
 impl From<NotHere> for Refused {

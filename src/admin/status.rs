@@ -1,0 +1,112 @@
+//! The state of a node, as `/status` gives it and `peili status` reads it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::network;
+use crate::registry::{self, Amount};
+use crate::store::Health;
+use crate::telemetry::Cause;
+
+/// The state of a node. Fields are only ever added; a change of meaning is a new version.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// [`Status::VERSION`].
+    pub version: u32,
+    /// Who it is.
+    pub node: Node,
+    /// What it holds.
+    pub store: Store,
+    /// Whom it knows.
+    pub network: network::Status,
+    /// What it gave, and where that came from.
+    pub served: Served,
+    /// What is wrong now, one line each, with what to do about it.
+    pub problems: Vec<String>,
+    /// Why it did not serve, the latest first.
+    pub causes: Vec<Cause>,
+}
+
+/// Who a node is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// Peer ID.
+    pub peer_id: String,
+    /// Kubernetes node name; empty: unknown.
+    pub name: String,
+    /// Zone; empty: unknown.
+    pub zone: String,
+    /// Peili's version.
+    pub version: String,
+    /// Seconds since its start.
+    pub uptime_seconds: u64,
+}
+
+/// What a node holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Store {
+    /// Where it comes from: `containerd`, `layout:PATH`.
+    pub source: String,
+    /// Whether the view of it is right.
+    pub health: StoreHealth,
+    /// Image names.
+    pub images: u64,
+    /// Digests.
+    pub digests: u64,
+    /// Bytes of all digests, where that is known.
+    pub bytes: Option<u64>,
+}
+
+/// [`Health`] as it is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum StoreHealth {
+    /// Not yet read for the first time.
+    #[default]
+    Starting,
+    /// Right.
+    Ready,
+    /// It may be old.
+    Degraded {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a node gave, and where that came from, since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Served {
+    /// To its runtime, from its own store.
+    pub local: Amount,
+    /// To its runtime, from peers.
+    pub from_peers: Amount,
+    /// To peers.
+    pub to_peers: Amount,
+    /// Requests of its runtime that went on to the next host.
+    pub not_here: u64,
+}
+
+impl Status {
+    /// The version of what is written here.
+    pub const VERSION: u32 = 1;
+}
+
+impl Served {
+    /// What the registry served, and what went to peers.
+    pub fn new(runtime: &registry::Served, to_peers: Amount) -> Self {
+        Self { local: runtime.local, from_peers: runtime.peers, to_peers, not_here: runtime.not_here }
+    }
+}
+
+impl From<Health> for StoreHealth {
+    fn from(health: Health) -> Self {
+        match health {
+            Health::Starting => Self::Starting,
+            Health::Ready => Self::Ready,
+            Health::Degraded(reason) => Self::Degraded { reason },
+        }
+    }
+}
