@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::oci::{Action, Gate, Level, Name, PeerId};
 
 /// What may be sent to trusted peers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// Globs over `registry/repository` that may be served to peers. Empty: all.
@@ -25,12 +25,6 @@ pub struct Config {
     pub deny: Vec<String>,
     /// Serve content of which this node does not know the repository.
     pub unowned: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { allow: Vec::new(), deny: Vec::new(), unowned: false }
-    }
 }
 
 /// A pattern that cannot be used.
