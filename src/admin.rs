@@ -148,7 +148,9 @@ impl Sources {
                 let mut metrics = String::new();
                 match prometheus_client::encoding::text::encode(&mut metrics, &self.metrics) {
                     Ok(()) => document(StatusCode::OK, OPEN_METRICS, metrics, head),
-                    Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n", head),
+                    Err(_) => {
+                        text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n", head)
+                    }
                 }
             }
             "/status" => match serde_json::to_vec(&(self.status)()) {

@@ -1,9 +1,333 @@
-//! The composition root: the only module that names adapters. Builds, spawns, drains.
+//! The composition root: the only module that names adapters. Builds the parts, joins them, follows the configuration,
+//! and drains on a signal.
+//!
+//! Nothing that may be absent at the start ends it: not containerd, not peers, not DNS, not even a readable identity.
+//! Only what an operator got wrong does: a configuration that cannot be, or an address that is taken.
 
-use crate::config;
+mod reload;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::admin::{self, Sources, Status};
+use crate::config::{Config, Loaded, watch};
+use crate::listener::Sockets;
+use crate::mirror::{self, Mirror, Parts, Serve, Settings};
+use crate::network::identity::{Identity, IdentityError};
+use crate::network::swarm::{self, Announcement, Swarm, SwarmNetwork};
+use crate::network::{self, Network};
+use crate::oci::Gate;
+use crate::registry::{self, Amount};
+use crate::store::containerd::ContainerdStore;
+use crate::store::layout::LayoutStore;
+use crate::store::{Health, Provider, Watcher};
+use crate::telemetry::{self, Causes, Log};
+use crate::transfer::{self, client::Client, server::ServerHandle};
+use crate::trust::PinnedTrust;
+use crate::upstream::probe::Prober;
+use crate::watchdog::Watchdog;
+
+/// What runs. Dropping it ends it.
+struct App {
+    config: Config,
+    log: Log,
+    gate: Arc<PinnedTrust>,
+    settings: Settings,
+    prober: Arc<Prober>,
+    network: SwarmNetwork,
+    swarm: Swarm,
+    uploads: ServerHandle,
+    registry: registry::Server,
+    admin: admin::Server,
+    problems: Arc<Problems>,
+    _tasks: [AbortOnDropHandle<()>; 2],
+    _watchdog: Watchdog,
+}
+
+/// What is wrong beside what the parts say of themselves.
+#[derive(Debug, Default)]
+struct Problems {
+    identity: Option<String>,
+    configuration: Mutex<Option<String>>,
+}
 
 /// Runs this node's mirror until a signal ends it.
-pub async fn run(config: config::Loaded) -> anyhow::Result<()> {
-    std::future::ready(config).await;
-    anyhow::bail!("the parts of the mirror are not joined in this build")
+///
+/// # Errors
+/// A configuration that cannot be, or an address that cannot be bound.
+pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
+    let log = Log::start(&loaded.config.log)?;
+    // Signals and changes that come while the parts start must not be lost.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut changes = watch::watch(&loaded).context("cannot watch the configuration")?;
+    let mut app = App::start(loaded.config, log)?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            change = changes.next() => match change {
+                Some(change) => app.reload(change.map(|loaded| loaded.config)),
+                None => break,
+            },
+        }
+    }
+    let limit = app.config.node.drain;
+    tracing::info!(?limit, "draining; another signal ends it at once");
+    tokio::select! {
+        () = app.drain(limit) => {}
+        _ = terminate.recv() => tracing::warn!("ended before the drain was over"),
+        _ = interrupt.recv() => tracing::warn!("ended before the drain was over"),
+    }
+    Ok(())
+}
+
+impl App {
+    fn start(config: Config, log: Log) -> anyhow::Result<Self> {
+        config.registry.check()?;
+        config.admin.check()?;
+        raise_descriptor_limit();
+        let watchdog = Watchdog::start().context("cannot start the watchdog")?;
+        let executor = watchdog.watch_executor(&tokio::runtime::Handle::current());
+        let mut metrics = telemetry::registry();
+
+        let registry_sockets = config.registry.bind()?;
+        let admin_sockets = config.admin.bind()?;
+        let transfer_sockets = Sockets::bind("transfer.listen", &config.transfer.listen)?;
+
+        let (identity, identity_problem) = identity(&config);
+        let problems = Arc::new(Problems { identity: identity_problem, ..Problems::default() });
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"), node = config.node.name, peer = %identity.peer_id(),
+            store = config.store.source, "starting"
+        );
+        if config.network.peers.is_empty() {
+            tracing::warn!(
+                "no peers are configured: this node is alone; name them under `network.peers` by the IDs that \
+                 `peili identity` prints on them"
+            );
+        }
+        let (store, watcher) = store(&config)?;
+        let peers = config.network.peers.iter().map(|peer| peer.id.clone());
+        let gate = Arc::new(PinnedTrust::new(config.trust.clone(), peers)?);
+        let settings = Settings::new(&config.mirror, config.trust.unowned)?;
+        let mirror_metrics = mirror::Metrics::register(metrics.sub_registry_with_prefix("mirror"));
+        let serve = || {
+            let gate = Arc::clone(&gate) as Arc<dyn Gate>;
+            Serve::new(&settings, Arc::clone(&store), gate, mirror_metrics.clone())
+        };
+
+        let transfer_metrics =
+            transfer::metrics::Metrics::register(metrics.sub_registry_with_prefix("transfer"));
+        let uploads = transfer::server::Server::spawn(
+            transfer_sockets.into_listeners().collect(),
+            &identity,
+            &config.transfer,
+            Arc::clone(&gate) as Arc<dyn Gate>,
+            Arc::new(serve()),
+            transfer_metrics.clone(),
+        )
+        .context("cannot start the peer port")?;
+        let announcement = Announcement {
+            transfer: uploads.addresses().to_vec(),
+            node: config.node.name.clone(),
+            zone: config.node.zone.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        let parts = swarm::Parts {
+            gate: Arc::clone(&gate) as Arc<dyn Gate>,
+            tags: Arc::new(serve()),
+            metrics: network::metrics::register(metrics.sub_registry_with_prefix("network")),
+        };
+        let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
+
+        let own = registry_sockets.addresses().iter().map(ToString::to_string).collect();
+        let prober = Arc::new(Prober::new(config.upstream.clone(), own));
+        let client = Client::new(&identity, transfer_metrics).context("cannot start the peer client")?;
+        let parts = Parts {
+            store,
+            network: Arc::new(network.clone()),
+            transfer: Arc::new(client),
+            upstream: Arc::clone(&prober) as _,
+            gate: Arc::clone(&gate) as Arc<dyn Gate>,
+            zone: config.node.zone.clone(),
+            metrics: mirror_metrics.clone(),
+        };
+        let mirror = Mirror::new(&settings, parts);
+        let advertising = mirror::advertise(Arc::clone(&watcher), Arc::new(network.clone()));
+        let advertising = AbortOnDropHandle::new(tokio::spawn(advertising));
+
+        let causes = Arc::new(Causes::default());
+        let registry_metrics = registry::Metrics::register(metrics.sub_registry_with_prefix("registry"));
+        let registry = registry::Server::start(
+            registry_sockets,
+            &config.registry,
+            Arc::new(mirror.clone()),
+            registry_metrics.clone(),
+            Arc::clone(&causes),
+            Some(&watchdog),
+        )?;
+        let report = Report {
+            node: admin::Node {
+                peer_id: identity.peer_id().to_string(),
+                name: config.node.name.clone(),
+                zone: config.node.zone.clone(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                uptime_seconds: 0,
+            },
+            started: tokio::time::Instant::now(),
+            source: config.store.source.clone(),
+            watcher: Arc::clone(&watcher),
+            mirror,
+            network: network.clone(),
+            served: registry_metrics,
+            to_peers: mirror_metrics,
+            causes,
+            problems: Arc::clone(&problems),
+        };
+        let sources = Sources {
+            ready: Arc::new(move || admin::readiness(true, &watcher.health().borrow())),
+            status: Arc::new(move || report.status()),
+            metrics: Arc::new(metrics),
+        };
+        let admin = admin::Server::start(admin_sockets, sources, Some(&watchdog));
+        tracing::info!(
+            registry = ?registry.addresses(), peers = ?uploads.addresses(), admin = ?admin.addresses(), "listening"
+        );
+        Ok(Self {
+            config,
+            log,
+            gate,
+            settings,
+            prober,
+            network,
+            swarm,
+            uploads,
+            registry,
+            admin,
+            problems,
+            _tasks: [executor, advertising],
+            _watchdog: watchdog,
+        })
+    }
+
+    /// Peers are told first, so that they ask others; transfers that run may end.
+    async fn drain(self, limit: Duration) {
+        self.swarm.shutdown().await;
+        let (registry, ()) = tokio::join!(self.registry.drain(limit), self.uploads.shutdown(limit));
+        if !registry {
+            tracing::warn!("some answers to the runtime were cut by the end of the drain");
+        }
+        self.admin.drain(Duration::from_millis(100)).await;
+    }
+}
+
+/// Where `/status` comes from.
+struct Report {
+    node: admin::Node,
+    started: tokio::time::Instant,
+    source: String,
+    watcher: Arc<dyn Watcher>,
+    mirror: Mirror,
+    network: SwarmNetwork,
+    served: registry::Metrics,
+    to_peers: mirror::Metrics,
+    causes: Arc<Causes>,
+    problems: Arc<Problems>,
+}
+
+impl Report {
+    fn status(&self) -> Status {
+        let health = self.watcher.health().borrow().clone();
+        let counts = self.mirror.counts();
+        let network = self.network.status();
+        let (requests, bytes) = self.to_peers.to_peers();
+        let mut problems = self.problems.list();
+        if let Health::Degraded(reason) = &health {
+            problems.push(format!("store: {reason}"));
+        }
+        problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
+        for (peer, conduct) in self.mirror.conduct() {
+            if conduct.digest_mismatches > 0 {
+                let count = conduct.digest_mismatches;
+                problems.push(format!("peer {peer} had a part in {count} contents with a wrong digest"));
+            }
+            if conduct.suspected {
+                problems.push(format!("peer {peer} is suspected: its last requests failed"));
+            }
+        }
+        Status {
+            version: Status::VERSION,
+            node: admin::Node { uptime_seconds: self.started.elapsed().as_secs(), ..self.node.clone() },
+            store: admin::Store {
+                source: self.source.clone(),
+                health: health.into(),
+                images: counts.tags as u64,
+                digests: counts.digests as u64,
+                bytes: Some(counts.bytes),
+            },
+            network,
+            served: admin::Served::new(&self.served.served(), Amount { requests, bytes }),
+            problems,
+            causes: self.causes.last(),
+        }
+    }
+}
+
+impl Problems {
+    fn list(&self) -> Vec<String> {
+        let configuration = self.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.identity.iter().cloned().chain(configuration).collect()
+    }
+
+    fn set_configuration(&self, problem: Option<String>) {
+        *self.configuration.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+}
+
+/// The identity on disk. Without one that can be read the node works with a passing identity that no peer knows: alone
+/// is a legal state, and a node that does not start serves nothing at all.
+fn identity(config: &Config) -> (Identity, Option<String>) {
+    let folder = &config.node.data_dir;
+    let result = match Identity::load_or_create(folder) {
+        Err(IdentityError::Corrupt { .. }) if config.node.identity_recovery => {
+            Identity::recover(folder).map(|(identity, aside)| {
+                let peer = identity.peer_id();
+                tracing::error!(?aside, %peer, "the identity was corrupt: a new one was made, of which peers must be told");
+                identity
+            })
+        }
+        result => result,
+    };
+    match result {
+        Ok(identity) => (identity, None),
+        Err(error) => {
+            let problem =
+                format!("identity: {error}; until then this node has a passing one that no peer trusts");
+            tracing::error!("{problem}");
+            (Identity::generate(), Some(problem))
+        }
+    }
+}
+
+fn store(config: &Config) -> anyhow::Result<(Arc<dyn Provider>, Arc<dyn Watcher>)> {
+    if config.store.source == "containerd" {
+        let store = Arc::new(ContainerdStore::new(&config.store));
+        return Ok((store.clone(), store));
+    }
+    let spec = config.store.source.parse().context("`store.source` is neither `containerd` nor a layout")?;
+    let store = Arc::new(LayoutStore::start(spec));
+    Ok((store.clone(), store))
+}
+
+/// Each connection and each open blob takes a descriptor; service managers start with 1,024 of them.
+fn raise_descriptor_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, ?current, "cannot raise the limit of descriptors");
+    }
 }

@@ -24,7 +24,6 @@ use bytes::Bytes;
 use bytesize::ByteSize;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use globset::{Glob, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -33,7 +32,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::network::Network;
 use crate::oci::{
-    ByteRange, Descriptor, Digest, Gate, MANIFEST_LIMIT, Manifest, Name, PeerId, RangeError, RangeHeader, Tag,
+    ByteRange, Descriptor, Digest, Gate, MANIFEST_LIMIT, Manifest, Name, PatternError, Patterns, PeerId,
+    RangeError, RangeHeader, Tag,
 };
 use crate::store::{self, Provider};
 use crate::transfer::Transfer;
@@ -50,6 +50,8 @@ pub use serve::Serve;
 
 /// Holders that a small content is asked of before giving up, when each sends wrong bytes.
 const SMALL_TRIES: usize = 4;
+/// Referrers in one list; each is read from the disk.
+const REFERRERS: usize = 64;
 /// Busy peers are waited for less than the registry's deadline for manifests (1 s) allows.
 const MANIFEST_BUSY: Duration = Duration::from_millis(500);
 
@@ -183,8 +185,6 @@ pub struct Parts {
     pub gate: Arc<dyn Gate>,
     /// This node's zone; empty: unknown.
     pub zone: String,
-    /// Serve content of unknown repositories to peers.
-    pub serve_unowned: bool,
     /// Counters.
     pub metrics: Metrics,
 }
@@ -206,35 +206,26 @@ struct Shared {
     prefetches: Arc<Semaphore>,
 }
 
-/// The configuration, compiled. Swapped whole when it changes.
+/// The configuration in force; clones share it, and it is swapped whole when it changes.
+#[derive(Clone)]
+pub struct Settings(Arc<ArcSwap<Rules>>);
+
+/// The configuration, compiled.
 struct Rules {
-    private: GlobSet,
-    peers_first: GlobSet,
+    private: Patterns,
+    peers_first: Patterns,
     verify: bool,
     segment: u64,
     stall: Duration,
     busy_wait: Duration,
+    prefetches: usize,
     serve_unowned: bool,
 }
 
-/// A setting of the mirror that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("`{glob}` is not a glob: {source}")]
-pub struct GlobError {
-    /// The glob.
-    pub glob: String,
-    /// What is wrong with it.
-    pub source: globset::Error,
-}
-
 impl Mirror {
-    /// A mirror of `parts`.
-    ///
-    /// # Errors
-    /// If a glob of `config` is none.
-    pub fn new(config: &Config, parts: Parts) -> Result<Self, GlobError> {
-        let rules = Rules::compile(config, parts.serve_unowned)?;
-        let prefetches = usize::try_from(config.prefetch_budget.as_u64() / download::PREFETCHED).unwrap_or(usize::MAX);
+    /// A mirror of `parts`. The prefetch budget is the one that `settings` have now.
+    pub fn new(settings: &Settings, parts: Parts) -> Self {
+        let prefetches = settings.0.load().prefetches;
         let fetcher = Fetcher {
             network: parts.network,
             transfer: parts.transfer,
@@ -248,36 +239,45 @@ impl Mirror {
             upstream: parts.upstream,
             gate: parts.gate,
             fetcher,
-            rules: Arc::new(ArcSwap::from_pointee(rules)),
+            rules: Arc::clone(&settings.0),
             cache: Cache::default(),
             metrics: parts.metrics,
-            prefetches: Arc::new(Semaphore::new(prefetches.min(Semaphore::MAX_PERMITS))),
+            prefetches: Arc::new(Semaphore::new(prefetches)),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
     }
 
-    /// What peers get from this node: the same store, gate and rules.
-    pub fn serve(&self) -> Serve {
-        Serve {
-            store: Arc::clone(&self.shared.store),
-            gate: Arc::clone(&self.shared.gate),
-            rules: Arc::clone(&self.shared.rules),
-            metrics: self.shared.metrics.clone(),
-        }
-    }
-
-    /// Uses another configuration from the next request on. The prefetch budget stays.
-    ///
-    /// # Errors
-    /// If a glob of `config` is none; then nothing changes.
-    pub fn reconfigure(&self, config: &Config, serve_unowned: bool) -> Result<(), GlobError> {
-        self.shared.rules.store(Arc::new(Rules::compile(config, serve_unowned)?));
-        Ok(())
+    /// How much is held here.
+    pub fn counts(&self) -> store::Counts {
+        self.shared.store.view().counts()
     }
 
     /// What was seen of each peer as a source.
     pub fn conduct(&self) -> HashMap<PeerId, Conduct> {
         self.shared.fetcher.peers.conduct(Instant::now())
+    }
+
+    /// Tags of `name` that are held here; none of a private repository.
+    pub fn tags(&self, name: &Name) -> Vec<Tag> {
+        if self.shared.rules.load().is_private(name) {
+            Vec::new()
+        } else {
+            self.shared.store.view().tags(name)
+        }
+    }
+
+    /// Manifests held here under `name` that are about `digest`, with their bytes.
+    pub async fn referrers(&self, name: &Name, digest: &Digest) -> Vec<(Descriptor, Bytes)> {
+        if self.shared.rules.load().is_private(name) {
+            return Vec::new();
+        }
+        let mut referrers = Vec::new();
+        for descriptor in self.shared.store.view().referrers(name, digest).into_iter().take(REFERRERS) {
+            if let Some(content) = self.shared.read(&descriptor).await {
+                referrers.push((descriptor, content));
+            }
+        }
+        referrers
     }
 
     /// Answers a request for a manifest.
@@ -331,8 +331,26 @@ impl Shared {
         Ok(whole(descriptor, content, head, Source::Peers))
     }
 
+    /// The whole of a small local content.
+    async fn read(&self, descriptor: &Descriptor) -> Option<Bytes> {
+        if descriptor.size > MANIFEST_LIMIT {
+            return None;
+        }
+        let mut stream = self.store.open(&descriptor.digest, 0).await.ok()?.into_stream(descriptor.size);
+        let mut content = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            content.extend_from_slice(&chunk.ok()?);
+        }
+        Some(content.into())
+    }
+
     /// Local content; `Ok(None)`: there is none.
-    async fn local(&self, digest: &Digest, range: Option<RangeHeader>, head: bool) -> Result<Option<Answer>, Refusal> {
+    async fn local(
+        &self,
+        digest: &Digest,
+        range: Option<RangeHeader>,
+        head: bool,
+    ) -> Result<Option<Answer>, Refusal> {
         let Some(blob) = self.store.describe(digest) else { return Ok(None) };
         let descriptor = blob.descriptor.clone();
         let range = resolve(range, descriptor.size)?;
@@ -398,7 +416,9 @@ impl Shared {
                 _ if request.head => (0, 1),
                 None => (0, segment),
                 Some(RangeHeader::From(start)) => (start, segment),
-                Some(RangeHeader::Between(start, last)) => (start, segment.min((last - start).saturating_add(1))),
+                Some(RangeHeader::Between(start, last)) => {
+                    (start, segment.min((last - start).saturating_add(1)))
+                }
                 Some(RangeHeader::Suffix(_)) => (0, 1),
             };
             let mut flow = self.open(digest, start, length, busy).await.map_err(Refusal::NotHere)?;
@@ -414,7 +434,12 @@ impl Shared {
             let whole_content = range == ByteRange::whole(size);
             let download = self.download(digest, flow, range, busy, verify && whole_content);
             if !(verify && whole_content && size <= MANIFEST_LIMIT) {
-                return Ok(Answer { descriptor: claimed, range, body: download.into_stream(), source: Source::Peers });
+                return Ok(Answer {
+                    descriptor: claimed,
+                    range,
+                    body: download.into_stream(),
+                    source: Source::Peers,
+                });
             }
             if let Ok(content) = download.collect().await {
                 return Ok(whole(claimed, content, false, Source::Peers));
@@ -424,14 +449,23 @@ impl Shared {
     }
 
     async fn open(&self, digest: &Digest, start: u64, length: u64, busy: Duration) -> Result<Flow, NotHere> {
-        self.fetcher.open(Want { digest: *digest, start, length, busy }).await.map_err(|reason| match reason {
-            NoFlow::Nobody => NotHere::Unknown,
-            NoFlow::Failed => NotHere::PeersFailed,
-            NoFlow::Busy => NotHere::PeersBusy,
-        })
+        self.fetcher.open(Want { digest: *digest, start, length, busy }).await.map_err(
+            |reason| match reason {
+                NoFlow::Nobody => NotHere::Unknown,
+                NoFlow::Failed => NotHere::PeersFailed,
+                NoFlow::Busy => NotHere::PeersBusy,
+            },
+        )
     }
 
-    fn download(&self, digest: &Digest, flow: Flow, range: ByteRange, busy: Duration, verify: bool) -> Download {
+    fn download(
+        &self,
+        digest: &Digest,
+        flow: Flow,
+        range: ByteRange,
+        busy: Duration,
+        verify: bool,
+    ) -> Download {
         let rules = self.rules.load();
         let context = Context {
             fetcher: self.fetcher.clone(),
@@ -445,21 +479,43 @@ impl Shared {
     }
 }
 
+impl Settings {
+    /// Compiles `config`. `serve_unowned`: content of unknown repositories is for peers too.
+    ///
+    /// # Errors
+    /// A pattern that cannot be used.
+    pub fn new(config: &Config, serve_unowned: bool) -> Result<Self, PatternError> {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(Rules::compile(config, serve_unowned)?))))
+    }
+
+    /// Uses another configuration from the next request on; the prefetch budget needs a restart.
+    ///
+    /// # Errors
+    /// A pattern that cannot be used; then nothing changes.
+    pub fn replace(&self, config: &Config, serve_unowned: bool) -> Result<(), PatternError> {
+        self.0.store(Arc::new(Rules::compile(config, serve_unowned)?));
+        Ok(())
+    }
+}
+
 impl Rules {
-    fn compile(config: &Config, serve_unowned: bool) -> Result<Self, GlobError> {
+    fn compile(config: &Config, serve_unowned: bool) -> Result<Self, PatternError> {
         Ok(Self {
-            private: globs(&config.private)?,
-            peers_first: globs(&config.tags_peers_first)?,
+            private: Patterns::new(&config.private)?,
+            peers_first: Patterns::new(&config.tags_peers_first)?,
             verify: config.verify,
             segment: config.segment.as_u64(),
             stall: config.stall,
             busy_wait: config.busy_wait,
+            prefetches: usize::try_from(config.prefetch_budget.as_u64() / download::PREFETCHED)
+                .unwrap_or(usize::MAX)
+                .min(Semaphore::MAX_PERMITS),
             serve_unowned,
         })
     }
 
     fn is_private(&self, name: &Name) -> bool {
-        !self.private.is_empty() && self.private.is_match(name.to_string())
+        self.private.matches(name)
     }
 
     /// Content that is known under private repositories only.
@@ -468,17 +524,8 @@ impl Rules {
     }
 
     fn is_peers_first(&self, name: &Name) -> bool {
-        !self.peers_first.is_empty() && self.peers_first.is_match(name.to_string())
+        self.peers_first.matches(name)
     }
-}
-
-fn globs(patterns: &[String]) -> Result<GlobSet, GlobError> {
-    let error = |glob: &str, source| GlobError { glob: glob.to_owned(), source };
-    let mut builder = GlobSetBuilder::new();
-    for pattern in patterns {
-        builder.add(Glob::new(pattern).map_err(|source| error(pattern, source))?);
-    }
-    builder.build().map_err(|source| error("", source))
 }
 
 fn resolve(range: Option<RangeHeader>, size: u64) -> Result<ByteRange, Refusal> {

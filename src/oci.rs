@@ -9,6 +9,7 @@
 mod descriptor;
 mod digest;
 mod gate;
+mod pattern;
 mod range;
 mod reference;
 
@@ -17,5 +18,6 @@ pub use descriptor::{
 };
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use gate::{Action, Gate, Level, PeerId, PeerIdError};
+pub use pattern::{PatternError, Patterns};
 pub use range::{ByteRange, RangeError, RangeHeader};
 pub use reference::{Name, Reference, ReferenceError, Registry, Repository, Tag};

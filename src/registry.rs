@@ -24,7 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::listener::{self, Limits, NotLoopback, Sockets, check_loopback};
-use crate::mirror::{Answer, BlobRequest, Refusal, Target};
+use crate::mirror::{Answer, BlobRequest, Mirror, Refusal, Target};
 use crate::oci::{self, Digest, Name, Tag};
 use crate::telemetry::Causes;
 use crate::watchdog::Watchdog;
@@ -53,6 +53,26 @@ pub trait Backend: Send + Sync {
 
     /// The manifests held here under `name` that are about `digest`. Asked only with [`Lists::Held`].
     async fn referrers(&self, name: &Name, digest: &Digest) -> Vec<Referrer>;
+}
+
+#[async_trait]
+impl Backend for Mirror {
+    async fn manifest(&self, name: &Name, target: &Target, head: bool) -> Result<Answer, Refusal> {
+        self.manifest(name, target, head).await
+    }
+
+    async fn blob(&self, request: BlobRequest) -> Result<Answer, Refusal> {
+        self.blob(request).await
+    }
+
+    fn tags(&self, name: &Name) -> Vec<Tag> {
+        self.tags(name)
+    }
+
+    async fn referrers(&self, name: &Name, digest: &Digest) -> Vec<Referrer> {
+        let held = self.referrers(name, digest).await;
+        held.into_iter().filter_map(|(descriptor, manifest)| Referrer::parse(descriptor, &manifest)).collect()
+    }
 }
 
 /// Where and how the runtime is served.
@@ -156,7 +176,8 @@ impl Server {
         watchdog: Option<&Watchdog>,
     ) -> Result<Self, ConfigError> {
         let settings = Arc::new(ArcSwap::from_pointee(handler::Settings::new(config)?));
-        let handler = Arc::new(handler::Handler { settings: Arc::clone(&settings), backend, metrics, causes });
+        let handler =
+            Arc::new(handler::Handler { settings: Arc::clone(&settings), backend, metrics, causes });
         let handler: listener::Handler =
             Arc::new(move |request| Arc::clone(&handler).answer(request).boxed());
         let mut limits = Limits::new(CONNECTIONS);

@@ -26,17 +26,24 @@ use tokio::sync::{broadcast, watch};
 use crate::oci::{Descriptor, Digest, Name, Reference};
 
 pub use content::Content;
-pub use view::{Held, Image, Snapshot, Source, View};
+pub use view::{Counts, Held, Image, Snapshot, Source, View};
 
 /// Answers for content that this node holds.
 #[async_trait]
 pub trait Provider: Send + Sync {
+    /// What is held, under which names; kept right by the adapter.
+    fn view(&self) -> &View;
+
     /// The descriptor that `name` stands for here. A reference with a digest is looked up by the digest, and only
     /// answers if this node knows the digest under that repository.
-    fn resolve(&self, name: &Reference) -> Option<Descriptor>;
+    fn resolve(&self, name: &Reference) -> Option<Descriptor> {
+        self.view().resolve(name)
+    }
 
     /// What is known about `digest`. `None`: not held here, or not listed by a configured namespace.
-    fn describe(&self, digest: &Digest) -> Option<Arc<Blob>>;
+    fn describe(&self, digest: &Digest) -> Option<Arc<Blob>> {
+        self.view().describe(digest)
+    }
 
     /// Opens content at `offset`, which may be at its end but not after it. An open content can be read to its end
     /// even if it is deleted meanwhile, where the adapter reads files.

@@ -104,10 +104,9 @@ impl Log {
     /// The level cannot be read; the old one stays.
     pub fn apply(&self, config: &Config) -> Result<(), Error> {
         let filter = filter(&config.level)?;
-        self.filter.reload(filter).map_err(|error| Error::Level {
-            level: config.level.clone(),
-            reason: error.to_string(),
-        })
+        self.filter
+            .reload(filter)
+            .map_err(|error| Error::Level { level: config.level.clone(), reason: error.to_string() })
     }
 }
 

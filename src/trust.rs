@@ -9,11 +9,10 @@ mod tests;
 use std::collections::BTreeSet;
 
 use arc_swap::ArcSwap;
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Action, Gate, Level, Name, PeerId};
+use crate::oci::{Action, Gate, Level, Name, PatternError, Patterns, PeerId};
 
 /// What may be sent to trusted peers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,11 +26,6 @@ pub struct Config {
     pub unowned: bool,
 }
 
-/// A pattern that cannot be used.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct PatternError(globset::ErrorKind);
-
 /// The gate of configured peers.
 #[derive(Debug)]
 pub struct PinnedTrust {
@@ -42,18 +36,8 @@ pub struct PinnedTrust {
 struct Table {
     config: Config,
     peers: BTreeSet<PeerId>,
-    allow: GlobSet,
-    deny: GlobSet,
-}
-
-/// Compiles patterns over `registry/repository`: `*` and `?` do not match `/`, `**` does.
-pub fn globs(patterns: &[String]) -> Result<GlobSet, PatternError> {
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-        set.add(glob.map_err(|error| PatternError(error.kind().clone()))?);
-    }
-    set.build().map_err(|error| PatternError(error.kind().clone()))
+    allow: Patterns,
+    deny: Patterns,
 }
 
 impl PinnedTrust {
@@ -90,16 +74,15 @@ impl Gate for PinnedTrust {
 
     fn serves(&self, peer: &PeerId, repository: &Name) -> bool {
         let table = self.table.load();
-        let name = repository.to_string();
         table.peers.contains(peer)
-            && !table.deny.is_match(&name)
-            && (table.config.allow.is_empty() || table.allow.is_match(&name))
+            && !table.deny.matches(repository)
+            && (table.config.allow.is_empty() || table.allow.matches(repository))
     }
 }
 
 impl Table {
     fn new(config: Config, peers: impl IntoIterator<Item = PeerId>) -> Result<Self, PatternError> {
-        let (allow, deny) = (globs(&config.allow)?, globs(&config.deny)?);
+        let (allow, deny) = (Patterns::new(&config.allow)?, Patterns::new(&config.deny)?);
         Ok(Self { config, peers: peers.into_iter().collect(), allow, deny })
     }
 }

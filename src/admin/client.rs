@@ -51,7 +51,10 @@ pub enum FetchError {
         reason: String,
     },
     /// A status of another version.
-    #[error("{address} writes version {version} of the status, this program reads version {}\nhint: use the `peili` of that node", Status::VERSION)]
+    #[error(
+        "{address} writes version {version} of the status, this program reads version {}\nhint: use the `peili` of that node",
+        Status::VERSION
+    )]
     Version {
         /// Where.
         address: SocketAddr,

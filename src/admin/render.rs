@@ -80,9 +80,7 @@ fn heading(text: &mut String, status: &Status) {
 
 fn served(text: &mut String, status: &Status) {
     let served = &status.served;
-    let row = |what: &str, amount: Amount| {
-        vec![what.into(), amount.requests.to_string(), size(amount.bytes)]
-    };
+    let row = |what: &str, amount: Amount| vec![what.into(), amount.requests.to_string(), size(amount.bytes)];
     text.push_str("\nServed\n");
     let rows = [
         vec![String::new(), "REQUESTS".into(), "BYTES".into()],

@@ -107,7 +107,9 @@ fn start() -> Admin {
     let ready = Arc::new(AtomicBool::new(false));
     let is_ready = Arc::clone(&ready);
     let sources = Sources {
-        ready: Arc::new(move || readiness(true, if is_ready.load(Ordering::Relaxed) { &Health::Ready } else { &Health::Starting })),
+        ready: Arc::new(move || {
+            readiness(true, if is_ready.load(Ordering::Relaxed) { &Health::Ready } else { &Health::Starting })
+        }),
         status: Arc::new(sample),
         metrics: Arc::new(crate::telemetry::registry()),
     };
@@ -166,10 +168,16 @@ async fn says_what_is_wrong_with_what_answers() {
     assert!(error.starts_with(&format!("cannot connect to {free}: Connection refused")), "{error}");
     assert!(error.contains("\nhint: is peili running on this node?"), "{error}");
     for (answer, expected) in [
-        ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "is not peili's admin port: status 404 Not Found"),
+        (
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+            "is not peili's admin port: status 404 Not Found",
+        ),
         ("SSH-2.0-OpenSSH\r\n", "is not peili's admin port"),
         ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "it has no `version`"),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{\"version\":2}", "writes version 2 of the status, this program reads version 1"),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{\"version\":2}",
+            "writes version 2 of the status, this program reads version 1",
+        ),
         ("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}", "is not peili's admin port"),
     ] {
         let error = fetch(answering(answer).await).await.unwrap_err().to_string();

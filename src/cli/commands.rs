@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::CommandFactory;
 
 use super::{Cli, Command, Config, Failure, Identity, Pull, Status};
+use crate::admin;
 use crate::app;
 use crate::config;
 use crate::network::identity;
@@ -73,13 +74,14 @@ async fn pull(arguments: Pull) -> Result<(), Failure> {
 }
 
 async fn status(arguments: &Status) -> Result<(), Failure> {
-    std::future::ready(()).await;
-    Err(anyhow::anyhow!(
-        "cannot ask {} for its status in this build (json: {})",
-        arguments.address,
-        arguments.json
-    )
-    .into())
+    let status = admin::fetch(arguments.address).await.context("no status")?;
+    if arguments.json {
+        let text = serde_json::to_string_pretty(&status).context("cannot write the status")?;
+        return print(&format!("{text}\n"));
+    }
+    // A wider terminal gains nothing; a pipe or a file gets whole lines.
+    let width = if io::stdout().is_terminal() { 120 } else { 0 };
+    print(&admin::render(&status, width))
 }
 
 fn identity(arguments: Identity) -> Result<(), Failure> {

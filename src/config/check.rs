@@ -9,8 +9,7 @@ use bytesize::ByteSize;
 use super::Config;
 use super::error::Fault;
 use super::tree::Node;
-use crate::oci::{Name, Registry};
-use crate::trust;
+use crate::oci::{Name, Patterns, Registry};
 
 /// Peers that one file may name; the network of this version carries ten.
 const PEER_LIMIT: usize = 10_000;
@@ -50,13 +49,9 @@ impl Check<'_> {
 
     fn globs(&mut self, path: &str, patterns: &[String]) {
         for (index, pattern) in patterns.iter().enumerate() {
-            if let Err(error) = trust::globs(std::slice::from_ref(pattern)) {
+            if let Err(error) = Patterns::new(std::slice::from_ref(pattern)) {
                 let hint = "patterns match registry/repository: docker.io/library/*, ghcr.io/acme/**";
-                self.fault(
-                    &format!("{path}[{index}]"),
-                    format!("`{pattern}` is not a pattern: {error}"),
-                    Some(hint),
-                );
+                self.fault(&format!("{path}[{index}]"), error.to_string(), Some(hint));
             }
         }
     }

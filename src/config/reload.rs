@@ -7,11 +7,16 @@ use serde_json::Value;
 use super::Config;
 
 /// Keys, and sections by their first part with a dot, that are applied while the process runs.
-const LIVE: [&str; 9] = [
+const LIVE: [&str; 14] = [
     "network.peers",
     "network.dns",
     "trust.",
-    "mirror.",
+    "mirror.private",
+    "mirror.tags-peers-first",
+    "mirror.verify",
+    "mirror.segment",
+    "mirror.stall",
+    "mirror.busy-wait",
     "log.level",
     "registry.lists",
     "registry.manifest-deadline",

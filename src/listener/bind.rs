@@ -66,8 +66,12 @@ impl Sockets {
             match bind(address).and_then(|listener| Ok((listener.local_addr()?, listener))) {
                 Ok(listener) => bound.push(listener),
                 Err(source) => {
-                    let error =
-                        BindError::Address { address, setting, hint: hint(address, setting, &source), source };
+                    let error = BindError::Address {
+                        address,
+                        setting,
+                        hint: hint(address, setting, &source),
+                        source,
+                    };
                     if !is_missing_ipv6(&error) {
                         return Err(error);
                     }
@@ -90,7 +94,8 @@ impl Sockets {
         self.0.iter().map(|(address, _)| *address).collect()
     }
 
-    pub(super) fn into_listeners(self) -> impl Iterator<Item = TcpListener> {
+    /// The sockets, for a server of another kind.
+    pub fn into_listeners(self) -> impl Iterator<Item = TcpListener> {
         self.0.into_iter().map(|(_, listener)| listener)
     }
 }
@@ -146,7 +151,9 @@ fn hint(address: SocketAddr, setting: &str, error: &io::Error) -> String {
             format!("this machine has no such address (`ip address` lists them); change `{setting}`")
         }
         Some(Errno::ACCESS) => {
-            format!("ports below 1024 need the capability NET_BIND_SERVICE; choose another port in `{setting}`")
+            format!(
+                "ports below 1024 need the capability NET_BIND_SERVICE; choose another port in `{setting}`"
+            )
         }
         Some(Errno::MFILE | Errno::NFILE) => "too many open files; raise the limit (`ulimit -n`)".into(),
         _ => format!("change `{setting}`"),

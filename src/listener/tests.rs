@@ -88,7 +88,10 @@ fn start(limits: Limits, answer: impl Fn(Parts) -> Body + Send + Sync + 'static)
 }
 
 fn limits() -> Limits {
-    Limits { malformed: Some("HTTP/1.1 404 malformed\r\ncontent-length: 2\r\n\r\nno".into()), ..Limits::new(8) }
+    Limits {
+        malformed: Some("HTTP/1.1 404 malformed\r\ncontent-length: 2\r\n\r\nno".into()),
+        ..Limits::new(8)
+    }
 }
 
 fn chunks(chunks: Vec<io::Result<Bytes>>) -> futures::stream::BoxStream<'static, io::Result<Bytes>> {
@@ -144,13 +147,22 @@ async fn what_is_not_http_gets_our_answer() {
         format!("GET / HTTP/1.1\r\n{many}\r\n"),
     ] {
         let reply = Reply::parse(&raw(server.addresses()[0], request.as_bytes()).await);
-        assert_eq!((reply.status, reply.reason.as_str()), (404, "malformed"), "{}", &request[..20.min(request.len())]);
+        assert_eq!(
+            (reply.status, reply.reason.as_str()),
+            (404, "malformed"),
+            "{}",
+            &request[..20.min(request.len())]
+        );
         assert_eq!(reply.body, b"no");
     }
     // After a good request on the same connection too.
     let both = raw(server.addresses()[0], b"GET / HTTP/1.1\r\nhost: x\r\n\r\nnonsense\r\n\r\n").await;
     let text = String::from_utf8(both).unwrap();
-    assert!(text.starts_with("HTTP/1.1 200 OK") && text.ends_with("HTTP/1.1 404 malformed\r\ncontent-length: 2\r\n\r\nno"), "{text}");
+    assert!(
+        text.starts_with("HTTP/1.1 200 OK")
+            && text.ends_with("HTTP/1.1 404 malformed\r\ncontent-length: 2\r\n\r\nno"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -184,7 +196,8 @@ async fn connections_are_bounded_and_slots_come_back() {
         held.push(stream);
     }
     let mut third = TcpStream::connect(address).await.unwrap();
-    let read = tokio::time::timeout(SOON, third.read(&mut [0; 1])).await.expect("it is closed, it does not wait");
+    let read =
+        tokio::time::timeout(SOON, third.read(&mut [0; 1])).await.expect("it is closed, it does not wait");
     assert!(matches!(read, Ok(0) | Err(_)));
     drop(held);
     let retry = async {
@@ -237,7 +250,9 @@ async fn draining_ends_idle_connections_and_lets_answers_end() {
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(1);
     let receiver = std::sync::Mutex::new(Some(receiver));
     let server = start(limits(), move |_| match receiver.lock().unwrap().take() {
-        Some(mut receiver) => Body::stream(futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed(), 4),
+        Some(mut receiver) => {
+            Body::stream(futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed(), 4)
+        }
         None => Body::full("ok"),
     });
     let address = server.addresses()[0];
@@ -348,7 +363,8 @@ fn exhausted_descriptors_close_new_connections_and_do_not_stop_the_loop() {
                 }
             }
         };
-        let closed = tokio::time::timeout(SOON, closed).await.expect("the connection is closed, it does not hang");
+        let closed =
+            tokio::time::timeout(SOON, closed).await.expect("the connection is closed, it does not hang");
         assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
         open.clear();
         assert_eq!(ask(address, "GET", "/", "").await.body, b"ok");

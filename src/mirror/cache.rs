@@ -30,7 +30,8 @@ struct Entry {
 impl Cache {
     pub(super) fn get(&self, digest: &Digest) -> Option<(Descriptor, Bytes)> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.iter().find(|entry| entry.descriptor.digest == *digest && entry.at.elapsed() < TTL)?;
+        let entry =
+            entries.iter().find(|entry| entry.descriptor.digest == *digest && entry.at.elapsed() < TTL)?;
         Some((entry.descriptor.clone(), entry.content.clone()))
     }
 

@@ -24,6 +24,8 @@ pub struct Metrics {
     pub(crate) discarded: Counter,
     /// Bytes of content that came from peers.
     pub(crate) bytes_from_peers: Counter,
+    /// Requests of peers that were served.
+    pub(crate) served: Counter,
     /// Bytes of content read for peers.
     pub(crate) bytes_to_peers: Counter,
     /// Bytes of content read for the runtime from the store.
@@ -88,16 +90,42 @@ impl Metrics {
     /// Counters that `registry` shows.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("mirror_fetches", "Requests to peers by outcome", metrics.fetches.clone());
-        registry.register("mirror_hedges", "Requests to a second peer since the first was slow", metrics.hedges.clone());
-        registry.register("mirror_failovers", "Parts fetched anew after a peer failed in mid-body", metrics.failovers.clone());
-        registry.register("mirror_verifications", "Contents from peers by verdict", metrics.verifications.clone());
-        registry.register("mirror_tags", "Tags by how they were answered", metrics.tags.clone());
-        registry.register("mirror_discarded_ingests", "Poisoned downloads of the runtime that were discarded", metrics.discarded.clone());
-        registry.register("mirror_peer_bytes", "Bytes of content that came from peers", metrics.bytes_from_peers.clone());
-        registry.register("mirror_served_bytes", "Bytes of content read for peers", metrics.bytes_to_peers.clone());
-        registry.register("mirror_local_bytes", "Bytes of content read for the runtime from the store", metrics.bytes_local.clone());
+        registry.register("fetches", "Requests to peers by outcome", metrics.fetches.clone());
+        registry.register(
+            "hedges",
+            "Requests to a second peer since the first was slow",
+            metrics.hedges.clone(),
+        );
+        registry.register(
+            "failovers",
+            "Parts fetched anew after a peer failed in mid-body",
+            metrics.failovers.clone(),
+        );
+        registry.register("verifications", "Contents from peers by verdict", metrics.verifications.clone());
+        registry.register("tags", "Tags by how they were answered", metrics.tags.clone());
+        registry.register(
+            "discarded_ingests",
+            "Poisoned downloads of the runtime that were discarded",
+            metrics.discarded.clone(),
+        );
+        registry.register(
+            "peer_bytes",
+            "Bytes of content that came from peers",
+            metrics.bytes_from_peers.clone(),
+        );
+        registry.register("served", "Requests of peers that were served", metrics.served.clone());
+        registry.register("served_bytes", "Bytes of content read for peers", metrics.bytes_to_peers.clone());
+        registry.register(
+            "local_bytes",
+            "Bytes of content read for the runtime from the store",
+            metrics.bytes_local.clone(),
+        );
         metrics
+    }
+
+    /// Requests of peers that were served, and the bytes that were read for them.
+    pub fn to_peers(&self) -> (u64, u64) {
+        (self.served.get(), self.bytes_to_peers.get())
     }
 
     pub(crate) fn fetched(&self, outcome: Outcome) {

@@ -128,7 +128,12 @@ impl Peers {
     /// Orders holders for one request: those of this node's zone first, each picked as the less loaded of two random
     /// ones, so that many requesters do not run for the same one. Suspected peers whose time is over come last, one
     /// trial at a time; the others that are suspected or excluded for this content are left out.
-    pub(crate) fn candidates(&self, holders: Vec<Arc<Peer>>, digest: &Digest, now: Instant) -> Vec<Candidate> {
+    pub(crate) fn candidates(
+        &self,
+        holders: Vec<Arc<Peer>>,
+        digest: &Digest,
+        now: Instant,
+    ) -> Vec<Candidate> {
         let mut table = self.lock();
         let excluded = table.excluded.get(digest);
         let holders: Vec<_> =
@@ -137,7 +142,9 @@ impl Peers {
         for peer in holders {
             let record = table.records.entry(peer.id.clone()).or_default();
             match record.suspected_until {
-                None if !self.zone.is_empty() && peer.zone == self.zone => near.push((record.load(now), peer)),
+                None if !self.zone.is_empty() && peer.zone == self.zone => {
+                    near.push((record.load(now), peer))
+                }
                 None => far.push((record.load(now), peer)),
                 Some(until) if until <= now && !record.on_trial => trials.push(peer),
                 Some(_) => {}
@@ -388,7 +395,8 @@ mod tests {
         peers.end(&peer('a', "").id, &digest, Outcome::Busy(9), now);
         let mut first = HashMap::new();
         for _ in 0..200 {
-            let candidates = peers.candidates(vec![peer('a', "z1"), peer('b', "z1"), peer('c', "z2")], &digest, now);
+            let candidates =
+                peers.candidates(vec![peer('a', "z1"), peer('b', "z1"), peer('c', "z2")], &digest, now);
             assert_eq!(candidates.len(), 3);
             assert_eq!(candidates[2].peer.id, peer('c', "").id);
             *first.entry(candidates[0].peer.id.short().to_owned()).or_insert(0) += 1;

@@ -8,8 +8,8 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures::StreamExt;
 
-use super::Rules;
 use super::metrics::Metrics;
+use super::{Rules, Settings};
 use crate::network::TagSource;
 use crate::oci::{Action, ByteRange, Descriptor, Digest, Gate, PeerId, Reference, is_manifest};
 use crate::store::{Blob, Error, Provider};
@@ -17,13 +17,18 @@ use crate::transfer::{Segment, Source};
 
 /// Answers peers from the store.
 pub struct Serve {
-    pub(super) store: Arc<dyn Provider>,
-    pub(super) gate: Arc<dyn Gate>,
-    pub(super) rules: Arc<ArcSwap<Rules>>,
-    pub(super) metrics: Metrics,
+    store: Arc<dyn Provider>,
+    gate: Arc<dyn Gate>,
+    rules: Arc<ArcSwap<Rules>>,
+    metrics: Metrics,
 }
 
 impl Serve {
+    /// What peers get from `store`, as `settings` and `gate` allow.
+    pub fn new(settings: &Settings, store: Arc<dyn Provider>, gate: Arc<dyn Gate>, metrics: Metrics) -> Self {
+        Self { store, gate, rules: Arc::clone(&settings.0), metrics }
+    }
+
     /// Content of unknown repositories is for peers only if configured; all other if at least one of its repositories is.
     fn may(&self, peer: &PeerId, blob: &Blob) -> bool {
         let rules = self.rules.load();
@@ -32,14 +37,24 @@ impl Serve {
         }
         // Manifests of private repositories are nobody's but upstream's to give.
         let private = is_manifest(&blob.descriptor.media_type);
-        blob.repositories.iter().any(|name| !(private && rules.is_private(name)) && self.gate.serves(peer, name))
+        blob.repositories
+            .iter()
+            .any(|name| !(private && rules.is_private(name)) && self.gate.serves(peer, name))
     }
 }
 
 #[async_trait]
 impl Source for Serve {
-    async fn open(&self, peer: &PeerId, digest: &Digest, start: u64, length: u64) -> Result<Option<Segment>, io::Error> {
-        let Some(blob) = self.store.describe(digest).filter(|blob| self.may(peer, blob)) else { return Ok(None) };
+    async fn open(
+        &self,
+        peer: &PeerId,
+        digest: &Digest,
+        start: u64,
+        length: u64,
+    ) -> Result<Option<Segment>, io::Error> {
+        let Some(blob) = self.store.describe(digest).filter(|blob| self.may(peer, blob)) else {
+            return Ok(None);
+        };
         let size = blob.descriptor.size;
         let start = start.min(size);
         let range = ByteRange { start, end: start.saturating_add(length).min(size) };
@@ -48,6 +63,7 @@ impl Source for Serve {
             Err(Error::NotFound(_)) => return Ok(None),
             Err(error) => return Err(io::Error::other(error)),
         };
+        self.metrics.served.inc();
         let metrics = self.metrics.clone();
         let body = content.into_stream(range.len()).inspect(move |chunk| {
             if let Ok(chunk) = chunk {

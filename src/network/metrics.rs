@@ -69,29 +69,25 @@ pub(super) struct TagLabels {
 /// Registers the network's metrics.
 pub fn register(registry: &mut Registry) -> Metrics {
     let metrics = Metrics::default();
-    registry.register("network_peers", "Peers with a proved connection", metrics.peers.clone());
+    registry.register("peers", "Peers with a proved connection", metrics.peers.clone());
     registry.register(
-        "network_refused_connections",
+        "refused_connections",
         "Connections of the control plane that were refused, by reason: peer (not trusted), limit, handshake",
         metrics.refused.clone(),
     );
     registry.register(
-        "network_dial_failures",
+        "dial_failures",
         "Attempts to reach a peer's control plane that failed",
         metrics.dial_failures.clone(),
     );
     registry.register(
-        "network_inventory_messages",
+        "inventory_messages",
         "Inventory messages by direction and kind (whole: one page of all, change: a difference)",
         metrics.inventory.clone(),
     );
+    registry.register("broken_messages", "Messages of peers that could not be read", metrics.broken.clone());
     registry.register(
-        "network_broken_messages",
-        "Messages of peers that could not be read",
-        metrics.broken.clone(),
-    );
-    registry.register(
-        "network_tag_answers",
+        "tag_answers",
         "Answers given to peers that asked about a tag: found, unknown, denied",
         metrics.tags.clone(),
     );

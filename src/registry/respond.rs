@@ -178,12 +178,7 @@ pub(super) fn content(
 }
 
 /// A JSON document.
-pub(super) fn json(
-    status: StatusCode,
-    media_type: &'static str,
-    body: Bytes,
-    head: bool,
-) -> Response<Body> {
+pub(super) fn json(status: StatusCode, media_type: &'static str, body: Bytes, head: bool) -> Response<Body> {
     let length = body.len();
     let mut response = Response::new(if head { Body::empty() } else { Body::full(body) });
     *response.status_mut() = status;

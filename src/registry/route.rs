@@ -162,7 +162,10 @@ mod tests {
         assert_eq!(parse("/v2"), Ok(Route::Base));
         assert_eq!(at(&format!("blobs/{digest}?")), Route::Blob(name.clone(), digest));
         let escaped = digest.to_string().replace(':', "%3a");
-        assert_eq!(at(&format!("manifests/{escaped}?")), Route::Manifest(name.clone(), Target::Digest(digest)));
+        assert_eq!(
+            at(&format!("manifests/{escaped}?")),
+            Route::Manifest(name.clone(), Target::Digest(digest))
+        );
         let page = |limit, last: Option<&str>| Page { limit, last: last.map(Into::into) };
         assert_eq!(at("tags/list?"), Route::Tags(name.clone(), page(1000, None)));
         assert_eq!(at("tags/list?n=2&last=v1&"), Route::Tags(name.clone(), page(2, Some("v1"))));

@@ -248,7 +248,9 @@ async fn ranges() {
         assert_eq!((reply.status, reply.header("content-range")), (416, Some("bytes */2048")), "{range}");
     }
     // Not one range: ignored (RFC 9110, 14.2).
-    for headers in ["range: bytes=500-0\r\n", "range: bytes=0-1,4-5\r\n", "range: bytes=0-1\r\nrange: bytes=4-5\r\n"] {
+    for headers in
+        ["range: bytes=500-0\r\n", "range: bytes=0-1,4-5\r\n", "range: bytes=0-1\r\nrange: bytes=4-5\r\n"]
+    {
         assert_eq!(node.get(&target, headers).await.status, 200, "{headers}");
     }
     // Ranges are for GET only (14.2), and a range of what is unknown is unknown.
@@ -283,7 +285,8 @@ async fn whatever_cannot_be_served_is_not_here() {
     check_not_here(&node, &manifest("v2"), "MANIFEST_UNKNOWN", "tag-upstream").await;
     check_not_here(&node, &manifest(&format!("sha256:{hex}")), "MANIFEST_UNKNOWN", "unknown").await;
     check_not_here(&node, &manifest("sha256:00"), "DIGEST_INVALID", "malformed").await;
-    check_not_here(&node, &manifest("a b".replace(' ', "%20").as_str()), "MANIFEST_UNKNOWN", "malformed").await;
+    check_not_here(&node, &manifest("a b".replace(' ', "%20").as_str()), "MANIFEST_UNKNOWN", "malformed")
+        .await;
     check_not_here(&node, "/v2/A/manifests/1?ns=r.io", "NAME_INVALID", "malformed").await;
     check_not_here(&node, "/v2/a/manifests/1?ns=-", "NAME_INVALID", "malformed").await;
     check_not_here(&node, "/", "UNSUPPORTED", "malformed").await;
@@ -297,7 +300,10 @@ async fn whatever_cannot_be_served_is_not_here() {
         let reply = ask(node.address(), method, "/v2/a/blobs/uploads/", "content-length: 0\r\n").await;
         assert_eq!(reply.status, 404, "{method}");
     }
-    let upload = format!("POST /v2/a/blobs/uploads/ HTTP/1.1\r\nhost: x\r\ncontent-length: 500000\r\n\r\n{}", "x".repeat(500_000));
+    let upload = format!(
+        "POST /v2/a/blobs/uploads/ HTTP/1.1\r\nhost: x\r\ncontent-length: 500000\r\n\r\n{}",
+        "x".repeat(500_000)
+    );
     let reply = Reply::parse(&raw(node.address(), upload.as_bytes()).await);
     assert_eq!(reply.status, 404);
     let long = format!("GET /v2/{} HTTP/1.1\r\nhost: x\r\n\r\n", "a/".repeat(60_000));
@@ -308,7 +314,12 @@ async fn whatever_cannot_be_served_is_not_here() {
         assert!(reply.reason.starts_with("Not Here (peili: "));
         assert_eq!(reply.body.len(), reply.length());
     }
-    assert!(node.causes.last().iter().any(|cause| cause.cause == "private" && cause.subject.starts_with("r.io/a/b@sha256:")));
+    assert!(
+        node.causes
+            .last()
+            .iter()
+            .any(|cause| cause.cause == "private" && cause.subject.starts_with("r.io/a/b@sha256:"))
+    );
 }
 
 #[tokio::test(start_paused = true)]

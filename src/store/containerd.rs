@@ -31,8 +31,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Blob, Config, Content, Error, Health, Provider, View, Watch, Watcher};
-use crate::oci::{Descriptor, Digest, Reference};
+use super::{Config, Content, Error, Health, Provider, View, Watch, Watcher};
+use crate::oci::Digest;
 
 use api::{Api, ApiError};
 use synchronizer::Synchronizer;
@@ -121,12 +121,8 @@ impl ContainerdStore {
 
 #[async_trait]
 impl Provider for ContainerdStore {
-    fn resolve(&self, name: &Reference) -> Option<Descriptor> {
-        self.shared.view.resolve(name)
-    }
-
-    fn describe(&self, digest: &Digest) -> Option<Arc<Blob>> {
-        self.shared.view.describe(digest)
+    fn view(&self) -> &View {
+        &self.shared.view
     }
 
     async fn open(&self, digest: &Digest, offset: u64) -> Result<Content, Error> {

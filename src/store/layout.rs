@@ -26,8 +26,8 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::{Blob, Content, Error, Health, Provider, View, Watch, Watcher};
-use crate::oci::{Descriptor, Digest, Name, Reference, ReferenceError, Registry};
+use super::{Content, Error, Health, Provider, View, Watch, Watcher};
+use crate::oci::{Digest, Name, ReferenceError, Registry};
 
 use archive::Archive;
 use scan::{Found, Scanner};
@@ -200,12 +200,8 @@ impl Shared {
 
 #[async_trait]
 impl Provider for LayoutStore {
-    fn resolve(&self, name: &Reference) -> Option<Descriptor> {
-        self.shared.view.resolve(name)
-    }
-
-    fn describe(&self, digest: &Digest) -> Option<Arc<Blob>> {
-        self.shared.view.describe(digest)
+    fn view(&self) -> &View {
+        &self.shared.view
     }
 
     async fn open(&self, digest: &Digest, offset: u64) -> Result<Content, Error> {

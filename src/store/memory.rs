@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{Blob, Content, Error, Health, Held, Image, Provider, Snapshot, Source, View, Watch, Watcher};
+use super::{Content, Error, Health, Held, Image, Provider, Snapshot, Source, View, Watch, Watcher};
 use crate::oci::{
     Algorithm, Descriptor, Digest, MANIFEST_MEDIA_TYPES, Manifest, OCTET_STREAM, Reference, is_manifest,
 };
@@ -241,12 +241,8 @@ impl MemoryStore {
 
 #[async_trait]
 impl Provider for MemoryStore {
-    fn resolve(&self, name: &Reference) -> Option<Descriptor> {
-        self.view.resolve(name)
-    }
-
-    fn describe(&self, digest: &Digest) -> Option<Arc<Blob>> {
-        self.view.describe(digest)
+    fn view(&self) -> &View {
+        &self.view
     }
 
     async fn open(&self, digest: &Digest, offset: u64) -> Result<Content, Error> {

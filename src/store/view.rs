@@ -78,6 +78,17 @@ pub struct Snapshot {
     pub manifests: HashMap<Digest, Arc<Manifest>>,
 }
 
+/// How much is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Names of images with a tag.
+    pub tags: usize,
+    /// Digests.
+    pub digests: usize,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
 /// What is derived from a snapshot.
 #[derive(Debug, Default)]
 struct Table {
@@ -233,6 +244,24 @@ impl View {
             .collect();
         tags.sort();
         tags
+    }
+
+    /// Manifests held under `name` that are about `digest` (distribution specification, "Listing Referrers").
+    pub fn referrers(&self, name: &Name, digest: &Digest) -> Vec<Descriptor> {
+        let table = self.read();
+        let about = table.claims.about(digest);
+        let blobs = about.filter_map(|referrer| table.blobs.get(referrer));
+        blobs.filter(|blob| blob.repositories.contains(name)).map(|blob| blob.descriptor.clone()).collect()
+    }
+
+    /// How much is held.
+    pub fn counts(&self) -> Counts {
+        let table = self.read();
+        Counts {
+            tags: table.tags.len(),
+            digests: table.blobs.len(),
+            bytes: table.blobs.values().map(|blob| blob.descriptor.size).sum(),
+        }
     }
 
     /// [`Watcher::watch`](super::Watcher::watch).

@@ -74,6 +74,9 @@ fn the_level_changes_while_running_and_a_wrong_one_changes_nothing() {
 fn registry_names_the_build() {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry()).unwrap();
-    assert!(text.contains(&format!("peili_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"))), "{text}");
+    assert!(
+        text.contains(&format!("peili_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"))),
+        "{text}"
+    );
     assert!(text.contains("peili_start_time_seconds "), "{text}");
 }

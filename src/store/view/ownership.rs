@@ -103,6 +103,13 @@ impl Claims {
         })
     }
 
+    /// Manifests whose subject is `digest`, held or not.
+    pub(super) fn about(&self, digest: &Digest) -> impl Iterator<Item = &Digest> {
+        let about =
+            |manifest: &Manifest| manifest.subject.as_ref().is_some_and(|subject| subject.digest == *digest);
+        self.manifests.iter().filter(move |(_, manifest)| about(manifest)).map(|(referrer, _)| referrer)
+    }
+
     /// The repository that a label means. Its key has lost the port, so the registry is the one of that host that an
     /// image record names. Where records name several registries of one host, only a record with the same repository
     /// can tell them apart; else the label says nothing, since a guess might serve what is denied.
