@@ -392,15 +392,15 @@ impl Driver {
 
     /// Closes connections that fell silent. They count as gone at once: to close one in order takes the other end.
     fn close_dead(&mut self, now: Instant) {
-        // Where this node itself stood still (stopped, starved), silence says nothing about the others.
-        let stood_still = now - self.liveness > LIVENESS;
+        // Time in which this node itself stood still (stopped, starved) says nothing about the others. It is only left
+        // out, so that even on a node that is always late a dead peer is found.
+        let late = now - self.liveness;
         self.liveness = now + LIVENESS;
         let mut dead = Vec::new();
         for (peer, link) in &mut self.links {
             for (id, connection) in &mut link.connections {
-                if stood_still {
-                    connection.alive = now;
-                } else if now - connection.alive > SILENCE {
+                connection.alive = (connection.alive + late).min(now);
+                if now - connection.alive > SILENCE {
                     dead.push((*peer, *id));
                 }
             }
