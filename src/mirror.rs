@@ -324,7 +324,7 @@ impl Shared {
                 Err(_) => tracing::debug!(%digest, "the store failed, peers are asked"),
             }
         }
-        let (descriptor, content) = match self.cache.get(&digest) {
+        let (descriptor, content) = match self.cache.get(&digest, Instant::now()) {
             Some(cached) => cached,
             None => self.peer_manifest(&digest).await?,
         };
@@ -379,7 +379,7 @@ impl Shared {
         // What the manifest says of itself is bound to its digest; a peer's word is not.
         let own = Manifest::parse(&content).ok().and_then(|manifest| manifest.media_type);
         let descriptor = Descriptor::new(*digest, content.len() as u64, own.as_deref().unwrap_or(&claimed));
-        self.cache.put(descriptor.clone(), content.clone());
+        self.cache.put(descriptor.clone(), content.clone(), Instant::now());
         Ok((descriptor, content))
     }
 

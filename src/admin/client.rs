@@ -68,7 +68,11 @@ pub enum FetchError {
 /// # Errors
 /// Why it cannot be read, with a hint.
 pub async fn fetch(address: SocketAddr) -> Result<Status, FetchError> {
-    tokio::time::timeout(TIME_LIMIT, ask(address)).await.map_err(|_| FetchError::Timeout { address })?
+    fetch_within(address, TIME_LIMIT).await
+}
+
+pub(super) async fn fetch_within(address: SocketAddr, limit: Duration) -> Result<Status, FetchError> {
+    tokio::time::timeout(limit, ask(address)).await.map_err(|_| FetchError::Timeout { address })?
 }
 
 async fn ask(address: SocketAddr) -> Result<Status, FetchError> {

@@ -28,20 +28,26 @@ struct Entry {
 }
 
 impl Cache {
-    pub(super) fn get(&self, digest: &Digest) -> Option<(Descriptor, Bytes)> {
+    pub(super) fn get(&self, digest: &Digest, now: Instant) -> Option<(Descriptor, Bytes)> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry =
-            entries.iter().find(|entry| entry.descriptor.digest == *digest && entry.at.elapsed() < TTL)?;
+            entries.iter().find(|entry| entry.descriptor.digest == *digest && entry.is_fresh(now))?;
         Some((entry.descriptor.clone(), entry.content.clone()))
     }
 
-    pub(super) fn put(&self, descriptor: Descriptor, content: Bytes) {
+    pub(super) fn put(&self, descriptor: Descriptor, content: Bytes, now: Instant) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|entry| entry.descriptor.digest != descriptor.digest && entry.at.elapsed() < TTL);
-        entries.push_back(Entry { descriptor, content, at: Instant::now() });
+        entries.retain(|entry| entry.descriptor.digest != descriptor.digest && entry.is_fresh(now));
+        entries.push_back(Entry { descriptor, content, at: now });
         while entries.iter().map(|entry| entry.content.len()).sum::<usize>() > BYTES {
             entries.pop_front();
         }
+    }
+}
+
+impl Entry {
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.duration_since(self.at) < TTL
     }
 }
 
@@ -52,19 +58,18 @@ mod tests {
 
     fn put(cache: &Cache, content: Vec<u8>) -> Digest {
         let digest = Digest::sha256(&content);
-        cache.put(Descriptor::new(digest, content.len() as u64, OCTET_STREAM), content.into());
+        cache.put(Descriptor::new(digest, content.len() as u64, OCTET_STREAM), content.into(), Instant::now());
         digest
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn forgets_by_size_and_by_time() {
-        let cache = Cache::default();
+    #[test]
+    fn forgets_by_size_and_by_time() {
+        let (cache, now) = (Cache::default(), Instant::now());
         let old = put(&cache, vec![1; 4 << 20]);
         let new = put(&cache, vec![2; 3 << 20]);
-        assert!(cache.get(&old).is_some() && cache.get(&new).is_some());
+        assert!(cache.get(&old, now).is_some() && cache.get(&new, now).is_some());
         let newest = put(&cache, vec![3; 4 << 20]);
-        assert!(cache.get(&old).is_none() && cache.get(&new).is_some() && cache.get(&newest).is_some());
-        tokio::time::advance(TTL).await;
-        assert!(cache.get(&newest).is_none());
+        assert!(cache.get(&old, now).is_none() && cache.get(&new, now).is_some() && cache.get(&newest, now).is_some());
+        assert!(cache.get(&newest, now + TTL).is_none());
     }
 }

@@ -322,14 +322,14 @@ async fn whatever_cannot_be_served_is_not_here() {
     );
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn one_deadline_until_the_header() {
     let fake = Fake::with(&[HANGS]);
-    let node = Node::start(fake, |config| config.blob_deadline = Duration::from_millis(700));
+    let node = Node::start(fake, |config| config.blob_deadline = Duration::from_millis(150));
     let start = tokio::time::Instant::now();
     check_not_here(&node, &blob(HANGS), "BLOB_UNKNOWN", "deadline").await;
     // One for GET and one for HEAD.
-    assert!((1400..1600).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

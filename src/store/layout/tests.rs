@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::oci::Reference;
 use crate::store::conformance::{Subject, conformance, eventually};
 use crate::store::memory::Artifact;
 
