@@ -37,6 +37,8 @@ use crate::oci::{ByteRange, Descriptor, Digest, OCTET_STREAM, PeerId};
 
 /// Bytes that all drains together may still have to read.
 const DRAIN_BUDGET: usize = 64 << 20;
+/// The part of a request's limit that it may wait at a busy peer; the rest is for the way there and back.
+const WAIT_SHARE: f32 = 0.6;
 /// How often idle connections are looked through.
 const REAP_INTERVAL: Duration = Duration::from_secs(10);
 /// The authority of a request; the identity is the address.
@@ -65,6 +67,8 @@ struct Wanted {
     digest: Digest,
     start: u64,
     length: u64,
+    /// How long it may wait at the peer for an upload.
+    wait: Duration,
 }
 
 impl Client {
@@ -110,6 +114,7 @@ impl Transfer for Client {
             digest: *digest,
             start,
             length: length.min(wire::SEGMENT_LIMIT),
+            wait: limit.mul_f32(WAIT_SHARE),
         };
         let shared = Arc::clone(&self.shared);
         let stop = shared.stop.clone();
@@ -146,7 +151,10 @@ impl Shared {
         };
         match timeout_at(deadline, self.request(wanted, permit)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(FetchError::Unreachable(format!("no answer within {} ms", limit.as_millis()))),
+            Err(_) => {
+                self.pool.close(&wanted.peer);
+                Err(FetchError::Unreachable(format!("no answer within {} ms", limit.as_millis())))
+            }
         }
     }
 
@@ -199,7 +207,8 @@ impl Wanted {
         let mut request = Request::builder()
             .uri(wire::content_path(&self.digest))
             .header(HOST, HOST_NAME)
-            .header(wire::VERSION_HEADER, wire::VERSION);
+            .header(wire::VERSION_HEADER, wire::VERSION)
+            .header(wire::WAIT_HEADER, u64::try_from(self.wait.as_millis()).unwrap_or(u64::MAX));
         request = if self.length == 0 {
             request.method(Method::HEAD)
         } else {

@@ -169,6 +169,10 @@ impl Fixture {
         }
         let outcome = self.fetch(&descriptor.digest, 0, 10).await;
         assert!(matches!(outcome, Err(FetchError::Busy { queue: 0 })), "{outcome:?}");
+        // A busy peer says so in any limit: silence would look like a peer that hangs.
+        let short = Duration::from_millis(250);
+        let outcome = self.transfer.fetch(&self.peer, &descriptor.digest, 0, 10, short).await.map(|_| ());
+        assert!(matches!(outcome, Err(FetchError::Busy { .. })), "{outcome:?}");
         drop(held);
         let _room = self.open(&descriptor.digest, 10).await;
     }

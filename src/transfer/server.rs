@@ -372,9 +372,16 @@ async fn answer<B>(shared: &Arc<Shared>, peer: &PeerId, request: &Request<B>) ->
     if segment.range.is_empty() {
         return Ok(Answer::Empty(response));
     }
-    let slot = shared.slots.acquire(peer, QUEUE_LIMIT).await.map_err(Refusal::Busy)?;
+    let slot = shared.slots.acquire(peer, wait(request)).await.map_err(Refusal::Busy)?;
     let upload = Upload::new(segment, slot, shared.rate.clone(), &shared.metrics);
     Ok(Answer::Upload(upload, response))
+}
+
+/// How long the request may wait for an upload.
+fn wait<B>(request: &Request<B>) -> Duration {
+    let value = request.headers().get(wire::WAIT_HEADER);
+    let wait = value.and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_millis);
+    wait.map_or(QUEUE_LIMIT, |wait| wait.min(QUEUE_LIMIT))
 }
 
 /// Start and length of what is asked for. `None`: a range that the protocol does not know.

@@ -6,6 +6,9 @@
 //! - 404: not held, or not for this peer;
 //! - 503 with `Peili-Queue: <n>`: all uploads are taken, `n` requests wait.
 //!
+//! A request says in `Peili-Wait` how many milliseconds it may wait for an upload: a peer that is only busy answers 503 in
+//! that time, so that silence always means a peer that is gone or hangs.
+//!
 //! `HEAD` answers 200 with the whole size. An incompatible protocol gets another ALPN name; [`VERSION`] is a number
 //! for what stays compatible. Headers that are not known are ignored.
 
@@ -25,6 +28,9 @@ pub(crate) const VERSION_HEADER: HeaderName = HeaderName::from_static("peili-pro
 
 /// Carries the number of requests that wait, with status 503.
 pub(crate) const QUEUE_HEADER: HeaderName = HeaderName::from_static("peili-queue");
+
+/// Milliseconds that a request may wait for an upload.
+pub(crate) const WAIT_HEADER: HeaderName = HeaderName::from_static("peili-wait");
 
 /// Most bytes of one response: the largest segment that the configuration allows.
 pub(crate) const SEGMENT_LIMIT: u64 = 64 << 20;

@@ -88,6 +88,13 @@ impl Pool {
         idle.push((connection, Instant::now()));
     }
 
+    /// Closes the idle connections to `peer`: if one got no answer, the others would get none either.
+    pub(super) fn close(&self, peer: &PeerId) {
+        if let Some(peer) = self.lock().get_mut(peer) {
+            peer.idle.clear();
+        }
+    }
+
     /// Closes what was idle for too long, and forgets peers without connections.
     pub(super) fn reap(&self) {
         self.lock().retain(|_, peer| {
