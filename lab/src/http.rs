@@ -36,22 +36,39 @@ impl Answer {
 
 /// GET, seen from `namespace`; off the executor.
 pub async fn get(namespace: Option<&Namespace>, address: SocketAddr, path: &str) -> Result<Answer> {
-    let (namespace, path) = (namespace.cloned(), path.to_owned());
-    let get = move || match namespace {
-        Some(namespace) => namespace.run(move || request(address, "GET", &path))?,
-        None => request(address, "GET", &path),
+    send(namespace, address, "GET", path, &[]).await
+}
+
+/// Any request, with header lines (`Range: bytes=0-1`), seen from `namespace`; off the executor.
+pub async fn send(
+    namespace: Option<&Namespace>,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[&str],
+) -> Result<Answer> {
+    let (namespace, method, path) = (namespace.cloned(), method.to_owned(), path.to_owned());
+    let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+    let send = move || match namespace {
+        Some(namespace) => namespace.run(move || exchange(address, &method, &path, &headers))?,
+        None => exchange(address, &method, &path, &headers),
     };
-    tokio::task::spawn_blocking(get).await?
+    tokio::task::spawn_blocking(send).await?
 }
 
 /// One request on a connection of its own, in HTTP/1.0 so that the body needs no decoding; 5 s for each step.
 pub fn request(address: SocketAddr, method: &str, path: &str) -> Result<Answer> {
+    exchange(address, method, path, "")
+}
+
+/// `further`: header lines, each with its end.
+fn exchange(address: SocketAddr, method: &str, path: &str, further: &str) -> Result<Answer> {
     let limit = Duration::from_secs(5);
     let mut stream =
         TcpStream::connect_timeout(&address, limit).with_context(|| format!("cannot reach {address}"))?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n{further}\r\n")?;
     let mut bytes = Vec::new();
     stream.take(LIMIT).read_to_end(&mut bytes)?;
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").context("no end of the headers")?;

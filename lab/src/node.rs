@@ -200,6 +200,11 @@ impl Node {
         http::get(self.plan.namespace.as_ref(), self.registry(), path).await
     }
 
+    /// Any request to its registry port, with header lines.
+    pub async fn request(&self, method: &str, path: &str, headers: &[&str]) -> Result<http::Answer> {
+        http::send(self.plan.namespace.as_ref(), self.registry(), method, path, headers).await
+    }
+
     /// `/status`.
     pub async fn status(&self) -> Result<Value> {
         Ok(serde_json::from_slice(&self.admin("/status").await?.body)?)

@@ -1,0 +1,87 @@
+//! Integration: real `peili` programs, real containerds of every generation, in network namespaces.
+//!
+//! A harness of its own (libtest-mimic): each case names what it needs of the machine, and is ignored with the reason
+//! where that is missing; each runs in a fresh executor within a limit. A case fails by panicking, so that the logs of
+//! the processes that it started are printed while they are dropped.
+
+#![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use peili_lab::{Requirement, require};
+
+mod cli;
+mod cluster;
+mod pulls;
+
+/// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Cases at once: each is several processes, and two cores bear no more. `--test-threads` overrides it.
+const AT_ONCE: usize = 2;
+
+/// One test.
+struct Case {
+    name: String,
+    requirements: Vec<Requirement>,
+    limit: Duration,
+    run: Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>,
+}
+
+impl Case {
+    /// `run` panics if something is wrong. `name` begins with its module: `pulls::containerd_1_6`.
+    fn new<F: Future<Output = ()> + 'static>(
+        name: impl Into<String>,
+        requirements: &[Requirement],
+        run: impl FnOnce() -> F + Send + 'static,
+    ) -> Self {
+        let requirements = requirements.to_vec();
+        Self { name: name.into(), requirements, limit: LIMIT, run: Box::new(|| Box::pin(run())) }
+    }
+
+    /// Lets it take longer, or less long, than [`LIMIT`].
+    fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    fn into_trial(self, is_wanted: impl Fn(&Trial) -> bool) -> Trial {
+        let Self { name, requirements, limit, run } = self;
+        let missing = require(&requirements).err();
+        let ignored = missing.is_some();
+        let trial = Trial::test(name, move || execute(limit, run)).with_ignored_flag(ignored);
+        if let Some(reason) = missing.filter(|_| is_wanted(&trial)) {
+            report(trial.name(), &reason);
+        }
+        trial
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    let mut cases = cli::cases();
+    cases.extend(pulls::cases());
+    let is_wanted = |trial: &Trial| !arguments.list && !arguments.is_filtered_out(trial);
+    let trials = cases.into_iter().map(|case| case.into_trial(is_wanted)).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn execute(limit: Duration, run: impl FnOnce() -> Pin<Box<dyn Future<Output = ()>>>) -> Result<(), Failed> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut case = run();
+        // The case is dropped by the panic, so that its processes show their logs then too.
+        let ended = tokio::time::timeout(limit, &mut case).await;
+        assert!(ended.is_ok(), "not done within {limit:?}");
+    });
+    Ok(())
+}
+
+/// `cargo xtask test` collects these lines; the harness itself counts the case as ignored.
+#[expect(clippy::print_stdout, reason = "the reason is the test's output")]
+fn report(name: &str, reason: &str) {
+    println!("skipped: {name}: {reason}");
+}
