@@ -1,6 +1,6 @@
 //! Counters of the mirror. All labels are from closed sets; no image, repository or peer is named.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
@@ -33,14 +33,14 @@ pub struct Metrics {
 }
 
 /// Why a part is fetched anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failover {
     Stalled,
     Broken,
 }
 
 /// What became of content from peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verification {
     Right,
     Mismatch,
@@ -49,7 +49,7 @@ pub(crate) enum Verification {
 }
 
 /// How a tag was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TagAnswer {
     Upstream,
     Known,
@@ -57,33 +57,24 @@ pub(crate) enum TagAnswer {
     Disputed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum FetchResult {
-    FirstByte,
-    Miss,
-    Busy,
-    Failed,
-    Broken,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FetchLabels {
-    result: FetchResult,
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FailoverLabels {
-    reason: Failover,
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerificationLabels {
-    verdict: Verification,
+    verdict: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TagLabels {
-    answer: TagAnswer,
+    answer: &'static str,
 }
 
 impl Metrics {
@@ -130,24 +121,39 @@ impl Metrics {
 
     pub(crate) fn fetched(&self, outcome: Outcome) {
         let result = match outcome {
-            Outcome::FirstByte(_) => FetchResult::FirstByte,
-            Outcome::Miss => FetchResult::Miss,
-            Outcome::Busy(_) => FetchResult::Busy,
-            Outcome::Failed => FetchResult::Failed,
-            Outcome::Broken => FetchResult::Broken,
+            Outcome::FirstByte(_) => "first-byte",
+            Outcome::Miss => "miss",
+            Outcome::Busy(_) => "busy",
+            Outcome::Failed => "failed",
+            Outcome::Broken => "broken",
         };
         self.fetches.get_or_create(&FetchLabels { result }).inc();
     }
 
     pub(crate) fn failover(&self, reason: Failover) {
+        let reason = match reason {
+            Failover::Stalled => "stalled",
+            Failover::Broken => "broken",
+        };
         self.failovers.get_or_create(&FailoverLabels { reason }).inc();
     }
 
     pub(crate) fn verified(&self, verdict: Verification) {
+        let verdict = match verdict {
+            Verification::Right => "right",
+            Verification::Mismatch => "mismatch",
+            Verification::Unverified => "unverified",
+        };
         self.verifications.get_or_create(&VerificationLabels { verdict }).inc();
     }
 
     pub(crate) fn tag(&self, answer: TagAnswer) {
+        let answer = match answer {
+            TagAnswer::Upstream => "upstream",
+            TagAnswer::Known => "known",
+            TagAnswer::Unknown => "unknown",
+            TagAnswer::Disputed => "disputed",
+        };
         self.tags.get_or_create(&TagLabels { answer }).inc();
     }
 }
