@@ -182,7 +182,7 @@ impl<'a> Session<'a> {
         self.progress.event(&Event::Started { descriptor, kept: fetched.kept });
         let mut fetch = Fetch { session: self, descriptor, path, accept, sink, fetched };
         for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.pull) {
-            match fetch.from_host(endpoint).await {
+            match fetch.take_from(endpoint).await {
                 Ok(()) => {
                     fetch.fetched.millis = millis(self.begin);
                     return Ok((fetch.sink, fetch.fetched));
@@ -227,7 +227,7 @@ impl<'a> Session<'a> {
 
 impl Fetch<'_> {
     /// Takes what is left from one host.
-    async fn from_host(&mut self, endpoint: &Endpoint) -> Result<(), Stopped> {
+    async fn take_from(&mut self, endpoint: &Endpoint) -> Result<(), Stopped> {
         let (size, digest) = (self.descriptor.size, self.descriptor.digest);
         // Bytes that are not this host's: if the whole is wrong, it may not be this host that lied.
         let mut foreign = self.sink.position();

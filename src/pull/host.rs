@@ -188,7 +188,6 @@ pub(super) async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>
 }
 
 /// The error with its causes, on one line and without the URL, which may carry a signature of a storage service.
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
 pub(super) fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();

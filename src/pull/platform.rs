@@ -144,7 +144,7 @@ impl Platforms {
 
 impl From<&Wire> for Platform {
     fn from(wire: &Wire) -> Self {
-        let short = |text: &str| text.chars().filter(|c| c.is_ascii_graphic()).take(32).collect::<String>();
+        let short = |text: &str| text.chars().filter(char::is_ascii_graphic).take(32).collect::<String>();
         Self {
             os: short(&wire.os),
             architecture: short(&wire.architecture),

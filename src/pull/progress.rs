@@ -191,7 +191,7 @@ impl Progress for Bars {
                 }
             }
             Event::Resumed { digest, reason } => {
-                self.say(format_args!("{}: {reason}; resuming", short(digest)))
+                self.say(format_args!("{}: {reason}; resuming", short(digest)));
             }
             Event::Restarted { digest } => {
                 if let Some(line) = self.lines().get_mut(*digest) {

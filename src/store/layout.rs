@@ -155,7 +155,7 @@ async fn watch_layout(shared: Arc<Shared>, scanner: Scanner, poll: Duration) {
         let outcome = match timeout(HANG, &mut look).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                shared.degrade(format!("reading {} takes more than {HANG:?}", shared.path.display()));
+                shared.degrade(&format!("reading {} takes more than {HANG:?}", shared.path.display()));
                 look.await
             }
         };
@@ -166,7 +166,7 @@ async fn watch_layout(shared: Arc<Shared>, scanner: Scanner, poll: Duration) {
             }
             // Only a panic or the end of the runtime comes here; neither leaves a scanner to go on with.
             Err(error) => {
-                shared.degrade(format!("the watch has ended: {error}"));
+                shared.degrade(&format!("the watch has ended: {error}"));
                 return;
             }
         }
@@ -182,7 +182,7 @@ impl Shared {
             self.view.replace(snapshot);
         }
         match found.cause {
-            Some(cause) => self.degrade(cause),
+            Some(cause) => self.degrade(&cause),
             None => {
                 if self.view.set_health(Health::Ready) {
                     tracing::info!(path = %self.path.display(), "layout is read");
@@ -191,8 +191,8 @@ impl Shared {
         }
     }
 
-    fn degrade(&self, cause: String) {
-        if self.view.set_health(Health::Degraded(cause.clone())) {
+    fn degrade(&self, cause: &str) {
+        if self.view.set_health(Health::Degraded(cause.to_owned())) {
             tracing::warn!(cause, "cannot keep up with the layout");
         }
     }
