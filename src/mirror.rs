@@ -541,3 +541,6 @@ fn whole(descriptor: Descriptor, content: Bytes, head: bool, source: Source) -> 
 fn empty() -> BoxStream<'static, io::Result<Bytes>> {
     futures::stream::empty().boxed()
 }
+
+#[cfg(test)]
+mod tests;

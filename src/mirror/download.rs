@@ -195,6 +195,8 @@ impl Download {
             };
             let peer = Arc::clone(&current.flow.peer);
             self.current = None;
+            // It may come from the same peer, and would then stall once more.
+            self.next = None;
             self.failovers += 1;
             self.context.fetcher.metrics.failover(failover);
             if !paused {

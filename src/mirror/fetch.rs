@@ -85,6 +85,7 @@ impl Fetcher {
         let mut candidates = self.peers.candidates(holders, &want.digest, began).into_iter();
         let mut attempts: FuturesUnordered<Attempt> = FuturesUnordered::new();
         let mut busy: Vec<Candidate> = Vec::new();
+        let mut was_busy = false;
         let mut give_up = began + START;
         let mut limit = FIRST_BYTE;
         let mut next = candidates.next();
@@ -111,6 +112,7 @@ impl Fetcher {
                         if next.is_none() {
                             return Err(NoFlow::Failed);
                         }
+                        continue;
                     }
                 }
             }
@@ -118,7 +120,10 @@ impl Fetcher {
             tokio::select! {
                 Some(result) = attempts.next() => match result {
                     Ok(Ok(flow)) => return Ok(flow),
-                    Ok(Err((candidate, Outcome::Busy(_)))) => busy.push(candidate),
+                    Ok(Err((candidate, Outcome::Busy(_)))) => {
+                        was_busy = true;
+                        busy.push(candidate);
+                    }
                     Ok(Err(_)) | Err(_) => {}
                 },
                 () = sleep_until(hedge_at), if next.is_some() && limit == FIRST_BYTE => {
@@ -128,7 +133,7 @@ impl Fetcher {
                         next = candidates.next();
                     }
                 }
-                () = sleep_until(give_up) => return Err(if busy.is_empty() { NoFlow::Failed } else { NoFlow::Busy }),
+                () = sleep_until(give_up) => return Err(if was_busy { NoFlow::Busy } else { NoFlow::Failed }),
             }
         }
     }

@@ -71,6 +71,13 @@ impl Hub {
         }
     }
 
+    /// Lets a node claim to be in a zone.
+    pub fn set_zone(&self, id: &PeerId, zone: &str) {
+        if let Some(node) = self.lock().get_mut(id) {
+            node.peer = Arc::new(Peer { zone: zone.to_owned(), ..Peer::clone(&node.peer) });
+        }
+    }
+
     /// A peer ID as a new node would have it.
     pub fn new_id() -> PeerId {
         Identity::generate().peer_id().clone()

@@ -1,0 +1,100 @@
+//! Peers that send what they should not.
+
+use super::*;
+
+#[tokio::test]
+async fn small_wrong_content_is_found_before_the_first_byte_and_asked_of_the_next() {
+    let lab = Lab::new(2);
+    let (artifact, layer, bytes) = image("library/app", MIB);
+    let (other, other_layer, other_bytes) = image("library/other", MIB);
+    for holder in 0..2 {
+        lab.hold(holder, &artifact);
+        lab.hold(holder, &other);
+    }
+    lab.fault(0, Fault::Lie);
+    assert!(lab.blob(&layer).await.unwrap().0 == bytes);
+    let asked = lab.asked(0);
+    assert!(asked > 0 && lab.conduct(0).digest_mismatches == 1, "the liar was not asked");
+    assert_eq!(lab.conduct(1).digest_mismatches, 0);
+    // It is left out for that content and for no other, and is no worse a peer otherwise.
+    assert!(lab.blob(&layer).await.unwrap().0 == bytes);
+    assert_eq!(lab.asked(0), asked);
+    assert!(!lab.conduct(0).suspected);
+    lab.fault(0, Fault::None);
+    assert!(lab.blob(&other_layer).await.unwrap().0 == other_bytes);
+    assert!(lab.asked(0) > asked);
+}
+
+#[tokio::test]
+async fn a_small_wrong_manifest_is_asked_of_the_next() {
+    let lab = Lab::new(2);
+    let (artifact, _, _) = image("library/app", 10);
+    lab.hold(0, &artifact);
+    lab.hold(1, &artifact);
+    lab.fault(0, Fault::Lie);
+    let answer = lab.manifest("library/app", artifact.target.digest).await.unwrap();
+    assert_eq!(answer.descriptor, artifact.target);
+    assert_eq!(Digest::sha256(&read(answer).await.unwrap()), artifact.target.digest);
+    assert!(lab.asked(0) > 0);
+}
+
+#[tokio::test]
+async fn where_all_lie_nothing_is_passed_on() {
+    let lab = Lab::new(3);
+    let (artifact, layer, _) = image("library/app", MIB);
+    for holder in 0..3 {
+        lab.hold(holder, &artifact);
+        lab.fault(holder, Fault::Lie);
+    }
+    assert_eq!(lab.refused(&layer).await.0, NotHere::PeersFailed);
+    let refusal = lab.manifest("library/app", artifact.target.digest).await.map(drop).unwrap_err();
+    assert_eq!(refusal, Refusal::NotHere(NotHere::PeersFailed));
+    assert!((0..3).all(|holder| lab.asked(holder) > 0));
+}
+
+#[tokio::test]
+async fn large_wrong_content_never_comes_whole_and_does_not_stay() {
+    let lab = Lab::new(2);
+    let size = 6 * MIB;
+    let (artifact, layer, bytes) = image("library/app", size);
+    lab.hold(0, &artifact);
+    lab.fault(0, Fault::Lie);
+    let (got, failed) = read_until_error(lab.open(&layer, None).await.unwrap()).await;
+    assert!(failed, "the stream ended as if all was well");
+    assert!(got.len() <= size - verify::HOLD_BACK, "{} of {size} bytes were passed on", got.len());
+    assert_eq!(lab.store.discarded(), [layer], "the runtime would resume on top of it");
+    assert_eq!(lab.conduct(0).digest_mismatches, 1);
+    // The next attempt does not go to the liar, and begins at byte 0.
+    let asked = lab.asked(0);
+    assert_eq!(lab.refused(&layer).await.0, NotHere::PeersFailed);
+    lab.hold(1, &artifact);
+    assert!(lab.blob(&layer).await.unwrap().0 == bytes);
+    assert_eq!(lab.asked(0), asked);
+}
+
+#[tokio::test]
+async fn verification_can_be_turned_off() {
+    let config = Config { verify: false, ..Config::default() };
+    let lab = Lab::with(1, &config);
+    let (artifact, layer, _) = image("library/app", MIB);
+    lab.hold(0, &artifact);
+    lab.fault(0, Fault::Lie);
+    let (got, _) = lab.blob(&layer).await.unwrap();
+    assert_ne!(Digest::sha256(&got), layer);
+    // Manifests are small and many things hang on them: they are verified all the same.
+    assert!(lab.manifest("library/app", artifact.target.digest).await.is_err());
+}
+
+#[tokio::test]
+async fn a_claim_that_is_not_true_costs_one_question() {
+    let lab = Lab::new(2);
+    let (artifact, layer, bytes) = image("library/app", MIB);
+    lab.hub.claim(&lab.holders[0].id, layer);
+    assert_eq!(lab.refused(&layer).await.0, NotHere::PeersFailed);
+    assert_eq!((lab.asked(0), lab.conduct(0).misses), (1, 1));
+    assert_eq!(lab.refused(&layer).await.0, NotHere::PeersFailed);
+    assert_eq!(lab.asked(0), 1);
+    lab.hold(1, &artifact);
+    assert!(lab.blob(&layer).await.unwrap().0 == bytes);
+    assert!(!lab.conduct(0).suspected);
+}
