@@ -3,7 +3,7 @@
 //! Images ([`image`]), a registry that counts and misbehaves on request ([`origin`]), nodes as network namespaces
 //! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), and the real `peili` program
 //! ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
-//! takes nothing but names and digests (`peili::oci`).
+//! takes nothing but names and digests (`peili::oci`), except for the hostile node ([`liar`]), which speaks its protocol.
 //!
 //! Whatever a machine may lack is a [`Requirement`]; a test asks [`require`] first and skips with the reason it gets.
 //! Fixtures own what they start: dropping one ends its processes and removes its files, mounts and namespaces, and what
@@ -14,6 +14,7 @@ pub mod cri;
 pub mod hosts;
 pub mod http;
 pub mod image;
+pub mod liar;
 pub mod netns;
 pub mod node;
 pub mod origin;
@@ -24,6 +25,7 @@ pub mod wait;
 
 pub use containerd::Containerd;
 pub use image::Image;
+pub use liar::Liar;
 pub use netns::{Namespace, Network};
 pub use node::Node;
 pub use origin::Origin;

@@ -30,8 +30,7 @@ struct Entry {
 impl Cache {
     pub(super) fn get(&self, digest: &Digest, now: Instant) -> Option<(Descriptor, Bytes)> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry =
-            entries.iter().find(|entry| entry.descriptor.digest == *digest && entry.is_fresh(now))?;
+        let entry = entries.iter().find(|entry| entry.descriptor.digest == *digest && entry.is_fresh(now))?;
         Some((entry.descriptor.clone(), entry.content.clone()))
     }
 
@@ -58,7 +57,11 @@ mod tests {
 
     fn put(cache: &Cache, content: Vec<u8>) -> Digest {
         let digest = Digest::sha256(&content);
-        cache.put(Descriptor::new(digest, content.len() as u64, OCTET_STREAM), content.into(), Instant::now());
+        cache.put(
+            Descriptor::new(digest, content.len() as u64, OCTET_STREAM),
+            content.into(),
+            Instant::now(),
+        );
         digest
     }
 
@@ -69,7 +72,11 @@ mod tests {
         let new = put(&cache, vec![2; 3 << 20]);
         assert!(cache.get(&old, now).is_some() && cache.get(&new, now).is_some());
         let newest = put(&cache, vec![3; 4 << 20]);
-        assert!(cache.get(&old, now).is_none() && cache.get(&new, now).is_some() && cache.get(&newest, now).is_some());
+        assert!(
+            cache.get(&old, now).is_none()
+                && cache.get(&new, now).is_some()
+                && cache.get(&newest, now).is_some()
+        );
         assert!(cache.get(&newest, Instant::now() + TTL).is_none());
     }
 }

@@ -58,8 +58,7 @@ impl Lab {
             .iter()
             .map(|id| {
                 let (store, gate) = (Arc::new(MemoryStore::new()), gate());
-                let serve =
-                    Arc::new(Serve::new(&settings, store.clone(), gate.clone(), Metrics::default()));
+                let serve = Arc::new(Serve::new(&settings, store.clone(), gate.clone(), Metrics::default()));
                 let network = hub.join(id.clone(), Vec::new(), gate.clone(), serve.clone());
                 transfer.add(id.clone(), serve, gate.clone(), 64);
                 Holder { id: id.clone(), store, network }
@@ -159,10 +158,13 @@ fn image(repository: &str, size: usize) -> (Artifact, Digest, Vec<u8>) {
 }
 
 async fn read(answer: Answer) -> io::Result<Vec<u8>> {
-    timeout(LIMIT, answer.body.try_fold(Vec::new(), |mut all, chunk| async move {
-        all.extend_from_slice(&chunk);
-        Ok(all)
-    }))
+    timeout(
+        LIMIT,
+        answer.body.try_fold(Vec::new(), |mut all, chunk| async move {
+            all.extend_from_slice(&chunk);
+            Ok(all)
+        }),
+    )
     .await
     .unwrap()
 }

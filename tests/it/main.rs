@@ -15,6 +15,7 @@ use peili_lab::{Requirement, require};
 
 mod cli;
 mod cluster;
+mod faults;
 mod pulls;
 
 /// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     let mut cases = cli::cases();
+    cases.extend(faults::cases());
     cases.extend(pulls::cases());
     let is_wanted = |trial: &Trial| !arguments.list && !arguments.is_filtered_out(trial);
     let trials = cases.into_iter().map(|case| case.into_trial(is_wanted)).collect();

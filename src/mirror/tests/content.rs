@@ -69,7 +69,9 @@ async fn ranges_are_the_same_from_here_and_from_peers() {
         check(&format!("bytes=3-{}", size * 2), 3, size).await;
         check("bytes=-100", size - 100, size).await;
         check(&format!("bytes=-{}", size * 2), 0, size).await;
-        for header in [format!("bytes={size}-"), format!("bytes={}-{}", size * 2, size * 3), "bytes=-0".into()] {
+        for header in
+            [format!("bytes={size}-"), format!("bytes={}-{}", size * 2, size * 3), "bytes=-0".into()]
+        {
             let refusal = lab.open(&layer, Some(&header)).await.map(drop).unwrap_err();
             assert_eq!(refusal, Refusal::Range(RangeError { size: size as u64 }), "{header}");
         }

@@ -1,0 +1,140 @@
+//! Who is not known: wrong identities, unknown nodes, and connections that end at the wrong port.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use peili_lab::Image;
+use peili_lab::node::Plan;
+
+use super::fleet::{Setup, trust};
+use super::{NET, NEW, added};
+use crate::Case;
+
+/// Long enough that a connection that could come up would have: dials are tried again after a second.
+const SETTLE: Duration = Duration::from_secs(3);
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new("faults::strangers::right_address_wrong_identity", &NET, wrong_identity),
+        Case::new("faults::strangers::unknown_node_gets_and_gives_nothing", &NET, unknown_node),
+        Case::new("faults::strangers::control_connection_at_the_peer_port", &NET, wrong_port),
+        Case::new("faults::strangers::corrupt_identity_file", &NET, corrupt_identity),
+    ]
+}
+
+fn image() -> Image {
+    Image::builder("library/app", "v1").layers(3, 64 << 10).build().unwrap()
+}
+
+async fn wrong_identity() {
+    let (mut fleet, _) = Setup::new(1, image()).start().await;
+    let control = fleet.pull().await;
+    assert_eq!(control.upstream, 0, "{control:?}");
+    // Another node of the same name comes up at the same address: it has an identity of its own.
+    fleet.nodes[1].kill();
+    std::fs::remove_file(fleet.nodes[1].plan.data_dir().join("identity.key")).unwrap();
+    fleet.nodes[1].restart().await.unwrap();
+    tokio::time::sleep(SETTLE).await;
+    let peer = fleet.peer(&fleet.nodes[1].plan.peer_id).await.unwrap();
+    assert_eq!(peer["connected"], false, "{peer}");
+    assert!(peer["problem"].as_str().unwrap().len() > 5, "{peer}");
+    println!("{}", peer["problem"]);
+    let pull = fleet.pull().await;
+    added("wrong identity", control.elapsed, pull.elapsed, NEW);
+    assert_eq!(pull.mirrored, 0, "{pull:?}");
+}
+
+/// The asker is unknown to the holder, though it knows the holder: it gets nothing from it. And the other way around.
+async fn unknown_node() {
+    for unknown_is_asker in [true, false] {
+        let forget = |plans: &mut Vec<Plan>| {
+            let of = usize::from(unknown_is_asker);
+            plans[of].config["network"]["peers"] = serde_json::json!([]);
+        };
+        let (fleet, _) = Setup::new(1, image()).start_apart(forget).await;
+        tokio::time::sleep(SETTLE).await;
+        for node in &fleet.nodes {
+            let status = node.status().await.unwrap();
+            let connected =
+                status["network"]["peers"].as_array().unwrap().iter().any(|p| p["connected"] == true);
+            assert!(!connected, "{status}");
+        }
+        let pull = fleet.pull().await;
+        assert_eq!(pull.mirrored, 0, "{pull:?}");
+        assert!(fleet.nodes[1].metric("peili_mirror_served_total", "").await.unwrap() < 0.5);
+    }
+}
+
+/// What a peer says on the control plane, replayed to the peer port; and a control plane that is told the peer port's
+/// address. Nothing comes of either, and the ports go on serving.
+async fn wrong_port() {
+    let (fleet, _) = Setup::new(1, image()).start().await;
+    let control = fleet.pull().await;
+    let holder = fleet.network.nodes[1].address();
+    let recorded = {
+        // A node that takes this port for the holder's control plane says its first words here.
+        let namespace = &fleet.network.nodes[2].namespace;
+        let address = SocketAddr::new(fleet.network.nodes[2].address(), 5001);
+        let listener = namespace.run(move || TcpListener::bind(address)).unwrap().unwrap();
+        let mut plan = Plan::in_namespace(
+            "misled",
+            &fleet.nodes[0].plan.config["store"]["source"].as_str().unwrap().to_owned(),
+            &fleet.network.nodes[2].namespace,
+            address.ip(),
+        )
+        .unwrap();
+        plan.merge(&serde_json::json!({"network": {"listen": ["127.0.0.1:5001"]}}));
+        trust(&mut plan, &fleet.nodes[1].plan.peer_id, address);
+        let misled = plan.start().await.unwrap();
+        let record = move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            let mut words = vec![0; 4096];
+            let count = stream.read(&mut words).unwrap();
+            words.truncate(count);
+            words
+        };
+        let words = tokio::task::spawn_blocking(record).await.unwrap();
+        drop(misled);
+        words
+    };
+    assert!(recorded.len() > 100, "{} bytes", recorded.len());
+    let replay = |port: u16| {
+        let recorded = &recorded;
+        let answer = fleet.network.nodes[0].namespace.run(move || {
+            let mut stream = TcpStream::connect((holder, port)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.write_all(recorded).unwrap();
+            let mut answer = Vec::new();
+            // A reset is a refusal too.
+            let _ = stream.read_to_end(&mut answer);
+            answer
+        });
+        answer.unwrap()
+    };
+    let answer = replay(5002);
+    // A TLS alert at most (7 bytes), never a handshake of the peer port.
+    assert!(answer.len() < 64, "the peer port answered {} bytes", answer.len());
+    let pull = fleet.pull().await;
+    assert_eq!(pull.upstream, 0, "{pull:?}");
+    added("after the replay", control.elapsed, pull.elapsed, NEW);
+}
+
+async fn corrupt_identity() {
+    let (mut fleet, _) = Setup::new(1, image()).start().await;
+    let control = fleet.pull().await;
+    assert_eq!(control.upstream, 0);
+    fleet.nodes[0].kill();
+    std::fs::write(fleet.nodes[0].plan.data_dir().join("identity.key"), b"\x00garbage").unwrap();
+    // Ready: it serves what it has.
+    fleet.nodes[0].restart().await.unwrap();
+    let problems = fleet.asker().status().await.unwrap()["problems"].to_string();
+    assert!(problems.contains("identity"), "{problems}");
+    let other = Image::builder("library/other", "v1").layer(4096).seed(99).build().unwrap();
+    let path = format!("/v2/library/other/blobs/{}?ns=lab.test", other.layers[0]);
+    assert_eq!(fleet.asker().fetch(&path).await.unwrap().status, 200);
+    let pull = fleet.pull().await;
+    added("a corrupt identity", control.elapsed, pull.elapsed, NEW);
+    assert_eq!(pull.mirrored, 0, "{pull:?}");
+}
