@@ -3,6 +3,7 @@
 //! It knows nothing of what is served. It keeps these rules for both:
 //! - the accept loop survives exhausted descriptors, and beats for the watchdog;
 //! - connections, heads and pauses of a client are bounded, and so is what a slow reader holds in memory;
+//! - a connection too many gets one quick answer, marked as [`Overloaded`], rather than silence;
 //! - a body that fails ends the connection by FIN after everything that came before the failure, never by RST;
 //! - dropping the [`Server`] ends every task of it; [`Server::drain`] lets answers end first.
 
@@ -29,13 +30,25 @@ use crate::watchdog::Watchdog;
 pub use bind::{BindError, NotLoopback, Sockets, check_loopback};
 pub use body::Body;
 
+/// Connections beyond the limit that are answered at once.
+const OVERLOADED: usize = 64;
+
+/// A connection beyond the limit has so long to send its request.
+const OVERLOADED_HEAD: Duration = Duration::from_secs(2);
+
 /// Answers requests. Gets the head only: a request's body is never read.
 pub type Handler = Arc<dyn Fn(Parts) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+
+/// Marks, in the extensions of a request's head, a connection beyond the limit: it should be answered without work, and
+/// ends after the answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Overloaded;
 
 /// What a server's clients may take.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at once; more are closed as they come, which is quicker for a client than to wait.
+    /// Connections at once. [`OVERLOADED`] more are answered as [`Overloaded`]; beyond those they are closed as they
+    /// come, which is quicker for a client than to wait.
     pub connections: usize,
     /// A request's head must be complete this long after its connection, or the answer before, is through. Also
     /// ends idle connections.
@@ -74,6 +87,7 @@ impl Server {
     ) -> Self {
         let stop = CancellationToken::new();
         let slots = Arc::new(Semaphore::new(limits.connections));
+        let overloaded = Arc::new(Semaphore::new(OVERLOADED));
         let limits = Arc::new(limits);
         let addresses = sockets.addresses();
         let mut loops = JoinSet::new();
@@ -81,6 +95,7 @@ impl Server {
             let accept = accept::Accept {
                 name,
                 slots: Arc::clone(&slots),
+                overloaded: Arc::clone(&overloaded),
                 limits: Arc::clone(&limits),
                 handler: Arc::clone(handler),
                 stop: stop.clone(),

@@ -13,8 +13,20 @@ use crate::telemetry::Cause;
 /// Causes that are shown; `/status` has all.
 const CAUSES: usize = 10;
 
-/// Narrower than this, lines are cut off as if it were this wide.
+/// A terminal narrower than this is written to as if it were this wide.
 const NARROWEST: usize = 40;
+
+/// Columns of a table are not made narrower than this.
+const NARROWEST_COLUMN: usize = 5;
+
+/// Between two columns.
+const GAP: usize = 2;
+
+/// What is written, and how wide it may get.
+struct Page {
+    text: String,
+    width: usize,
+}
 
 /// `status` as text of at most `width` columns; 0: as wide as it gets.
 pub fn render(status: &Status, width: usize) -> String {
@@ -23,94 +35,85 @@ pub fn render(status: &Status, width: usize) -> String {
 }
 
 pub(super) fn render_at(status: &Status, width: usize, now: u64) -> String {
-    let mut text = String::new();
-    heading(&mut text, status);
-    served(&mut text, status);
-    peers(&mut text, status);
-    causes(&mut text, &status.causes, now);
     let width = if width == 0 { usize::MAX } else { width.max(NARROWEST) };
-    text.lines().map(|line| cut(line.trim_end(), width) + "\n").collect()
+    let mut page = Page { text: String::new(), width };
+    heading(&mut page, status);
+    served(&mut page, status);
+    peers(&mut page, status);
+    causes(&mut page, &status.causes, now);
+    page.text
 }
 
-fn heading(text: &mut String, status: &Status) {
-    let node = &status.node;
-    let uptime = humantime::format_duration(Duration::from_secs(node.uptime_seconds));
-    let name = if node.name.is_empty() { "-" } else { &node.name };
-    let zone = if node.zone.is_empty() { String::new() } else { format!(" in zone {}", node.zone) };
-    let store = &status.store;
+fn heading(page: &mut Page, status: &Status) {
+    let (node, store, network) = (&status.node, &status.store, &status.network);
+    let mut about = vec![known(&node.name)];
+    if !node.zone.is_empty() {
+        about.push(format!("zone {}", node.zone));
+    }
+    about.push(format!("up {}", humantime::format_duration(Duration::from_secs(node.uptime_seconds))));
+    if !node.version.is_empty() {
+        about.push(format!("peili {}", node.version));
+    }
     let health = match &store.health {
-        StoreHealth::Starting => "starting: not read yet".into(),
+        StoreHealth::Starting => "not read yet".into(),
         StoreHealth::Ready => "ready".into(),
         StoreHealth::Degraded { reason } => format!("degraded: {reason}"),
     };
     let bytes = store.bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
-    let connected = status.network.peers.iter().filter(|peer| peer.connected).count();
-    let rows = [
-        vec!["Node".into(), format!("{name}{zone}, up {uptime}, peili {}", node.version)],
-        vec!["Peer ID".into(), node.peer_id.clone()],
-        vec!["Store".into(), format!("{} {health}", store.source)],
-        vec![
-            "Holds".into(),
-            format!(
-                "{}, {}{bytes}",
-                counted(store.images, "image", "images"),
-                counted(store.digests, "digest", "digests")
-            ),
-        ],
-        vec![
-            "Peers".into(),
-            format!(
-                "{connected} of {} connected, {} advertised",
-                status.network.peers.len(),
-                counted(status.network.advertised as u64, "digest", "digests")
-            ),
-        ],
-    ];
-    table(text, &rows, "");
-    let problems = status.problems.iter().chain(&status.network.problems);
+    let images = counted(store.images, "image", "images");
+    let digests = counted(store.digests, "digest", "digests");
+    let connected = network.peers.iter().filter(|peer| peer.connected).count();
+    page.line("Node     ", &about.join(", "));
+    page.line("Peer ID  ", &known(&node.peer_id));
+    page.line("Store    ", &format!("{}, {health}", known(&store.source)));
+    page.line("Holds    ", &format!("{images}, {digests} ({} advertised){bytes}", network.advertised));
+    page.line("Peers    ", &format!("{connected} of {} connected", network.peers.len()));
+    let problems = status.problems.iter().chain(&network.problems);
     for (index, problem) in problems.enumerate() {
         if index == 0 {
-            text.push_str("\nProblems\n");
+            page.text.push_str("\nProblems\n");
         }
-        for line in problem.lines() {
-            let _ = writeln!(text, "  {line}");
+        for (number, line) in problem.lines().enumerate() {
+            page.line(if number == 0 { "  - " } else { "    " }, line);
         }
     }
 }
 
-fn served(text: &mut String, status: &Status) {
+fn served(page: &mut Page, status: &Status) {
     let served = &status.served;
     let row = |what: &str, amount: Amount| vec![what.into(), amount.requests.to_string(), size(amount.bytes)];
-    text.push_str("\nServed\n");
-    let rows = [
-        vec![String::new(), "REQUESTS".into(), "BYTES".into()],
-        row("to the runtime from here", served.local),
-        row("to the runtime from peers", served.from_peers),
-        row("to peers", served.to_peers),
-        vec!["not here, sent to the next host".into(), served.not_here.to_string()],
-    ];
-    table(text, &rows, "  ");
+    page.text.push('\n');
+    page.table(
+        &[
+            vec!["Served to".into(), "REQUESTS".into(), "BYTES".into()],
+            row("  the runtime, from here", served.local),
+            row("  the runtime, from peers", served.from_peers),
+            row("  peers", served.to_peers),
+            vec!["Not here, passed on".into(), served.not_here.to_string()],
+        ],
+        &[],
+    );
 }
 
-fn peers(text: &mut String, status: &Status) {
+fn peers(page: &mut Page, status: &Status) {
     if status.network.peers.is_empty() {
         return;
     }
-    text.push_str("\nPeers\n");
-    let header = ["NODE", "ZONE", "TRUST", "HOLDS", "VERSION", "PEER", "STATE"].map(String::from).to_vec();
+    page.text.push_str("\nPeers\n");
+    let header = ["  NODE", "ZONE", "TRUST", "HOLDS", "VERSION", "PEER", "STATE"].map(String::from).to_vec();
     let rows: Vec<_> = std::iter::once(header).chain(status.network.peers.iter().map(peer)).collect();
-    table(text, &rows, "  ");
+    // Version, zone, trust: what others show too.
+    page.table(&rows, &[4, 1, 2]);
 }
 
 fn peer(peer: &PeerStatus) -> Vec<String> {
-    let known = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     let state = match peer.connected {
         true => "connected".to_owned(),
         false if peer.problem.is_empty() => "not connected".to_owned(),
         false => peer.problem.clone(),
     };
     vec![
-        known(&peer.node),
+        format!("  {}", known(&peer.node)),
         known(&peer.zone),
         format!("{:?}", peer.level).to_lowercase(),
         peer.holds.to_string(),
@@ -120,48 +123,100 @@ fn peer(peer: &PeerStatus) -> Vec<String> {
     ]
 }
 
-fn causes(text: &mut String, causes: &[Cause], now: u64) {
+fn causes(page: &mut Page, causes: &[Cause], now: u64) {
     if causes.is_empty() {
         return;
     }
-    text.push_str("\nLast not served\n");
-    let header = ["AGO", "TIMES", "KIND", "CAUSE", "WHAT"].map(String::from).to_vec();
+    page.text.push_str("\nLast not served\n");
+    let header = ["  AGO", "TIMES", "KIND", "CAUSE", "WHAT"].map(String::from).to_vec();
     let rows = causes.iter().take(CAUSES).map(|cause| {
         let ago = humantime::format_duration(Duration::from_secs(now.saturating_sub(cause.time)));
         // The largest unit is enough.
-        let ago = ago.to_string().split(' ').next().unwrap_or_default().to_owned();
-        vec![ago, cause.count.to_string(), cause.kind.clone(), cause.cause.clone(), cause.subject.clone()]
+        let ago = format!("  {}", ago.to_string().split(' ').next().unwrap_or_default());
+        let what = known(&cause.subject);
+        vec![ago, cause.count.to_string(), cause.kind.clone(), cause.cause.clone(), what]
     });
     let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
-    table(text, &rows, "  ");
+    // The cause and its subject say what kind it is.
+    page.table(&rows, &[2]);
     if causes.len() > CAUSES {
-        let _ = writeln!(text, "  and {} more in /status", causes.len() - CAUSES);
+        page.line("  ", &format!("and {} more in /status", causes.len() - CAUSES));
     }
 }
 
-/// Columns as wide as their widest cell, two spaces apart. The last one is not filled up.
-fn table(text: &mut String, rows: &[Vec<String>], indent: &str) {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<_> = (0..columns).map(width).collect();
-    for row in rows {
-        text.push_str(indent);
-        for (cell, width) in row.iter().zip(&widths) {
-            // Cells are one line each, whatever a peer calls itself.
-            let cell: String = cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-            let _ = write!(text, "{cell:width$}  ");
+impl Page {
+    /// `value` after `label`, in as many lines as it needs: what is wrong and what to do must be readable in full. A
+    /// word wider than a line stays whole, so that it can be copied.
+    fn line(&mut self, label: &str, value: &str) {
+        let indent = label.chars().count();
+        let mut line = label.to_owned();
+        let mut used = indent;
+        for word in value.split_whitespace() {
+            let length = word.chars().count();
+            if used > indent && used + 1 + length > self.width {
+                self.end_line(&line);
+                line = " ".repeat(indent);
+                used = indent;
+            }
+            if used > indent {
+                line.push(' ');
+                used += 1;
+            }
+            line.push_str(word);
+            used += length;
         }
-        text.push('\n');
+        self.end_line(&line);
+    }
+
+    /// Columns as wide as their widest cell. Where that is too wide for the page, the `optional` ones are left out, the
+    /// first first, and then the widest ones are cut.
+    fn table(&mut self, rows: &[Vec<String>], optional: &[usize]) {
+        let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let widest = |column: usize| {
+            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let mut widths: Vec<_> = (0..columns).map(widest).collect();
+        let mut optional = optional.iter();
+        loop {
+            let shown = widths.iter().filter(|width| **width > 0).count();
+            if widths.iter().sum::<usize>() + GAP * shown.saturating_sub(1) <= self.width {
+                break;
+            }
+            if let Some(width) = optional.next().and_then(|column| widths.get_mut(*column)) {
+                *width = 0;
+                continue;
+            }
+            match widths.iter_mut().max() {
+                Some(widest) if *widest > NARROWEST_COLUMN => *widest -= 1,
+                _ => break,
+            }
+        }
+        for row in rows {
+            let mut line = String::new();
+            for (cell, &width) in row.iter().zip(&widths).filter(|(_, width)| **width > 0) {
+                let cell = cut(cell, width);
+                let _ = write!(line, "{cell:width$}{:GAP$}", "");
+            }
+            self.end_line(&line);
+        }
+    }
+
+    /// One line, whatever a peer calls itself.
+    fn end_line(&mut self, line: &str) {
+        self.text.extend(line.trim_end().chars().map(|c| if c.is_control() { '?' } else { c }));
+        self.text.push('\n');
     }
 }
 
-fn cut(line: &str, width: usize) -> String {
-    if line.chars().count() <= width {
-        return line.to_owned();
+fn known(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.into() }
+}
+
+fn cut(cell: &str, width: usize) -> String {
+    if cell.chars().count() <= width {
+        return cell.to_owned();
     }
-    let mut cut: String = line.chars().take(width - 1).collect();
+    let mut cut: String = cell.chars().take(width.saturating_sub(1)).collect();
     cut.push('…');
     cut
 }

@@ -70,13 +70,89 @@ fn sample() -> Status {
 
 #[test]
 fn status_for_people() {
-    insta::assert_snapshot!(render::render_at(&sample(), 0, 10_000), @"");
+    insta::assert_snapshot!(render::render_at(&sample(), 0, 10_000), @r"
+    Node     worker-1, zone north, up 1h 2m 5s, peili 0.1.0
+    Peer ID  12D3KooWAAAABBBBCCCC
+    Store    containerd, degraded: containerd does not answer since 12 s
+    Holds    1 image, 250 digests (250 advertised), 5.0 GiB
+    Peers    1 of 2 connected
+
+    Problems
+      - containerd does not answer
+        hint: systemctl status containerd
+      - peers.peili.svc: no such name
+
+    Served to                  REQUESTS  BYTES
+      the runtime, from here   10        1.0 MiB
+      the runtime, from peers  4         3.0 GiB
+      peers                    77        0 B
+    Not here, passed on        3
+
+    Peers
+      NODE      ZONE   TRUST  HOLDS  VERSION  PEER       STATE
+      worker-2  north  tags   1234   0.1.0    …EEEEFFFF  connected
+      -         -      tags   1234   0.1.0    …HHHHIIII  connection refused?evil
+
+    Last not served
+      AGO  TIMES  KIND      CAUSE         WHAT
+      5s   12     manifest  private       r.io/secret:v1
+      1h   1      manifest  tag-upstream  docker.io/library/nginx:1
+    ");
 }
 
 #[test]
-fn status_of_an_empty_node_and_a_narrow_terminal() {
+fn status_on_a_narrow_terminal() {
+    let text = render::render_at(&sample(), 48, 10_000);
+    assert!(text.lines().all(|line| line.chars().count() <= 48), "{text}");
+    insta::assert_snapshot!(text, @r"
+    Node     worker-1, zone north, up 1h 2m 5s,
+             peili 0.1.0
+    Peer ID  12D3KooWAAAABBBBCCCC
+    Store    containerd, degraded: containerd does
+             not answer since 12 s
+    Holds    1 image, 250 digests (250 advertised),
+             5.0 GiB
+    Peers    1 of 2 connected
+
+    Problems
+      - containerd does not answer
+        hint: systemctl status containerd
+      - peers.peili.svc: no such name
+
+    Served to                  REQUESTS  BYTES
+      the runtime, from here   10        1.0 MiB
+      the runtime, from peers  4         3.0 GiB
+      peers                    77        0 B
+    Not here, passed on        3
+
+    Peers
+      NODE      HOLDS  PEER       STATE
+      worker-2  1234   …EEEEFFFF  connected
+      -         1234   …HHHHIIII  connection refuse…
+
+    Last not served
+      AGO  TIMES  CAUSE         WHAT
+      5s   12     private       r.io/secret:v1
+      1h   1      tag-upstream  docker.io/library/n…
+    ");
+}
+
+#[test]
+fn status_of_an_empty_node() {
     let status = Status { version: Status::VERSION, ..Status::default() };
-    insta::assert_snapshot!(render::render_at(&status, 44, 0), @"");
+    insta::assert_snapshot!(render::render_at(&status, 44, 0), @r"
+    Node     -, up 0s
+    Peer ID  -
+    Store    -, not read yet
+    Holds    0 images, 0 digests (0 advertised)
+    Peers    0 of 0 connected
+
+    Served to                  REQUESTS  BYTES
+      the runtime, from here   0         0 B
+      the runtime, from peers  0         0 B
+      peers                    0         0 B
+    Not here, passed on        0
+    ");
 }
 
 #[test]

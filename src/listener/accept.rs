@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -18,9 +19,13 @@ use crate::watchdog::{BEAT, Heart};
 /// Pause after an error that the next call would meet again, so that the loop does not spin.
 const PAUSE: Duration = Duration::from_millis(20);
 
+const TOO_MANY: &str = "too many connections";
+const TOO_MANY_FILES: &str = "too many open files";
+
 pub(super) struct Accept {
     pub(super) name: &'static str,
     pub(super) slots: Arc<Semaphore>,
+    pub(super) overloaded: Arc<Semaphore>,
     pub(super) limits: Arc<Limits>,
     pub(super) handler: Handler,
     pub(super) stop: CancellationToken,
@@ -54,7 +59,7 @@ impl Accept {
             };
             let problem = match accepted {
                 Ok((stream, _)) => self.take(stream, &mut connections),
-                Err(error) => Some(refuse(&error, &listener, &mut self.spare).await),
+                Err(error) => refuse(&error, &listener, &mut self.spare).await,
             };
             self.report(&mut trouble, problem);
         }
@@ -63,23 +68,25 @@ impl Accept {
     }
 
     fn take(&self, stream: TcpStream, connections: &mut JoinSet<()>) -> Option<&'static str> {
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-            return Some("too many connections");
+        let slot = Arc::clone(&self.slots).try_acquire_owned();
+        let overloaded = slot.is_err();
+        let Ok(slot) = slot.or_else(|_| Arc::clone(&self.overloaded).try_acquire_owned()) else {
+            return Some(TOO_MANY);
         };
         let (limits, handler, stop) =
             (Arc::clone(&self.limits), Arc::clone(&self.handler), self.stop.clone());
         connections.spawn(async move {
-            connection::serve(stream, &limits, handler, &stop).await;
+            connection::serve(stream, &limits, handler, &stop, overloaded).await;
             drop(slot);
         });
-        None
+        overloaded.then_some(TOO_MANY)
     }
 
     /// Logs a change between well and not.
     fn report(&self, trouble: &mut Option<&'static str>, problem: Option<&'static str>) {
         match (*trouble, problem) {
             (None, Some(problem)) => {
-                tracing::warn!(server = self.name, problem, "new connections are closed");
+                tracing::warn!(server = self.name, problem, "new connections are turned away");
             }
             (Some(_), None) => tracing::info!(server = self.name, "connections are accepted again"),
             _ => {}
@@ -94,22 +101,23 @@ impl Spare {
     }
 }
 
-/// Deals with an error of `accept`, and says what is wrong.
-async fn refuse(error: &io::Error, listener: &TcpListener, spare: &mut Spare) -> &'static str {
+/// Deals with an error of `accept`, and says what is wrong, if anything.
+async fn refuse(error: &io::Error, listener: &TcpListener, spare: &mut Spare) -> Option<&'static str> {
     let problem = match Errno::from_io_error(error) {
         Some(Errno::MFILE | Errno::NFILE) => {
-            if spare.0.take().is_some() {
-                // The freed descriptor lets one connection be taken, which is closed at once.
-                let _ = tokio::time::timeout(PAUSE, listener.accept()).await;
-            }
+            let freed = spare.0.take().is_some();
+            // The freed descriptor lets one connection be taken, which is closed at once. There may be none: the kernel
+            // looks for a descriptor first. Then nothing is waited for, or the next one would be closed for no reason.
+            let refused = freed && listener.accept().now_or_never().is_some_and(|taken| taken.is_ok());
             *spare = Spare::new();
-            "too many open files"
+            if freed && spare.0.is_some() {
+                return refused.then_some(TOO_MANY_FILES);
+            }
+            TOO_MANY_FILES
         }
         Some(Errno::NOBUFS | Errno::NOMEM) => "no memory for sockets",
         _ => "accept fails",
     };
-    if spare.0.is_none() || problem != "too many open files" {
-        tokio::time::sleep(PAUSE).await;
-    }
-    problem
+    tokio::time::sleep(PAUSE).await;
+    Some(problem)
 }

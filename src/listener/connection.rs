@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::socket::{Exchange, Socket};
-use super::{Body, Handler, Limits};
+use super::{Body, Handler, Limits, OVERLOADED_HEAD, Overloaded};
 
 /// Bytes that hyper reads ahead for a head, and collects of an answer before it waits for the client: so large that a
 /// chunk of the store goes through in one call, and a slow reader holds one chunk. Heads above it are malformed.
@@ -33,6 +33,7 @@ const LINGER_BYTES: usize = 1 << 20;
 struct Service {
     handler: Handler,
     exchange: Arc<Exchange>,
+    overloaded: bool,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -43,7 +44,11 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.exchange.begin();
         let exchange = Arc::clone(&self.exchange);
-        let answer = (self.handler)(request.into_parts().0);
+        let mut head = request.into_parts().0;
+        if self.overloaded {
+            head.extensions.insert(Overloaded);
+        }
+        let answer = (self.handler)(head);
         answer
             .map(|mut response| {
                 response.body_mut().attach(exchange);
@@ -53,19 +58,27 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     }
 }
 
-/// Serves until the client or `stop` ends it; an answer under way is finished first.
-pub(super) async fn serve(stream: TcpStream, limits: &Limits, handler: Handler, stop: &CancellationToken) {
+/// Serves until the client or `stop` ends it; an answer under way is finished first. One that is `overloaded` gets one
+/// answer.
+pub(super) async fn serve(
+    stream: TcpStream,
+    limits: &Limits,
+    handler: Handler,
+    stop: &CancellationToken,
+    overloaded: bool,
+) {
     // A head and a body's end must not wait for an acknowledgement. Failing only makes it slower.
     let _ = stream.set_nodelay(true);
     let exchange = Arc::new(Exchange::default());
     let socket = Socket::new(stream, Arc::clone(&exchange), limits.malformed.clone(), limits.write);
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
+        .header_read_timeout(if overloaded { limits.head.min(OVERLOADED_HEAD) } else { limits.head })
+        .keep_alive(!overloaded)
         .max_buf_size(BUFFER)
         .max_header_size(BUFFER)
         .writev(true)
-        .serve_connection(socket, Service { handler, exchange });
+        .serve_connection(socket, Service { handler, exchange, overloaded });
     let mut stopped = pin!(stop.cancelled());
     let mut stopping = false;
     let ended = poll_fn(|context| {

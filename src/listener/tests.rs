@@ -185,7 +185,9 @@ async fn a_body_that_looks_like_an_automatic_answer_is_left_alone() {
 
 #[tokio::test]
 async fn connections_are_bounded_and_slots_come_back() {
-    let server = start(Limits { connections: 2, ..limits() }, |_| Body::full("ok"));
+    let answer =
+        |head: Parts| Body::full(if head.extensions.get::<Overloaded>().is_some() { "no" } else { "ok" });
+    let server = start(Limits { connections: 2, ..limits() }, answer);
     let address = server.addresses()[0];
     let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
     let mut held = Vec::new();
@@ -195,19 +197,20 @@ async fn connections_are_bounded_and_slots_come_back() {
         assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 1);
         held.push(stream);
     }
-    let mut third = TcpStream::connect(address).await.unwrap();
-    let read =
-        tokio::time::timeout(SOON, third.read(&mut [0; 1])).await.expect("it is closed, it does not wait");
-    assert!(matches!(read, Ok(0) | Err(_)));
-    drop(held);
-    let retry = async {
-        loop {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            if stream.write_all(request).await.is_ok() && matches!(stream.read(&mut [0; 1]).await, Ok(1)) {
-                return;
-            }
-        }
-    };
+    // One too many is told so, once, even if it would send more.
+    let told = Reply::parse(&raw(address, &request.repeat(2)).await);
+    assert_eq!((told.body.as_slice(), told.header("connection")), (b"no".as_slice(), Some("close")));
+    // Those that say nothing cannot pile up.
+    let mut silent = Vec::new();
+    for _ in 0..OVERLOADED {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut closed = TcpStream::connect(address).await.unwrap();
+    let read = tokio::time::timeout(SOON, closed.read(&mut [0; 1])).await;
+    assert!(matches!(read.expect("it is closed, it does not wait"), Ok(0) | Err(_)));
+    assert_eq!(read_to_fin(&mut silent[0]).await, b"");
+    drop((held, silent));
+    let retry = async { while ask(address, "GET", "/", "").await.body != b"ok" {} };
     tokio::time::timeout(SOON, retry).await.expect("a slot comes back");
 }
 

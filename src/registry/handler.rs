@@ -18,7 +18,7 @@ use super::metrics::{self, Outcome};
 use super::respond::{self, Cause, Kind};
 use super::route::Route;
 use super::{Backend, Config, ConfigError, Lists, Metrics, lists};
-use crate::listener::Body;
+use crate::listener::{Body, Overloaded};
 use crate::mirror::{Answer, BlobRequest, NotHere, Refusal, Target};
 use crate::oci::{Name, RangeError, RangeHeader, Registry};
 use crate::telemetry::Causes;
@@ -105,6 +105,9 @@ impl Handler {
         let subject = subject(&route);
         let work = async {
             match route {
+                _ if request.extensions.get::<Overloaded>().is_some() => {
+                    Err(Refused::Cause(Cause::Overloaded))
+                }
                 _ if method == "other" => Err(Refused::Cause(Cause::Method)),
                 Ok(route) => self.route(route, &request, &settings, head).await,
                 Err(malformed) => Err(Refused::Cause(Cause::Malformed(malformed))),

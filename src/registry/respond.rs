@@ -42,6 +42,8 @@ pub(super) enum Cause {
     Malformed(Malformed),
     /// A method other than GET and HEAD.
     Method,
+    /// More connections than the listener takes.
+    Overloaded,
     /// A bug: the handler panicked.
     Internal,
 }
@@ -81,6 +83,7 @@ impl Cause {
             },
             Self::Malformed(_) => "malformed",
             Self::Method => "unsupported",
+            Self::Overloaded => "overloaded",
             Self::Internal => "internal",
         }
     }
@@ -101,6 +104,7 @@ impl Cause {
             },
             Self::Malformed(_) => b"Not Here (peili: malformed request)",
             Self::Method => b"Not Here (peili: a mirror is read only)",
+            Self::Overloaded => b"Not Here (peili: too many connections)",
             Self::Internal => b"Not Here (peili: internal error)",
         }
     }
@@ -112,7 +116,7 @@ impl Cause {
             Self::Malformed(Malformed::Name(ReferenceError::Tag(_))) => "MANIFEST_UNKNOWN",
             Self::Malformed(Malformed::Name(_)) => "NAME_INVALID",
             Self::Malformed(Malformed::Path) => "UNSUPPORTED",
-            Self::NotHere(_) | Self::Internal => kind.unknown(),
+            Self::NotHere(_) | Self::Overloaded | Self::Internal => kind.unknown(),
         }
     }
 

@@ -308,7 +308,8 @@ async fn whatever_cannot_be_served_is_not_here() {
     assert_eq!(reply.status, 404);
     let long = format!("GET /v2/{} HTTP/1.1\r\nhost: x\r\n\r\n", "a/".repeat(60_000));
     let many = format!("GET /v2/ HTTP/1.1\r\nhost: x\r\n{}\r\n", "x: y\r\n".repeat(300));
-    for request in [long.as_str(), &many, "CONNECT r.io:443 HTTP/1.1\r\nhost: x\r\n\r\n", "\u{1}\r\n\r\n"] {
+    let connect = "CONNECT r.io:443 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    for request in [long.as_str(), &many, connect, "\u{1}\r\n\r\n"] {
         let reply = Reply::parse(&raw(node.address(), request.as_bytes()).await);
         assert_eq!(reply.status, 404, "{}", request.get(..20).unwrap_or(request));
         assert!(reply.reason.starts_with("Not Here (peili: "));
@@ -320,6 +321,23 @@ async fn whatever_cannot_be_served_is_not_here() {
             .iter()
             .any(|cause| cause.cause == "private" && cause.subject.starts_with("r.io/a/b@sha256:"))
     );
+}
+
+#[tokio::test]
+async fn connections_too_many_are_told() {
+    let node = Node::start(Fake::with(&[b"12"]), |_| ());
+    let request = format!("GET {} HTTP/1.1\r\nhost: x\r\n\r\n", blob(b"12"));
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = TcpStream::connect(node.address()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; 12]).await.unwrap();
+        held.push(stream);
+    }
+    check_not_here(&node, &blob(b"12"), "BLOB_UNKNOWN", "overloaded").await;
+    drop(held);
+    let again = async { while node.get(&blob(b"12"), "").await.status != 200 {} };
+    tokio::time::timeout(SOON, again).await.expect("slots come back");
 }
 
 #[tokio::test]

@@ -21,7 +21,9 @@ pub struct Content {
 }
 
 enum Source {
-    File(Arc<File>),
+    /// The file, and the last chunk: its memory is used again once its reader has let go of it, which saves an
+    /// allocation and the zeroing of it for each.
+    File(Arc<File>, Bytes),
     /// The stream, and what it gave beyond the last limit.
     Stream(BoxStream<'static, io::Result<Bytes>>, Bytes),
 }
@@ -29,7 +31,7 @@ enum Source {
 impl Content {
     /// The rest of `file`, whose content has `size` bytes, from `offset`; an offset after the end counts as the end.
     pub fn file(file: File, size: u64, offset: u64) -> Self {
-        Self { size, position: offset.min(size), source: Source::File(Arc::new(file)) }
+        Self { size, position: offset.min(size), source: Source::File(Arc::new(file), Bytes::new()) }
     }
 
     /// A content of `size` bytes whose bytes from `offset` on come from `stream`.
@@ -63,7 +65,13 @@ impl Content {
         }
         let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
         let chunk = match &mut self.source {
-            Source::File(file) => read_at(file, self.position, wanted).await?,
+            Source::File(file, last) => {
+                let mut buffer = std::mem::take(last).try_into_mut().unwrap_or_default();
+                buffer.resize(wanted, 0);
+                let chunk = read_at(file, self.position, buffer).await?;
+                *last = chunk.clone();
+                chunk
+            }
             Source::Stream(stream, rest) => {
                 while rest.is_empty() {
                     let Some(chunk) = stream.next().await.transpose()? else { break };
@@ -101,10 +109,10 @@ impl std::fmt::Debug for Content {
     }
 }
 
-/// Reads up to `wanted` bytes at `position`. What is in the page cache is read at once; only a read that would wait
+/// Fills `buffer` from `position`, or as much of it as there is. What is in the page cache is read at once; only a read that would wait
 /// for the disk goes to the blocking pool, so that hot content does not depend on it.
-async fn read_at(file: &Arc<File>, position: u64, wanted: usize) -> io::Result<Bytes> {
-    let buffer = match cached(file, position, BytesMut::zeroed(wanted)) {
+async fn read_at(file: &Arc<File>, position: u64, buffer: BytesMut) -> io::Result<Bytes> {
+    let buffer = match cached(file, position, buffer) {
         Ok(chunk) => return Ok(chunk),
         Err(buffer) => buffer,
     };
@@ -184,6 +192,22 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let mut content = Content::file(file, 4, 0);
         assert_eq!(content.next(9).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn memory_of_a_chunk_is_used_again_only_after_its_reader() {
+        let mut file = tempfile::tempfile().unwrap();
+        let whole: Vec<u8> = (0..4 * CHUNK).map(|i| (i / CHUNK) as u8).collect();
+        file.write_all(&whole).unwrap();
+        let mut content = Content::file(file, whole.len() as u64, 0);
+        let first = content.next(u64::MAX).await.unwrap().unwrap();
+        let second = content.next(u64::MAX).await.unwrap().unwrap();
+        assert!(first[..] == whole[..CHUNK] && second[..] == whole[CHUNK..2 * CHUNK]);
+        let address = second.as_ptr();
+        drop(second);
+        let third = content.next(u64::MAX).await.unwrap().unwrap();
+        assert_eq!(third.as_ptr(), address);
+        assert!(first[..] == whole[..CHUNK] && third[..] == whole[2 * CHUNK..3 * CHUNK]);
     }
 
     #[tokio::test]
