@@ -50,9 +50,10 @@ pub struct Plan {
 /// A node that was started. Dropped: killed, and its files are gone.
 #[derive(Debug)]
 pub struct Node {
+    // Before the plan, so that its log is still there when it is dropped.
+    process: Option<Process>,
     /// How it was planned; a change of its configuration counts from the next [`Node::restart`] or [`Node::rewrite`].
     pub plan: Plan,
-    process: Option<Process>,
 }
 
 impl Ports {

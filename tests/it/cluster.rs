@@ -55,7 +55,7 @@ impl Setup {
             generation,
             addresses: Addresses::V4,
             containerd: |_, _| {},
-            config: json!({}),
+            config: json!({"log": {"level": "info,peili=debug"}}),
             configs: Vec::new(),
         }
     }
