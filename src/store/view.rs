@@ -24,6 +24,9 @@ const CHANGES: usize = 4096;
 /// Repositories read from one label: containerd bounds a label to 4,096 bytes, a name takes two at least.
 const LABEL_REPOSITORIES: usize = 2048;
 
+/// Sizes of one digest that are told apart; parents that agree name one.
+const EXPECTED_SIZES: usize = 16;
+
 /// containerd's label for the repositories of some content, before the registry's host.
 const SOURCE_LABEL: &str = "containerd.io/distribution.source.";
 
@@ -232,6 +235,14 @@ impl View {
             return Err(Error::Offset { digest: *digest, offset, size });
         }
         Ok(Arc::clone(blob))
+    }
+
+    /// Sizes in bytes that parents name for `digest`, held or not: image records, and all manifests that were read, also
+    /// those that no record leads to yet, as of a pull that still runs. Different ones, in order, at most 16. Empty:
+    /// unknown, also where parents contradict each other more than that, since a part of the sizes might lack the right
+    /// one.
+    pub fn expected_sizes(&self, digest: &Digest) -> Vec<u64> {
+        self.read().claims.sizes(digest, EXPECTED_SIZES)
     }
 
     /// Tags of `name` whose manifest is held, in order.

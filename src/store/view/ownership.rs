@@ -103,6 +103,13 @@ impl Claims {
         })
     }
 
+    /// Sizes that descriptors of `digest` name, held or not, in order; none where there are more than `limit`.
+    pub(super) fn sizes(&self, digest: &Digest, limit: usize) -> Vec<u64> {
+        let claims = self.by_digest.get(digest).into_iter().flatten();
+        let sizes: BTreeSet<u64> = claims.map(|((size, _), _)| *size).collect();
+        if sizes.len() > limit { Vec::new() } else { sizes.into_iter().collect() }
+    }
+
     /// Manifests whose subject is `digest`, held or not.
     pub(super) fn about(&self, digest: &Digest) -> impl Iterator<Item = &Digest> {
         let about =

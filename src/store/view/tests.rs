@@ -170,6 +170,33 @@ fn a_wrong_size_is_damage_unless_another_parent_is_right() {
 }
 
 #[test]
+fn expected_sizes_are_those_that_parents_name() {
+    let (target, index) = (descriptor("manifest", MANIFEST), descriptor("index", INDEX));
+    let layer = descriptor("layer", LAYER);
+    let wrong = Descriptor::new(layer.digest, 4, "x/wrong");
+    let sizes: Vec<_> = (0..17).map(|size| Descriptor::new(Digest::sha256(b"many"), size, LAYER)).collect();
+    let many = |count: usize| manifest(&sizes[..count].iter().collect::<Vec<_>>(), None);
+    let check = |images: Vec<Image>,
+                 held: Vec<Held>,
+                 manifests: &[(&Descriptor, &Arc<Manifest>)],
+                 text: &str,
+                 expected: &[u64]| {
+        let view = view(images, held, manifests);
+        assert_eq!(view.expected_sizes(&Digest::sha256(text.as_bytes())), expected, "{text}");
+    };
+    let named = || vec![image("a.io/app:1", &target)];
+    check(vec![], vec![held("layer", &[])], &[], "layer", &[]);
+    check(named(), vec![], &[], "manifest", &[8]);
+    // By a tree, and by manifests that no record leads to.
+    check(named(), vec![], &[(&target, &manifest(&[&layer, &layer], None))], "layer", &[5]);
+    check(vec![], vec![], &[(&target, &manifest(&[&layer], None))], "layer", &[5]);
+    let contradiction = [(&target, &manifest(&[&layer], None)), (&index, &manifest(&[&wrong], None))];
+    check(named(), vec![held("layer", &[])], &contradiction, "layer", &[4, 5]);
+    check(named(), vec![], &[(&target, &many(16))], "many", &(0..16).collect::<Vec<_>>());
+    check(named(), vec![], &[(&target, &many(17))], "many", &[]);
+}
+
+#[test]
 fn a_tag_needs_its_manifest() {
     let target = descriptor("manifest", MANIFEST);
     let view = view(vec![image("a.io/app:1", &target)], vec![], &[]);
