@@ -72,11 +72,12 @@ pub struct Server {
 ///
 /// # Errors
 /// Why the node is not ready.
-pub fn readiness(listening: bool, store: &Health) -> Result<(), String> {
+pub fn readiness(listening: bool, was_read: bool, store: &Health) -> Result<(), String> {
     match store {
         _ if !listening => Err("the registry does not listen".into()),
-        Health::Starting => Err("the store was not read yet".into()),
-        Health::Ready | Health::Degraded(_) => Ok(()),
+        _ if was_read => Ok(()),
+        Health::Degraded(reason) => Err(format!("the store was not read yet: {reason}")),
+        Health::Starting | Health::Ready => Err("the store was not read yet".into()),
     }
 }
 

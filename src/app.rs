@@ -148,6 +148,7 @@ impl App {
         let own = registry_sockets.addresses().iter().map(ToString::to_string).collect();
         let prober = Arc::new(Prober::new(config.upstream.clone(), own));
         let client = Client::new(&identity, transfer_metrics).context("cannot start the peer client")?;
+        let held = Arc::clone(&store);
         let parts = Parts {
             store,
             network: Arc::new(network.clone()),
@@ -190,7 +191,9 @@ impl App {
             problems: Arc::clone(&problems),
         };
         let sources = Sources {
-            ready: Arc::new(move || admin::readiness(true, &watcher.health().borrow())),
+            ready: Arc::new(move || {
+                admin::readiness(true, held.view().was_read(), &watcher.health().borrow())
+            }),
             status: Arc::new(move || report.status()),
             metrics: Arc::new(metrics),
         };

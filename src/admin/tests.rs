@@ -166,10 +166,13 @@ fn status_round_trips_and_reads_what_it_does_not_know() {
 
 #[test]
 fn ready_is_listener_and_store_only() {
-    assert_eq!(readiness(true, &Health::Ready), Ok(()));
-    assert_eq!(readiness(true, &Health::Degraded("containerd is down".into())), Ok(()));
-    assert!(readiness(true, &Health::Starting).is_err());
-    assert!(readiness(false, &Health::Ready).is_err());
+    let down = Health::Degraded("containerd is down".into());
+    assert_eq!(readiness(true, true, &Health::Ready), Ok(()));
+    assert_eq!(readiness(true, true, &down), Ok(()));
+    let never = readiness(true, false, &down);
+    assert_eq!(never, Err("the store was not read yet: containerd is down".into()));
+    assert!(readiness(true, false, &Health::Starting).is_err());
+    assert!(readiness(false, true, &Health::Ready).is_err());
 }
 
 struct Admin {
@@ -184,7 +187,8 @@ fn start() -> Admin {
     let is_ready = Arc::clone(&ready);
     let sources = Sources {
         ready: Arc::new(move || {
-            readiness(true, if is_ready.load(Ordering::Relaxed) { &Health::Ready } else { &Health::Starting })
+            let is_ready = is_ready.load(Ordering::Relaxed);
+            readiness(true, is_ready, if is_ready { &Health::Ready } else { &Health::Starting })
         }),
         status: Arc::new(sample),
         metrics: Arc::new(crate::telemetry::registry()),

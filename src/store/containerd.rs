@@ -13,10 +13,15 @@
 //! It writes nothing but one thing: it aborts ingests that a mirror found to be poisoned (`ingests`).
 
 mod api;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod faults;
 mod ingests;
 mod model;
 mod synchronizer;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -27,8 +32,7 @@ use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use futures::StreamExt;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Config, Content, Error, Health, Provider, View, Watch, Watcher};
@@ -46,9 +50,12 @@ const RECHECKS: usize = 256;
 pub struct ContainerdStore {
     shared: Arc<Shared>,
     rechecks: mpsc::Sender<Digest>,
-    discards: Mutex<JoinSet<()>>,
+    discards: Mutex<HashMap<Digest, AbortOnDropHandle<()>>>,
     _synchronizer: AbortOnDropHandle<()>,
 }
+
+/// How many ingests the first look of a discard found.
+type FirstLook = oneshot::Receiver<Result<usize, ApiError>>;
 
 /// What the synchronizer finds out and readers use.
 #[derive(Debug)]
@@ -95,6 +102,21 @@ impl ContainerdStore {
         self.shared.root.load().as_deref().cloned()
     }
 
+    /// Runs `discard` in a task of its own, since whoever wants it may go away while containerd hangs; gives it back if
+    /// there are too many.
+    fn remember(&self, digest: &Digest, discard: ingests::Discard) -> Result<FirstLook, ingests::Discard> {
+        let mut discards = self.discards.lock().unwrap_or_else(PoisonError::into_inner);
+        discards.retain(|_, running| !running.is_finished());
+        if discards.len() >= ingests::FOLLOWED && !discards.contains_key(digest) {
+            return Err(discard);
+        }
+        let (sender, first) = oneshot::channel();
+        let running = AbortOnDropHandle::new(tokio::spawn(discard.follow(sender)));
+        // One that still runs for the digest knew of fewer ingests.
+        discards.insert(*digest, running);
+        Ok(first)
+    }
+
     /// Opens by the API in the first namespace that has it.
     async fn open_by_api(&self, digest: &Digest, size: u64, offset: u64) -> Result<Content, Error> {
         let Some(api) = self.shared.api.load_full() else {
@@ -137,10 +159,12 @@ impl Provider for ContainerdStore {
         }
         let content = self.open_by_api(digest, size, offset).await;
         match content {
-            // The listing is old. A full queue is no loss: the next reconciliation finds it.
+            // The listing is old. A full queue is no loss: the next reader, or reconciliation, finds it too.
             Err(Error::NotFound(_)) => {
-                let _ = self.rechecks.try_send(*digest);
-                self.shared.view.remove(digest);
+                if let Ok(recheck) = self.rechecks.try_reserve() {
+                    self.shared.view.remove(digest);
+                    recheck.send(*digest);
+                }
                 Err(Error::NotFound(*digest))
             }
             // No file where the files are, and nobody to ask: it was deleted.
@@ -152,17 +176,13 @@ impl Provider for ContainerdStore {
     }
 
     async fn discard_ingests(&self, digest: &Digest) -> Result<usize, Error> {
-        let Some(api) = self.shared.api.load_full() else {
-            return Err(Error::Unavailable(self.shared.cause()));
+        let discard = ingests::Discard::new(&self.shared, digest);
+        let outcome = match self.remember(digest, discard) {
+            // It ends without an answer if a later call for the digest took over, or the store is gone.
+            Ok(first) => first.await.unwrap_or(Ok(0)),
+            Err(discard) => discard.run().await,
         };
-        let discard = ingests::Discard::new(&api, &self.shared.namespaces, digest);
-        let count = discard.run().await.map_err(|error| Error::Unavailable(error.to_string()))?;
-        let mut discards = self.discards.lock().unwrap_or_else(PoisonError::into_inner);
-        while discards.try_join_next().is_some() {}
-        if discards.len() < ingests::FOLLOWED {
-            discards.spawn(discard.follow());
-        }
-        Ok(count)
+        outcome.map_err(|error| Error::Unavailable(error.to_string()))
     }
 }
 

@@ -9,6 +9,7 @@ mod ownership;
 mod tests;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{broadcast, watch};
@@ -38,6 +39,7 @@ pub struct View {
     /// Held for map reads and swaps only.
     table: RwLock<Table>,
     health: watch::Sender<Health>,
+    was_read: AtomicBool,
 }
 
 /// One image record.
@@ -133,6 +135,7 @@ impl View {
             writer: Mutex::new(broadcast::Sender::new(CHANGES)),
             table: RwLock::default(),
             health: watch::Sender::new(Health::Starting),
+            was_read: AtomicBool::new(false),
         }
     }
 
@@ -283,11 +286,19 @@ impl View {
 
     /// Sets the health; returns whether it changed, so that the adapter logs once per change.
     pub fn set_health(&self, health: Health) -> bool {
+        if health == Health::Ready {
+            self.was_read.store(true, Ordering::Relaxed);
+        }
         self.health.send_if_modified(|current| {
             let changed = *current != health;
             *current = health;
             changed
         })
+    }
+
+    /// Whether the health was ever [`Health::Ready`]: what the view says was true once.
+    pub fn was_read(&self) -> bool {
+        self.was_read.load(Ordering::Relaxed)
     }
 
     /// [`Watcher::health`](super::Watcher::health).

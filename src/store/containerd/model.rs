@@ -17,10 +17,23 @@ const CHILDREN: usize = 4_000_000;
 /// All configured namespaces, and what was read of their manifests.
 #[derive(Debug, Default)]
 pub(super) struct Model {
-    pub(super) namespaces: BTreeMap<String, Namespace>,
+    namespaces: BTreeMap<String, Namespace>,
     /// `None`: it cannot be parsed, and is not read again.
     manifests: HashMap<Digest, Option<Arc<Manifest>>>,
     children: usize,
+    unpublished: Unpublished,
+}
+
+/// What the view does not know yet. It outlives a call that failed and a connection that ended: a listing that equals
+/// the model says nothing about the view.
+#[derive(Debug, Default, PartialEq)]
+pub(super) enum Unpublished {
+    #[default]
+    Nothing,
+    /// Content came, went or changed; its repositories follow from trees that the view knows.
+    Contents(HashSet<Digest>),
+    /// Image records or manifests changed.
+    Everything,
 }
 
 /// One namespace.
@@ -44,6 +57,66 @@ pub(super) struct Entry {
 }
 
 impl Model {
+    /// Makes a namespace equal to what was listed.
+    pub(super) fn list(&mut self, name: &str, listed: Namespace) {
+        if self.namespaces.get(name) != Some(&listed) {
+            self.unpublished = Unpublished::Everything;
+            self.namespaces.insert(name.to_owned(), listed);
+        }
+    }
+
+    /// Sets the target of an image record, or takes the record away.
+    pub(super) fn set_image(&mut self, namespace: &str, name: &str, target: Option<Descriptor>) {
+        let images = &mut self.namespaces.entry(namespace.to_owned()).or_default().images;
+        let changed = match target {
+            Some(target) => images.insert(name.to_owned(), target.clone()) != Some(target),
+            None => images.remove(name).is_some(),
+        };
+        if changed {
+            self.unpublished = Unpublished::Everything;
+        }
+    }
+
+    /// Sets what is known about content, or takes it away; returns what was known.
+    pub(super) fn set_content(
+        &mut self,
+        namespace: &str,
+        digest: Digest,
+        entry: Option<Entry>,
+    ) -> Option<Entry> {
+        let content = &mut self.namespaces.entry(namespace.to_owned()).or_default().content;
+        let changed = content.get(&digest) != entry.as_ref();
+        let old = match entry {
+            Some(entry) => content.insert(digest, entry),
+            None => content.remove(&digest),
+        };
+        if changed {
+            self.doubt(digest);
+        }
+        old
+    }
+
+    /// The view may be wrong about this content.
+    pub(super) fn doubt(&mut self, digest: Digest) {
+        match &mut self.unpublished {
+            Unpublished::Nothing => self.unpublished = Unpublished::Contents(HashSet::from([digest])),
+            Unpublished::Contents(contents) => {
+                contents.insert(digest);
+            }
+            Unpublished::Everything => {}
+        }
+    }
+
+    /// What the view does not know yet.
+    pub(super) fn unpublished(&self) -> &Unpublished {
+        &self.unpublished
+    }
+
+    /// The view equals the model now.
+    pub(super) fn published(&mut self) {
+        self.unpublished = Unpublished::Nothing;
+    }
+
     /// What is known about content, by any namespace.
     pub(super) fn held(&self, digest: &Digest) -> Option<Held> {
         let mut entries = self.namespaces.values().filter_map(|namespace| namespace.content.get(digest));
@@ -88,6 +161,7 @@ impl Model {
         }
         self.children += if fits { children } else { 0 };
         self.manifests.insert(digest, manifest.filter(|_| fits).map(Arc::new));
+        self.unpublished = Unpublished::Everything;
     }
 
     /// Digests of the tree of `target` that are not held by `namespace`, as far as it is read.

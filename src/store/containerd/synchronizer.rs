@@ -25,7 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{Api, ApiError, Event};
-use super::model::{Model, Namespace};
+use super::model::{Model, Namespace, Unpublished};
 use super::{Shared, blob_path};
 use crate::oci::{Digest, MANIFEST_LIMIT, Manifest};
 use crate::store::Health;
@@ -168,6 +168,8 @@ impl Session {
                 },
                 Some(digest) = rechecks.recv() => {
                     flush_at.get_or_insert_with(|| Instant::now() + COALESCE);
+                    // Its reader took it out of the view, whatever the model says.
+                    self.model.doubt(digest);
                     for namespace in self.shared.namespaces.clone() {
                         self.note(Event::Content { namespace, digest });
                     }
@@ -212,62 +214,42 @@ impl Session {
 
     /// Lists everything and makes the view equal to it.
     async fn reconcile(&mut self) -> Result<(), ApiError> {
-        let mut changed = false;
         for name in &self.shared.namespaces {
             let images = self.api.images(name).await?.into_iter().collect();
             let content = self.api.content(name).await?.into_iter().collect::<HashMap<_, _>>();
-            let namespace = Namespace { images, content };
-            if self.model.namespaces.get(name) != Some(&namespace) {
-                changed = true;
-                self.model.namespaces.insert(name.clone(), namespace);
-            }
+            self.model.list(name, Namespace { images, content });
         }
-        changed |= self.read_manifests().await?;
+        self.read_manifests().await?;
+        if *self.model.unpublished() != Unpublished::Nothing {
+            self.model.forget();
+        }
+        self.publish().await;
         if self.ingests.needed && self.shared.root.load().is_none() {
             self.ingests.active_until.get_or_insert_with(Instant::now);
             self.list_ingests().await?;
-        }
-        if changed {
-            self.model.forget();
-            self.publish().await;
         }
         Ok(())
     }
 
     /// Asks again for what events named.
     async fn refresh(&mut self, pending: HashSet<Event>) -> Result<(), ApiError> {
-        let mut trees = false;
-        let mut contents = HashSet::new();
         for event in pending {
             match event {
                 Event::Image { namespace, name } => {
-                    let Some(target) = self.api.image(&namespace, &name).await? else {
-                        let space = self.model.namespaces.entry(namespace).or_default();
-                        trees |= space.images.remove(&name).is_some();
-                        self.reconcile_at = self.reconcile_at.min(Instant::now() + RECONCILE_DELETED);
-                        continue;
-                    };
-                    let digest = target.digest;
-                    let space = self.model.namespaces.entry(namespace.clone()).or_default();
-                    trees |= space.images.insert(name, target.clone()) != Some(target);
-                    self.complete(&namespace, &digest).await?;
+                    let target = self.api.image(&namespace, &name).await?;
+                    self.model.set_image(&namespace, &name, target.clone());
+                    match target {
+                        Some(target) => self.complete(&namespace, &target.digest).await?,
+                        None => {
+                            self.reconcile_at = self.reconcile_at.min(Instant::now() + RECONCILE_DELETED);
+                        }
+                    }
                 }
-                Event::Content { namespace, digest } => {
-                    self.ask_content(&namespace, digest).await?;
-                    contents.insert(digest);
-                }
+                Event::Content { namespace, digest } => self.ask_content(&namespace, digest).await?,
             }
         }
-        trees |= self.read_manifests().await?;
-        if trees {
-            self.publish().await;
-        }
-        for digest in contents {
-            match self.model.held(&digest) {
-                Some(held) => self.shared.view.add(&held),
-                None => self.shared.view.remove(&digest),
-            }
-        }
+        self.read_manifests().await?;
+        self.publish().await;
         Ok(())
     }
 
@@ -296,11 +278,7 @@ impl Session {
         if entry.as_ref().is_some_and(|entry| entry.sources.is_empty()) {
             self.await_owner(Event::Content { namespace: namespace.to_owned(), digest }, 0);
         }
-        let content = &mut self.model.namespaces.entry(namespace.to_owned()).or_default().content;
-        match entry {
-            Some(entry) => content.insert(digest, entry),
-            None => content.remove(&digest),
-        };
+        self.model.set_content(namespace, digest, entry);
         Ok(())
     }
 
@@ -318,28 +296,22 @@ impl Session {
         for (_, event, attempt) in due {
             let Event::Content { namespace, digest } = &event else { continue };
             let Some(entry) = self.api.info(namespace, digest).await? else { continue };
-            let content = &mut self.model.namespaces.entry(namespace.clone()).or_default().content;
-            let ownerless = entry.sources.is_empty();
-            let old = content.insert(*digest, entry.clone());
-            marked |= entry.has_children && !old.as_ref().is_some_and(|old| old.has_children);
-            if old.as_ref() != Some(&entry)
-                && let Some(held) = self.model.held(digest)
-            {
-                self.shared.view.add(&held);
-            }
+            let (ownerless, has_children) = (entry.sources.is_empty(), entry.has_children);
+            let old = self.model.set_content(namespace, *digest, Some(entry));
+            marked |= has_children && !old.is_some_and(|old| old.has_children);
             if ownerless {
                 self.await_owner(event, attempt + 1);
             }
         }
-        if marked && self.read_manifests().await? {
-            self.publish().await;
+        if marked {
+            self.read_manifests().await?;
         }
+        self.publish().await;
         Ok(())
     }
 
-    /// Reads manifests that are held and not known yet, until they lead to no others. Whether there were any.
-    async fn read_manifests(&mut self) -> Result<bool, ApiError> {
-        let mut read = false;
+    /// Reads manifests that are held and not known yet, until they lead to no others.
+    async fn read_manifests(&mut self) -> Result<(), ApiError> {
         loop {
             let mut progress = false;
             for (digest, size) in self.model.unread() {
@@ -357,9 +329,8 @@ impl Session {
                 progress = true;
             }
             if !progress {
-                return Ok(read);
+                return Ok(());
             }
-            read = true;
         }
     }
 
@@ -390,12 +361,29 @@ impl Session {
         Ok(None)
     }
 
-    /// Makes the view from the model, off the executor: with thousands of images it takes a tenth of a second.
-    async fn publish(&self) {
-        let (shared, snapshot) = (Arc::clone(&self.shared), self.model.snapshot());
-        if let Err(error) = tokio::task::spawn_blocking(move || shared.view.replace(snapshot)).await {
-            tracing::error!(%error, "cannot make the view of containerd");
+    /// Tells the view what it does not know yet.
+    async fn publish(&mut self) {
+        match self.model.unpublished() {
+            Unpublished::Nothing => return,
+            Unpublished::Contents(contents) => {
+                for digest in contents {
+                    match self.model.held(digest) {
+                        Some(held) => self.shared.view.add(&held),
+                        None => self.shared.view.remove(digest),
+                    }
+                }
+            }
+            Unpublished::Everything => {
+                // Off the executor: with thousands of images it takes a tenth of a second.
+                let (shared, snapshot) = (Arc::clone(&self.shared), self.model.snapshot());
+                let replaced = tokio::task::spawn_blocking(move || shared.view.replace(snapshot)).await;
+                if let Err(error) = replaced {
+                    tracing::error!(%error, "cannot make the view of containerd");
+                    return;
+                }
+            }
         }
+        self.model.published();
     }
 
     async fn poll_ingests(&mut self) -> Result<(), ApiError> {

@@ -260,7 +260,11 @@ fn watches_that_begin_while_content_is_added_miss_nothing() {
 fn health_changes_once() {
     let view = View::new();
     assert_eq!(*view.health().borrow(), Health::Starting);
-    assert!(view.set_health(Health::Ready));
-    assert!(!view.set_health(Health::Ready));
-    assert!(view.set_health(Health::Degraded("x".into())));
+    let check = |health: Health, changes: bool, was_read: bool| {
+        assert_eq!((view.set_health(health.clone()), view.was_read()), (changes, was_read), "{health:?}");
+    };
+    check(Health::Degraded("absent at the start".into()), true, false);
+    check(Health::Ready, true, true);
+    check(Health::Ready, false, true);
+    check(Health::Degraded("gone".into()), true, true);
 }
