@@ -38,6 +38,8 @@ const RECONCILE: Duration = Duration::from_secs(20);
 const RECONCILE_SOON: Duration = Duration::from_secs(1);
 /// After an image record went: containerd collects its content a moment later, before 2.1 without an event.
 const RECONCILE_DELETED: Duration = Duration::from_secs(2);
+/// After a change of the `ingest` folder that no list explains: a download that came and went between two looks.
+const RECONCILE_MISSED: Duration = Duration::from_secs(1);
 /// Between signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// Events that come within this time are handled together.
@@ -123,6 +125,9 @@ impl Synchronizer {
             Err(error) => return error,
         };
         let files = root.is_some();
+        if !files {
+            tracing::info!("content is read over containerd's API until its content root can be read here");
+        }
         self.shared.root.store(root.map(Arc::new));
         let mut session = Session {
             shared: Arc::clone(&self.shared),
@@ -214,6 +219,13 @@ impl Session {
 
     /// Lists everything and makes the view equal to it.
     async fn reconcile(&mut self) -> Result<(), ApiError> {
+        if self.shared.root.load().is_none()
+            && let Some(root) = find_root(&self.shared, &self.api).await?
+        {
+            // A new containerd makes its folders with its first content.
+            tracing::info!(path = %root.display(), "containerd's content root can be read now");
+            self.shared.root.store(Some(Arc::new(root)));
+        }
         for name in &self.shared.namespaces {
             let images = self.api.images(name).await?.into_iter().collect();
             let content = self.api.content(name).await?.into_iter().collect::<HashMap<_, _>>();
@@ -396,15 +408,20 @@ impl Session {
                 if same && self.ingests.known.is_empty() {
                     return Ok(());
                 }
+                let before = self.ingests.known.clone();
+                self.list_ingests().await?;
+                if !same && before == self.ingests.known {
+                    self.reconcile_at = self.reconcile_at.min(Instant::now() + RECONCILE_MISSED);
+                }
+                Ok(())
             }
             None if self.ingests.active_until.is_none_or(|until| until < Instant::now())
                 && self.ingests.known.is_empty() =>
             {
-                return Ok(());
+                Ok(())
             }
-            None => {}
+            None => self.list_ingests().await,
         }
-        self.list_ingests().await
     }
 
     /// Lists ingests; those that are gone since the last list are complete, or were given up.
@@ -454,16 +471,15 @@ async fn find_root(shared: &Shared, api: &Api) -> Result<Option<std::path::PathB
         None => api.content_root().await?,
     };
     let Some(root) = root else { return Ok(None) };
-    let readable = tokio::fs::read_dir(root.join("blobs")).await;
+    let mut readable = tokio::fs::read_dir(root.join("blobs")).await;
+    if readable.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        // A containerd that never held anything has made no folders yet.
+        readable = tokio::fs::read_dir(&root).await;
+    }
     match readable {
         Ok(_) => Ok(Some(root)),
-        // A containerd that never held anything has no blobs folder yet.
-        Err(_) if tokio::fs::metadata(root.join("ingest")).await.is_ok() => Ok(Some(root)),
         Err(error) => {
-            tracing::info!(
-                path = %root.display(), %error,
-                "containerd's content root cannot be read here: content is read over its API, which costs more"
-            );
+            tracing::debug!(path = %root.display(), %error, "containerd's content root cannot be read here");
             Ok(None)
         }
     }
