@@ -7,7 +7,7 @@ use peili_lab::containerd::{Options, url};
 use peili_lab::cri::Pulled;
 use peili_lab::netns::Addresses;
 use peili_lab::node::{Node, Plan};
-use peili_lab::{Containerd, Generation, Image, Network, Origin, wait};
+use peili_lab::{Containerd, Generation, Image, Network, Origin, hosts, wait};
 use serde_json::{Value, json};
 
 /// The registry that the images are of; its `hosts.toml` names the origin's address, so it needs no DNS.
@@ -113,8 +113,18 @@ impl Setup {
 
 impl Cluster {
     /// Writes the `hosts.toml` of a registry on one node: the mirror first, then the origin.
+    ///
+    /// No form with the address of an IPv6 mirror suits all generations: 1.6 and 1.7 take no `]` in the name of a table,
+    /// 2.x does not see hosts that are not tables.
     pub(crate) fn mirror(&self, node: usize, registry: &str, mirror: &str) {
-        self.nodes[node].containerd.set_hosts(registry, &self.origin.url(), &[mirror]).unwrap();
+        let containerd = &self.nodes[node].containerd;
+        containerd.set_hosts(registry, &self.origin.url(), &[mirror]).unwrap();
+        if containerd.generation() == Generation::V2 && mirror.contains(']') {
+            let path = containerd.hosts_dir().join(hosts::folder(registry)).join("hosts.toml");
+            let server = format!("server = \"{}\"\n", self.origin.url());
+            let table = format!("[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+            std::fs::write(path, server + &table).unwrap();
+        }
     }
 
     /// Waits until each node is connected to all others.
