@@ -4,14 +4,21 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Bytes read at once: large enough that a hop to the blocking pool (about 10 us) does not count, small enough that a
 /// hundred transfers stay within 32 MiB.
 const CHUNK: usize = 256 << 10;
+
+/// What one read of a file may take, its wait for a thread of the blocking pool included. A disk that needs longer
+/// hangs; the reader's connection ends, and its client goes on elsewhere.
+const READ: Duration = Duration::from_secs(10);
 
 /// Content that is being read, from an offset to its end.
 pub struct Content {
@@ -117,14 +124,28 @@ async fn read_at(file: &Arc<File>, position: u64, buffer: BytesMut) -> io::Resul
         Err(buffer) => buffer,
     };
     let file = Arc::clone(file);
-    tokio::task::spawn_blocking(move || {
+    let read = move || {
         let mut buffer = buffer;
         let count = std::os::unix::fs::FileExt::read_at(&*file, &mut buffer, position)?;
         buffer.truncate(count);
         Ok(buffer.freeze())
-    })
-    .await
-    .map_err(io::Error::other)?
+    };
+    within(READ, read).await
+}
+
+/// Runs `read` where it may block. One that has begun goes on after the limit, as nothing can end it; one that still
+/// waits for a thread never begins.
+async fn within<T: Send + 'static>(
+    limit: Duration,
+    read: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let reading = AbortOnDropHandle::new(tokio::task::spawn_blocking(read));
+    match timeout(limit, reading).await {
+        Ok(read) => read.map_err(io::Error::other)?,
+        Err(_) => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("the disk did not answer within {limit:?}")))
+        }
+    }
 }
 
 /// `Err` gives the buffer back: nothing is cached there, or the file system cannot tell.
@@ -192,6 +213,32 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let mut content = Content::file(file, 4, 0);
         assert_eq!(content.next(9).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_disk_that_hangs_ends_the_read() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let began = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let begin = Arc::clone(&began);
+        runtime.block_on(async move {
+            let limit = Duration::from_millis(50);
+            let hung = within(limit, move || hang.recv().map_err(io::Error::other)).await;
+            assert_eq!(hung.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            // The pool has no thread left for the next one.
+            let queued = within(limit, move || {
+                begin.store(true, std::sync::atomic::Ordering::Relaxed);
+                Ok(())
+            });
+            assert_eq!(queued.await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            release.send(()).unwrap();
+            within(READ, || Ok(())).await.unwrap();
+        });
+        assert!(!began.load(std::sync::atomic::Ordering::Relaxed), "nobody waits for it");
     }
 
     #[tokio::test]

@@ -10,9 +10,9 @@ use crate::store::{Held, Image, Snapshot, Source};
 /// Manifests that are kept. A node with 5,000 images has some 15,000.
 const MANIFESTS: usize = 100_000;
 
-/// Children that all kept manifests may have together: about 400 MiB of descriptors, which only a hostile set of
-/// images reaches.
-const CHILDREN: usize = 4_000_000;
+/// Children that all kept manifests may have together, as many as the view follows: some 100 MiB of descriptors at most,
+/// which only a hostile set of images reaches.
+const CHILDREN: usize = 300_000;
 
 /// All configured namespaces, and what was read of their manifests.
 #[derive(Debug, Default)]

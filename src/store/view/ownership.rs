@@ -5,6 +5,7 @@
 //! no named tree reaches: containerd writes them late, leaves long ones out, drops the registry's port, and imports
 //! have none. Media type and size come from parents and records, never from the bytes.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -16,17 +17,19 @@ use crate::store::Blob;
 const DEPTH: usize = 8;
 
 /// Edges that are followed in one snapshot. A node with 5,000 images of 50 layers has 250,000; a hostile image of
-/// indexes that name each other would have any number.
-const EDGES: usize = 2_000_000;
+/// indexes that name each other would have any number. An edge to a digest of its own costs some 150 to 300 bytes.
+const EDGES: usize = 300_000;
 
 /// All that image records, manifests and their descriptors say about digests, held or not.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    /// By size and media type: the repositories of the trees in which a descriptor says so. Ordered, so that many
-    /// descriptors of one digest in a crafted manifest cost little.
-    by_digest: HashMap<Digest, BTreeMap<(u64, Arc<str>), BTreeSet<Name>>>,
-    /// Repositories of manifests by the manifest that they are about.
-    referrers: HashMap<Digest, BTreeSet<Name>>,
+    by_digest: HashMap<Digest, Parents>,
+    /// Trees of manifests that are about another one.
+    referrers: HashMap<Digest, Trees>,
+    /// Repositories of each tree.
+    trees: Vec<BTreeSet<Name>>,
+    /// Edges that may still be followed.
+    edges: usize,
     manifests: HashMap<Digest, Arc<Manifest>>,
     /// Registries of image records by their host without the port.
     hosts: HashMap<String, BTreeSet<Registry>>,
@@ -34,9 +37,74 @@ pub(super) struct Claims {
     names: HashSet<Name>,
 }
 
+/// What descriptors say that a digest is: size in bytes and media type.
+type Claim = (u64, Arc<str>);
+
+/// The trees in which something stands, as indices.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Trees {
+    /// In manifests that no record leads to.
+    #[default]
+    None,
+    One(u32),
+    /// In ascending order.
+    Many(Vec<u32>),
+}
+
+/// What the descriptors of one digest say. Nearly always they agree.
+#[derive(Debug)]
+enum Parents {
+    One(Claim, Trees),
+    /// Ordered, so that many descriptors of one digest in a crafted manifest cost little.
+    Many(BTreeMap<Claim, Trees>),
+}
+
+impl Trees {
+    /// Adds a tree; they are walked one after the other.
+    fn add(&mut self, tree: Option<u32>) {
+        match (&mut *self, tree) {
+            (_, None) => {}
+            (Self::None, Some(tree)) => *self = Self::One(tree),
+            (Self::One(first), Some(tree)) if *first != tree => *self = Self::Many(vec![*first, tree]),
+            (Self::Many(trees), Some(tree)) if trees.last() != Some(&tree) => trees.push(tree),
+            (Self::One(_) | Self::Many(_), Some(_)) => {}
+        }
+    }
+
+    fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::None => &[],
+            Self::One(tree) => std::slice::from_ref(tree),
+            Self::Many(trees) => trees,
+        }
+    }
+}
+
+impl Parents {
+    fn add(&mut self, claim: Claim, tree: Option<u32>) {
+        match self {
+            Self::One(first, trees) if *first == claim => trees.add(tree),
+            Self::One(first, trees) => {
+                let mut claims = BTreeMap::from([(first.clone(), std::mem::take(trees))]);
+                claims.entry(claim).or_default().add(tree);
+                *self = Self::Many(claims);
+            }
+            Self::Many(claims) => claims.entry(claim).or_default().add(tree),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&Claim, &Trees)> {
+        let (one, many) = match self {
+            Self::One(claim, trees) => (Some((claim, trees)), None),
+            Self::Many(claims) => (None, Some(claims)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+}
+
 impl Claims {
     pub(super) fn new(images: &[Image], manifests: HashMap<Digest, Arc<Manifest>>) -> Self {
-        let mut claims = Self::default();
+        let mut claims = Self { edges: EDGES, ..Self::default() };
         let mut roots: HashMap<&Descriptor, BTreeSet<Name>> = HashMap::new();
         for image in images {
             let names = roots.entry(&image.target).or_default();
@@ -53,18 +121,28 @@ impl Claims {
                 referrers.entry(subject.digest).or_default().push(*digest);
             }
         }
-        let mut edges = EDGES;
+        // Small images first, and in the same order each time: a crafted one costs itself its repositories.
+        let mut roots: Vec<_> = roots.into_iter().collect();
+        let children = |digest: &Digest| manifests.get(digest).map_or(0, |manifest| manifest.children.len());
+        roots.sort_by_cached_key(|(target, _)| {
+            let claim = (target.size, Arc::clone(&target.media_type));
+            (children(&target.digest), target.digest.to_string(), claim)
+        });
         let mut reached = HashSet::new();
         for (target, names) in roots {
-            claims.walk(target, &names, &manifests, &referrers, &mut edges, &mut reached);
+            claims.walk(target, names, &manifests, &referrers, &mut reached);
         }
         // Manifests of pulls that still run: no record leads to them yet, but they say what their layers are.
-        for (_, manifest) in manifests.iter().filter(|(digest, _)| !reached.contains(*digest)) {
-            for child in &manifest.children {
-                claims.add(child, &BTreeSet::new());
+        let mut unreached: Vec<_> =
+            manifests.iter().filter(|(digest, _)| !reached.contains(*digest)).collect();
+        unreached.sort_by_cached_key(|(digest, manifest)| (manifest.children.len(), digest.to_string()));
+        for child in unreached.into_iter().flat_map(|(_, manifest)| &manifest.children) {
+            if !claims.follow() {
+                break;
             }
+            claims.add(child, None);
         }
-        if edges == 0 {
+        if claims.edges == 0 {
             tracing::warn!(
                 limit = EDGES,
                 "image trees are too large: the repositories of some content are unknown"
@@ -76,24 +154,31 @@ impl Claims {
 
     /// What is known about content that is held, or why it cannot be what its descriptors say.
     pub(super) fn blob(&self, held: &Held) -> Result<Blob, String> {
-        let claims = self.by_digest.get(&held.digest);
-        let claims = || claims.into_iter().flatten();
-        let own = self.manifests.get(&held.digest).and_then(|manifest| manifest.media_type.as_deref());
+        let claims = || self.by_digest.get(&held.digest).into_iter().flat_map(Parents::iter);
+        let manifest = self.manifests.get(&held.digest);
+        let own = manifest.and_then(|manifest| manifest.media_type.as_deref());
+        // Any JSON object reads as a manifest without children, a config for one.
+        let has_form =
+            manifest.is_some_and(|manifest| !manifest.children.is_empty() || manifest.subject.is_some());
         let fitting = || claims().filter(|((size, _), _)| *size == held.size);
         // A descriptor of the wrong size counts for nothing, lest a crafted image takes the layers of others away.
         if let (Some(((size, _), _)), None) = (claims().next(), fitting().next()) {
             return Err(format!("it has {} bytes, its descriptor says {size}", held.size));
         }
-        // Parents may differ (Docker's and OCI's names of one layer): prefer what a manifest says about itself, then
-        // the first in order, so that the answer does not change from one snapshot to the next.
-        let best = fitting()
-            .map(|((_, media_type), _)| &**media_type)
-            .min_by_key(|media_type| (Some(*media_type) != own, *media_type == OCTET_STREAM, *media_type));
+        // Parents may differ (Docker's and OCI's names of one layer): prefer what a manifest says about itself, then for
+        // what has a manifest's form the type of one, lest a crafted index makes it something else for all, then the
+        // first in order, so that the answer does not change from one snapshot to the next.
+        let best = fitting().map(|((_, media_type), _)| &**media_type).min_by_key(|media_type| {
+            (
+                Some(*media_type) != own,
+                has_form && !is_manifest(media_type),
+                *media_type == OCTET_STREAM,
+                *media_type,
+            )
+        });
         let media_type = best.or(own.filter(|own| is_manifest(own))).unwrap_or(OCTET_STREAM);
-        let trees = fitting()
-            .flat_map(|(_, names)| names)
-            .chain(self.referrers.get(&held.digest).into_iter().flatten());
-        let mut names: BTreeSet<Name> = trees.cloned().collect();
+        let trees = fitting().map(|(_, trees)| trees).chain(self.referrers.get(&held.digest));
+        let mut names: BTreeSet<Name> = self.names_of(trees);
         if names.is_empty() {
             names = held.sources.iter().filter_map(|source| self.owner(source)).collect();
         }
@@ -105,7 +190,7 @@ impl Claims {
 
     /// Sizes that descriptors of `digest` name, held or not, in order; none where there are more than `limit`.
     pub(super) fn sizes(&self, digest: &Digest, limit: usize) -> Vec<u64> {
-        let claims = self.by_digest.get(digest).into_iter().flatten();
+        let claims = self.by_digest.get(digest).into_iter().flat_map(Parents::iter);
         let sizes: BTreeSet<u64> = claims.map(|((size, _), _)| *size).collect();
         if sizes.len() > limit { Vec::new() } else { sizes.into_iter().collect() }
     }
@@ -138,18 +223,25 @@ impl Claims {
         }
     }
 
+    /// Repositories of these trees.
+    fn names_of<'a>(&self, trees: impl Iterator<Item = &'a Trees>) -> BTreeSet<Name> {
+        let trees: BTreeSet<u32> = trees.flat_map(Trees::as_slice).copied().collect();
+        trees.into_iter().filter_map(|tree| self.trees.get(tree as usize)).flatten().cloned().collect()
+    }
+
     fn walk(
         &mut self,
         target: &Descriptor,
-        names: &BTreeSet<Name>,
+        names: BTreeSet<Name>,
         manifests: &HashMap<Digest, Arc<Manifest>>,
         referrers: &HashMap<Digest, Vec<Digest>>,
-        edges: &mut usize,
         reached: &mut HashSet<Digest>,
     ) {
+        let tree = u32::try_from(self.trees.len()).ok();
+        self.trees.push(names);
         let mut expanded = HashSet::new();
         let mut queue = VecDeque::new();
-        self.add(target, names);
+        self.add(target, tree);
         if is_manifest(&target.media_type) {
             queue.push_back((target.digest, 1));
         }
@@ -159,16 +251,18 @@ impl Claims {
             }
             reached.insert(digest);
             for referrer in referrers.get(&digest).into_iter().flatten() {
-                let Some(left) = edges.checked_sub(1) else { return };
-                *edges = left;
-                self.referrers.entry(*referrer).or_default().extend(names.iter().cloned());
+                if !self.follow() {
+                    return;
+                }
+                self.referrers.entry(*referrer).or_default().add(tree);
                 queue.push_back((*referrer, depth + 1));
             }
             let Some(manifest) = manifests.get(&digest) else { continue };
             for child in &manifest.children {
-                let Some(left) = edges.checked_sub(1) else { return };
-                *edges = left;
-                self.add(child, names);
+                if !self.follow() {
+                    return;
+                }
+                self.add(child, tree);
                 if is_manifest(&child.media_type) {
                     queue.push_back((child.digest, depth + 1));
                 }
@@ -176,9 +270,65 @@ impl Claims {
         }
     }
 
-    fn add(&mut self, descriptor: &Descriptor, names: &BTreeSet<Name>) {
-        let claims = self.by_digest.entry(descriptor.digest).or_default();
-        let key = (descriptor.size, Arc::clone(&descriptor.media_type));
-        claims.entry(key).or_default().extend(names.iter().cloned());
+    /// Whether one more edge may be followed.
+    fn follow(&mut self) -> bool {
+        let may = self.edges > 0;
+        self.edges = self.edges.saturating_sub(1);
+        may
+    }
+
+    fn add(&mut self, descriptor: &Descriptor, tree: Option<u32>) {
+        let claim = (descriptor.size, Arc::clone(&descriptor.media_type));
+        match self.by_digest.entry(descriptor.digest) {
+            Entry::Occupied(mut parents) => parents.get_mut().add(claim, tree),
+            Entry::Vacant(vacant) => {
+                vacant.insert(Parents::One(claim, tree.map_or(Trees::None, Trees::One)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Inserts measured by `size_of`, times the two slots that a table of the worst load has for each.
+    #[test]
+    fn a_claim_is_small() {
+        let entry = size_of::<(Digest, Parents)>();
+        assert!(entry <= 128, "{entry} bytes");
+        assert!(EDGES * 2 * (entry + 1) < 80 << 20);
+    }
+
+    #[test]
+    fn crafted_indexes_end_at_the_limit_and_cost_only_themselves() {
+        let mut manifests = HashMap::new();
+        let mut images = Vec::new();
+        let mut put = |name: &str, count: usize, seed: &str, is_named: bool| {
+            let child = |number: usize| {
+                let digest = Digest::sha256(format!("{seed} {number}").as_bytes());
+                Descriptor::new(digest, 1, "x/y")
+            };
+            let children = (0..count).map(child).collect();
+            let digest = Digest::sha256(seed.as_bytes());
+            manifests.insert(digest, Arc::new(Manifest { children, ..Manifest::default() }));
+            if is_named {
+                let target = Descriptor::new(digest, 1, crate::oci::MANIFEST_MEDIA_TYPES[0]);
+                images.push(Image { name: crate::oci::Reference::parse_full(name).ok(), target });
+            }
+        };
+        for number in 0..20 {
+            put("evil.io/x:1", 10_000, &format!("named {number}"), true);
+            put("", 10_000, &format!("unnamed {number}"), false);
+        }
+        put("a.io/app:1", 50, "good", true);
+        let claims = Claims::new(&images, manifests);
+        assert!(claims.by_digest.len() <= EDGES + images.len(), "{}", claims.by_digest.len());
+        assert_eq!(claims.edges, 0);
+        for number in 0..50 {
+            let digest = Digest::sha256(format!("good {number}").as_bytes());
+            let blob = claims.blob(&Held { digest, size: 1, sources: Vec::new() }).unwrap();
+            assert_eq!(blob.repositories, ["a.io/app".parse().unwrap()]);
+        }
     }
 }

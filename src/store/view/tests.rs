@@ -5,6 +5,7 @@ use crate::oci::{MANIFEST_MEDIA_TYPES, OCTET_STREAM};
 
 const INDEX: &str = MANIFEST_MEDIA_TYPES[0];
 const MANIFEST: &str = MANIFEST_MEDIA_TYPES[1];
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 fn descriptor(text: &str, media_type: &str) -> Descriptor {
@@ -139,6 +140,25 @@ fn cycles_and_chains_end() {
     assert_eq!(owners(&view, "two"), ["a.io/app"]);
     assert_eq!(owners(&view, "chain7"), ["b.io/deep"]);
     assert_eq!(owners(&view, "chain8"), [""; 0], "deeper than any image");
+}
+
+#[test]
+fn a_crafted_parent_does_not_change_what_a_manifest_is() {
+    let (target, crafted) = (descriptor("manifest", MANIFEST), descriptor("crafted", INDEX));
+    let (layer, config) = (descriptor("layer", LAYER), descriptor("config", CONFIG));
+    let check = |text: &str, parsed: Arc<Manifest>, honest: &Descriptor, lie: &str, expected: &str| {
+        let lie = descriptor(text, lie);
+        let view = view(
+            vec![image("a.io/app:1", honest), image("evil.io/x:1", &crafted)],
+            vec![held(text, &[])],
+            &[(honest, &parsed), (&crafted, &manifest(&[&lie], None))],
+        );
+        assert_eq!(media_type(&view, text), expected);
+    };
+    check("manifest", manifest(&[&layer], None), &target, "a/a", MANIFEST);
+    check("manifest", manifest(&[], Some(&layer)), &target, "a/a", MANIFEST);
+    // The other way round: any object reads as a manifest without children, and is none for that.
+    check("config", manifest(&[], None), &config, MANIFEST, CONFIG);
 }
 
 #[test]
