@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::network::Network;
 use crate::oci::{
     ByteRange, Descriptor, Digest, Gate, MANIFEST_LIMIT, Manifest, Name, PatternError, Patterns, PeerId,
-    RangeError, RangeHeader, Tag,
+    RangeError, RangeHeader, Tag, is_manifest,
 };
 use crate::store::{self, Provider};
 use crate::transfer::Transfer;
@@ -50,6 +50,10 @@ pub use serve::Serve;
 
 /// Holders that a small content is asked of before giving up, when each sends wrong bytes.
 const SMALL_TRIES: usize = 4;
+/// How long the body of a manifest, and of another content that is verified before it is passed on, may take: less than
+/// the registry's deadlines (1 s and 3 s), so that another holder can be asked.
+const MANIFEST_BODY: Duration = Duration::from_millis(400);
+const SMALL_BODY: Duration = Duration::from_millis(1500);
 /// Referrers in one list; each is read from the disk.
 const REFERRERS: usize = 64;
 /// Busy peers are waited for less than the registry's deadline for manifests (1 s) allows.
@@ -293,6 +297,9 @@ impl Mirror {
     /// # Errors
     /// Why the runtime has to go to its next host, or that the range is outside of the content.
     pub async fn blob(&self, request: BlobRequest) -> Result<Answer, Refusal> {
+        if self.shared.is_private_manifest(&request) {
+            return Err(Refusal::NotHere(NotHere::Private));
+        }
         match self.shared.local(&request.digest, request.range, request.head).await {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => self.shared.peer_blob(&request, NotHere::Unknown).await,
@@ -329,6 +336,15 @@ impl Shared {
             None => self.peer_manifest(&digest).await?,
         };
         Ok(whole(descriptor, content, head, Source::Peers))
+    }
+
+    /// Whether a manifest of a private repository is asked for as a blob, as a runtime does that got no manifest.
+    fn is_private_manifest(&self, request: &BlobRequest) -> bool {
+        let rules = self.rules.load();
+        self.store.describe(&request.digest).is_some_and(|blob| {
+            is_manifest(&blob.descriptor.media_type)
+                && (rules.is_private(&request.name) || rules.is_private_content(&blob.repositories))
+        })
     }
 
     /// The whole of a small local content.
@@ -377,9 +393,11 @@ impl Shared {
         let busy = self.rules.load().busy_wait.min(MANIFEST_BUSY);
         let (claimed, content) = self.small(digest, busy).await?;
         // What the manifest says of itself is bound to its digest; a peer's word is not.
-        let own = Manifest::parse(&content).ok().and_then(|manifest| manifest.media_type);
-        let descriptor = Descriptor::new(*digest, content.len() as u64, own.as_deref().unwrap_or(&claimed));
+        let manifest = Manifest::parse(&content).unwrap_or_default();
+        let media_type = manifest.media_type.as_deref().unwrap_or(&claimed);
+        let descriptor = Descriptor::new(*digest, content.len() as u64, media_type);
         self.cache.put(descriptor.clone(), content.clone(), Instant::now());
+        self.cache.learn(&manifest.children);
         Ok((descriptor, content))
     }
 
@@ -393,7 +411,7 @@ impl Shared {
             }
             let claimed = Arc::clone(&flow.segment.descriptor.media_type);
             let range = ByteRange::whole(flow.size());
-            if let Ok(content) = self.download(digest, flow, range, busy, true).collect().await {
+            if let Ok(content) = self.download(digest, flow, range, busy, true).collect(MANIFEST_BODY).await {
                 return Ok((claimed, content));
             }
         }
@@ -424,6 +442,9 @@ impl Shared {
             let mut flow = self.open(digest, start, length, busy).await.map_err(Refusal::NotHere)?;
             let size = flow.size();
             let claimed = Descriptor::new(*digest, size, &flow.segment.descriptor.media_type);
+            if is_manifest(&claimed.media_type) && self.rules.load().is_private(&request.name) {
+                return Err(Refusal::NotHere(NotHere::Private));
+            }
             let range = resolve(request.range, size)?;
             if request.head {
                 return Ok(Answer { descriptor: claimed, range, body: empty(), source: Source::Peers });
@@ -441,7 +462,7 @@ impl Shared {
                     source: Source::Peers,
                 });
             }
-            if let Ok(content) = download.collect().await {
+            if let Ok(content) = download.collect(SMALL_BODY).await {
                 return Ok(whole(claimed, content, false, Source::Peers));
             }
         }
@@ -449,7 +470,10 @@ impl Shared {
     }
 
     async fn open(&self, digest: &Digest, start: u64, length: u64, busy: Duration) -> Result<Flow, NotHere> {
-        self.fetcher.open(Want { digest: *digest, start, length, busy }).await.map_err(
+        let mut sizes = self.cache.sizes(digest);
+        sizes.extend(self.store.view().expected_sizes(digest));
+        let sizes = sizes.into();
+        self.fetcher.open(Want { digest: *digest, start, length, sizes, busy }, &[]).await.map_err(
             |reason| match reason {
                 NoFlow::Nobody => NotHere::Unknown,
                 NoFlow::Failed => NotHere::PeersFailed,
@@ -518,9 +542,9 @@ impl Rules {
         self.private.matches(name)
     }
 
-    /// Content that is known under private repositories only.
+    /// Content that is known under a private repository, whatever others it is known under.
     fn is_private_content(&self, repositories: &[Name]) -> bool {
-        !repositories.is_empty() && repositories.iter().all(|name| self.is_private(name))
+        repositories.iter().any(|name| self.is_private(name))
     }
 
     fn is_peers_first(&self, name: &Name) -> bool {

@@ -1,6 +1,7 @@
-//! Manifests that were just fetched and verified: a HEAD is followed by a GET, and both should ask a peer only once.
+//! Manifests that were just fetched and verified, since a HEAD is followed by a GET and both should ask a peer only
+//! once; and the sizes that they give to their children, by which a peer that lies about a size is found out.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,10 +15,23 @@ const BYTES: usize = 8 << 20;
 /// Long enough for one pull, short enough that a changed right to an image takes effect.
 const TTL: Duration = Duration::from_secs(10);
 
+/// Children whose sizes are remembered: about 100 bytes each.
+const SIZED: usize = 16_384;
+/// Sizes of one digest: one, unless somebody made a manifest that lies.
+const SIZES_EACH: usize = 8;
+
 /// The newest manifests, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     entries: Mutex<VecDeque<Entry>>,
+    sizes: Mutex<Sizes>,
+}
+
+#[derive(Debug, Default)]
+struct Sizes {
+    by_digest: HashMap<Digest, Vec<u64>>,
+    /// Oldest first.
+    order: VecDeque<Digest>,
 }
 
 #[derive(Debug)]
@@ -41,6 +55,32 @@ impl Cache {
         while entries.iter().map(|entry| entry.content.len()).sum::<usize>() > BYTES {
             entries.pop_front();
         }
+    }
+}
+
+impl Cache {
+    /// Remembers the sizes that a manifest gives to its children.
+    pub(super) fn learn(&self, children: &[Descriptor]) {
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Sizes { by_digest, order } = &mut *sizes;
+        for child in children.iter().take(SIZED) {
+            let known = by_digest.entry(child.digest).or_insert_with(|| {
+                order.push_back(child.digest);
+                Vec::new()
+            });
+            if !known.contains(&child.size) && known.len() < SIZES_EACH {
+                known.push(child.size);
+            }
+        }
+        while order.len() > SIZED {
+            order.pop_front().map(|oldest| by_digest.remove(&oldest));
+        }
+    }
+
+    /// Sizes that manifests gave to `digest`; none: not known.
+    pub(super) fn sizes(&self, digest: &Digest) -> Vec<u64> {
+        let sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        sizes.by_digest.get(digest).cloned().unwrap_or_default()
     }
 }
 

@@ -19,7 +19,8 @@ use super::fetch::{Fetcher, Flow, NoFlow, Want};
 use super::metrics::{Failover, Verification};
 use super::peers::Outcome;
 use super::verify::{Mismatch, Verifier};
-use crate::oci::{ByteRange, Digest, PeerId};
+use crate::network::Peer;
+use crate::oci::{ByteRange, Digest};
 use crate::store::Provider;
 
 /// Less than this within `stall` is a stall (issue 3: 256 KiB/s over 1 s while the client reads).
@@ -57,10 +58,14 @@ pub(crate) struct Download {
     current: Option<Current>,
     next: Option<Next>,
     /// Peers whose bytes are in it.
-    contributors: Vec<PeerId>,
+    contributors: Vec<Arc<Peer>>,
     verifier: Option<Verifier>,
     failovers: u32,
     last_read: Instant,
+    /// When the client last went on after a long pause.
+    paused: Option<Instant>,
+    /// Bytes go to the runtime before the digest is known to be right.
+    is_streamed: bool,
     done: bool,
 }
 
@@ -85,8 +90,6 @@ pub(crate) enum Failure {
     Mismatch(#[from] Mismatch),
     #[error("no peer goes on with it: {0:?}")]
     NoFlow(NoFlow),
-    #[error("peers disagree about its size")]
-    Size,
 }
 
 impl Download {
@@ -109,23 +112,36 @@ impl Download {
             verifier: verify.then(|| Verifier::new(&digest)),
             failovers: 0,
             last_read: Instant::now(),
+            paused: None,
+            is_streamed: false,
             done: false,
         };
         download.adopt(flow);
         download
     }
 
-    /// Reads the whole into memory; for content of at most a few MiB.
-    pub(crate) async fn collect(mut self) -> Result<Bytes, Failure> {
+    /// Reads the whole into memory, in `limit`; for content of at most a few MiB, of which nothing was passed on yet.
+    pub(crate) async fn collect(mut self, limit: Duration) -> Result<Bytes, Failure> {
         let mut chunks = Vec::new();
-        while let Some(chunk) = self.next().await? {
-            chunks.push(chunk);
+        let read = async {
+            while let Some(chunk) = self.next().await? {
+                chunks.push(chunk);
+            }
+            Ok::<_, Failure>(())
+        };
+        match timeout(limit, read).await {
+            Ok(result) => result?,
+            Err(_) => {
+                self.blame(Failover::Stalled);
+                return Err(Failure::NoFlow(NoFlow::Failed));
+            }
         }
         Ok(if chunks.len() == 1 { chunks.remove(0) } else { chunks.concat().into() })
     }
 
     /// The bytes as a stream. After an error there is nothing more.
-    pub(crate) fn into_stream(self) -> BoxStream<'static, io::Result<Bytes>> {
+    pub(crate) fn into_stream(mut self) -> BoxStream<'static, io::Result<Bytes>> {
+        self.is_streamed = true;
         futures::stream::try_unfold(self, |mut download| async move {
             let chunk = download.next().await.map_err(io::Error::other)?;
             Ok(chunk.map(|chunk| (chunk, download)))
@@ -135,6 +151,9 @@ impl Download {
 
     /// The next bytes that may be passed on.
     async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        if self.last_read.elapsed() > CLIENT_PAUSE {
+            self.paused = Some(Instant::now());
+        }
         let result = self.advance().await;
         self.last_read = Instant::now();
         if let Err(failure) = &result {
@@ -167,7 +186,11 @@ impl Download {
         if !self.done {
             self.done = true;
             verifier.finish()?;
-            self.context.fetcher.metrics.verified(Verification::Right);
+            let fetcher = &self.context.fetcher;
+            fetcher.metrics.verified(Verification::Right);
+            for peer in &self.contributors {
+                fetcher.peers.verified(&peer.id, &self.digest);
+            }
             self.current = None;
         }
         Ok(verifier.pop_rest())
@@ -177,7 +200,6 @@ impl Download {
     async fn read(&mut self) -> Result<Bytes, Failure> {
         loop {
             self.prefetch();
-            let paused = self.last_read.elapsed() > CLIENT_PAUSE;
             let Some(current) = &mut self.current else {
                 self.reopen().await?;
                 continue;
@@ -188,60 +210,64 @@ impl Download {
                     return Ok(chunk);
                 }
                 Ok(None) => {
-                    self.current = None;
+                    if let Some(current) = self.current.take() {
+                        current.flow.load.complete();
+                    }
                     continue;
                 }
                 Err(failover) => failover,
             };
-            let peer = Arc::clone(&current.flow.peer);
-            self.current = None;
-            // It may come from the same peer, and would then stall once more.
-            self.next = None;
-            self.failovers += 1;
-            self.context.fetcher.metrics.failover(failover);
-            if !paused {
-                let peers = &self.context.fetcher.peers;
-                if peers.end(&peer.id, &self.digest, Outcome::Failed, Instant::now()) {
-                    tracing::warn!(peer = %peer.id, node = peer.node, reason = ?failover, "a peer failed in mid-body and is suspected");
-                }
-            }
+            self.blame(failover);
             if self.failovers > FAILOVERS {
                 return Err(Failure::NoFlow(NoFlow::Failed));
             }
         }
     }
 
-    /// Gets the part from `position` on flowing: the prefetched one if it begins there.
+    /// The present flow failed: its peer is suspected, unless the client let it wait.
+    fn blame(&mut self, failover: Failover) {
+        // The next segment may come from the same peer, and would then stall once more.
+        self.next = None;
+        let Some(Current { flow, .. }) = self.current.take() else { return };
+        self.failovers += 1;
+        let fetcher = &self.context.fetcher;
+        fetcher.metrics.failover(failover);
+        let waited = self.paused.is_some_and(|paused| flow.opened <= paused);
+        if !waited && fetcher.peers.end(&flow.peer.id, &self.digest, Outcome::Failed, Instant::now()) {
+            let (peer, node) = (&flow.peer.id, &flow.peer.node);
+            tracing::warn!(%peer, node, reason = ?failover, "a peer failed in mid-body and is suspected");
+        }
+    }
+
+    /// Gets the part from `position` on flowing: the prefetched one if there is one.
     async fn reopen(&mut self) -> Result<(), Failure> {
         if let Some(next) = self.next.take_if(|next| next.start == self.position)
             && let Ok(Ok(flow)) = next.flow.await
         {
-            return self.checked(flow);
-        }
-        let stop = self.next.as_ref().map_or(self.end, |next| next.start.clamp(self.position, self.end));
-        let want = Want {
-            digest: self.digest,
-            start: self.position,
-            length: (stop - self.position).min(self.context.segment),
-            busy: self.context.busy,
-        };
-        let flow = self.context.fetcher.open(want).await.map_err(Failure::NoFlow)?;
-        self.checked(flow)
-    }
-
-    /// A flow of another size than the first one's cannot belong to the same content.
-    fn checked(&mut self, flow: Flow) -> Result<(), Failure> {
-        if flow.size() == self.size && flow.segment.range.start == self.position {
             self.adopt(flow);
             return Ok(());
         }
-        self.contributors.push(flow.peer.id.clone());
-        Err(Failure::Size)
+        let want = self.want(self.position);
+        let flow = self.context.fetcher.open(want, &self.contributors).await.map_err(Failure::NoFlow)?;
+        self.adopt(flow);
+        Ok(())
+    }
+
+    /// The segment at `start`. Content of another size than the first flow's is another content.
+    fn want(&self, start: u64) -> Want {
+        Want {
+            digest: self.digest,
+            start,
+            length: (self.end - start).min(self.context.segment),
+            sizes: Arc::new([self.size]),
+            busy: self.context.busy,
+        }
     }
 
     fn adopt(&mut self, flow: Flow) {
-        if !self.contributors.contains(&flow.peer.id) {
-            self.contributors.push(flow.peer.id.clone());
+        if self.contributors.iter().all(|peer| peer.id != flow.peer.id) {
+            self.context.fetcher.peers.took(&flow.peer.id, &self.digest);
+            self.contributors.push(Arc::clone(&flow.peer));
         }
         let end = flow.segment.range.end.min(self.end);
         self.current = Some(Current { flow, end, window: (0, Duration::ZERO) });
@@ -255,14 +281,10 @@ impl Download {
             return;
         }
         let Ok(permit) = Arc::clone(&self.context.prefetches).try_acquire_owned() else { return };
-        let want = Want {
-            digest: self.digest,
-            start,
-            length: (self.end - start).min(self.context.segment),
-            busy: self.context.busy,
-        };
+        let want = self.want(start);
         let fetcher = self.context.fetcher.clone();
-        let flow = AbortOnDropHandle::new(tokio::spawn(async move { fetcher.open(want).await }));
+        let sources = self.contributors.clone();
+        let flow = AbortOnDropHandle::new(tokio::spawn(async move { fetcher.open(want, &sources).await }));
         self.next = Some(Next { start, flow, _permit: permit });
     }
 
@@ -270,30 +292,32 @@ impl Download {
     async fn report(&mut self, failure: &Failure) {
         self.next = None;
         let fetcher = &self.context.fetcher;
-        match failure {
+        let sources: Vec<_> = self.contributors.iter().map(|peer| peer.id.clone()).collect();
+        let mut poisoned = match failure {
             Failure::Mismatch(mismatch) => {
                 fetcher.metrics.verified(Verification::Mismatch);
-                fetcher.peers.lied(&self.contributors, &self.digest, Instant::now());
+                let doubted = fetcher.peers.lied(&sources, &self.digest, Instant::now());
                 tracing::error!(
-                    digest = %mismatch.wanted, found = %mismatch.found, peers = ?self.contributors,
+                    digest = %mismatch.wanted, found = %mismatch.found, peers = ?sources,
                     "peers sent wrong content; they are left out for it"
                 );
-            }
-            Failure::Size => {
-                fetcher.peers.lied(&self.contributors, &self.digest, Instant::now());
-                tracing::error!(digest = %self.digest, peers = ?self.contributors, "peers disagree about a size");
+                doubted
             }
             Failure::NoFlow(reason) => {
                 tracing::info!(digest = %self.digest, ?reason, at = self.position, "no peer goes on with a content");
                 return;
             }
-        }
-        match self.context.store.discard_ingests(&self.digest).await {
-            Ok(count) => {
-                fetcher.metrics.discarded.inc_by(count as u64);
-            }
-            Err(error) => {
-                tracing::error!(digest = %self.digest, %error, "cannot discard a poisoned download");
+        };
+        // What is held was right, whoever gave it. Of content that was not streamed the runtime got nothing: its own
+        // download has begun all the same, and is about to get the right bytes.
+        poisoned.retain(|digest| self.context.store.describe(digest).is_none());
+        poisoned.extend(self.is_streamed.then_some(self.digest));
+        for digest in poisoned {
+            match self.context.store.discard_ingests(&digest).await {
+                Ok(count) => {
+                    fetcher.metrics.discarded.inc_by(count as u64);
+                }
+                Err(error) => tracing::error!(%digest, %error, "cannot discard a poisoned download"),
             }
         }
     }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
@@ -23,12 +24,17 @@ use crate::transfer::{FetchError, Segment, Transfer};
 /// How long one peer may take from the request to the first byte of the body, connecting included. Together with
 /// the hedging delay it stays within the 300 ms that a peer which is not yet suspected may cost (DESIGN.md, promise 1).
 const FIRST_BYTE: Duration = Duration::from_millis(230);
-/// The same for the trial of a peer that is suspected (promise 1: at most 50 ms).
-const FIRST_BYTE_TRIAL: Duration = Duration::from_millis(45);
+/// How long a request waits for the trial of a peer that is suspected (promise 1: at most 50 ms). The trial itself goes
+/// on to [`FIRST_BYTE`], so that a peer that is well but far away is believed again.
+const TRIAL_PATIENCE: Duration = Duration::from_millis(45);
 /// When a request gives up on all peers that are not busy.
 const START: Duration = Duration::from_millis(270);
 /// Pause before busy peers are asked again; they queue requests themselves for longer than this.
 const BUSY_PAUSE: Duration = Duration::from_millis(25);
+
+/// Content that claims to be larger is not taken from peers: where no manifest says a size, only this keeps a lying
+/// peer from filling the disk before the digest can be checked.
+const SIZE_LIMIT: u64 = 64 << 30;
 
 /// What requests to peers need.
 #[derive(Clone)]
@@ -43,11 +49,13 @@ pub(crate) struct Fetcher {
 }
 
 /// A part that is wanted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Want {
     pub(crate) digest: Digest,
     pub(crate) start: u64,
     pub(crate) length: u64,
+    /// Sizes that the whole content may have; empty: not known. A peer that has it in another size has not got it.
+    pub(crate) sizes: Arc<[u64]>,
     /// How long to wait for busy peers.
     pub(crate) busy: Duration,
 }
@@ -59,6 +67,7 @@ pub(crate) struct Flow {
     /// The first chunk; taken out by the reader. `None` for an empty range.
     pub(crate) first: Option<Bytes>,
     pub(crate) load: Load,
+    pub(crate) opened: Instant,
 }
 
 /// Why no part flows.
@@ -72,19 +81,27 @@ pub(crate) enum NoFlow {
     Busy,
 }
 
-type Attempt = oneshot::Receiver<Result<Flow, (Candidate, Outcome)>>;
+/// `None`: given up, with or without an outcome.
+type Attempt = BoxFuture<'static, Option<Result<Flow, (Candidate, Outcome)>>>;
 
 impl Fetcher {
-    /// Gets `want` flowing, or says why not, in [`START`] or the busy limit.
-    pub(crate) async fn open(&self, want: Want) -> Result<Flow, NoFlow> {
+    /// Gets `want` flowing, or says why not, in [`START`] or the busy limit. `sources` gave other parts of it: they
+    /// are asked where the network knows of no holder, since bytes may flow where the control plane is down.
+    pub(crate) async fn open(&self, want: Want, sources: &[Arc<Peer>]) -> Result<Flow, NoFlow> {
         let began = Instant::now();
-        let holders = self.holders(&want.digest);
+        let mut holders = self.holders(&want.digest);
+        if holders.is_empty() {
+            holders = sources.to_vec();
+            holders.retain(|peer| self.gate.allows(&peer.id, Action::Fetch));
+        }
         if holders.is_empty() {
             return Err(NoFlow::Nobody);
         }
         let mut candidates = self.peers.candidates(holders, &want.digest, began).into_iter();
         let mut attempts: FuturesUnordered<Attempt> = FuturesUnordered::new();
         let mut busy: Vec<Candidate> = Vec::new();
+        // Whether one was busy by its own word: it may then take as long as the limit to answer.
+        let mut is_queueing = false;
         let mut was_busy = false;
         let mut give_up = began + START;
         let mut limit = FIRST_BYTE;
@@ -93,7 +110,7 @@ impl Fetcher {
             if attempts.is_empty() {
                 match next.take() {
                     Some(candidate) => {
-                        attempts.push(self.attempt(candidate, want, limit));
+                        attempts.push(self.attempt(candidate, &want, limit));
                         next = candidates.next();
                     }
                     None if busy.is_empty() => return Err(NoFlow::Failed),
@@ -107,7 +124,7 @@ impl Fetcher {
                         let peers = busy.drain(..).map(|candidate| candidate.peer).collect();
                         candidates = self.peers.candidates(peers, &want.digest, Instant::now()).into_iter();
                         next = candidates.next();
-                        limit = left.max(FIRST_BYTE);
+                        limit = if is_queueing { left.max(FIRST_BYTE) } else { FIRST_BYTE };
                         give_up = Instant::now() + limit + (START - FIRST_BYTE);
                         if next.is_none() {
                             return Err(NoFlow::Failed);
@@ -119,17 +136,18 @@ impl Fetcher {
             let hedge_at = Instant::now() + self.peers.hedge_after();
             tokio::select! {
                 Some(result) = attempts.next() => match result {
-                    Ok(Ok(flow)) => return Ok(flow),
-                    Ok(Err((candidate, Outcome::Busy(_)))) => {
+                    Some(Ok(flow)) => return Ok(flow),
+                    Some(Err((candidate, outcome @ (Outcome::Busy(_) | Outcome::Slow)))) => {
                         was_busy = true;
+                        is_queueing |= outcome != Outcome::Slow;
                         busy.push(candidate);
                     }
-                    Ok(Err(_)) | Err(_) => {}
+                    Some(Err(_)) | None => {}
                 },
                 () = sleep_until(hedge_at), if next.is_some() && limit == FIRST_BYTE => {
                     if self.peers.may_hedge() && let Some(candidate) = next.take() {
                         self.metrics.hedges.inc();
-                        attempts.push(self.attempt(candidate, want, limit));
+                        attempts.push(self.attempt(candidate, &want, limit));
                         next = candidates.next();
                     }
                 }
@@ -149,14 +167,15 @@ impl Fetcher {
         holders
     }
 
-    fn attempt(&self, candidate: Candidate, want: Want, limit: Duration) -> Attempt {
-        let limit = if candidate.trial { FIRST_BYTE_TRIAL } else { limit };
+    fn attempt(&self, candidate: Candidate, want: &Want, limit: Duration) -> Attempt {
+        let (limit, patience) =
+            if candidate.trial { (FIRST_BYTE, TRIAL_PATIENCE) } else { (limit, limit + START) };
         let (sender, receiver) = oneshot::channel();
-        let fetcher = self.clone();
+        let (fetcher, want) = (self.clone(), want.clone());
         let load = self.peers.begin(&candidate);
         self.tasks.spawn(async move {
             let began = Instant::now();
-            let result = match timeout(limit, fetcher.first_byte(&candidate.peer, want, limit)).await {
+            let result = match timeout(limit, fetcher.first_byte(&candidate.peer, &want, limit)).await {
                 Ok(result) => result,
                 Err(_) => Err(FetchError::Unreachable(format!("no byte within {} ms", limit.as_millis()))),
             };
@@ -164,6 +183,9 @@ impl Fetcher {
                 Ok(_) => Outcome::FirstByte(began.elapsed()),
                 Err(FetchError::NotFound) => Outcome::Miss,
                 Err(FetchError::Busy { queue }) => Outcome::Busy(*queue),
+                Err(FetchError::Unreachable(_)) if fetcher.peers.answered_since(&candidate.peer.id, began) => {
+                    Outcome::Slow
+                }
                 Err(FetchError::Unreachable(_)) => Outcome::Failed,
                 Err(FetchError::Identity(_) | FetchError::Protocol(_)) => Outcome::Broken,
             };
@@ -173,22 +195,30 @@ impl Fetcher {
                 tracing::warn!(peer = %candidate.peer.id, node = candidate.peer.node, %error, "a peer is suspected");
             }
             let result = match result {
-                Ok((segment, first)) => Ok(Flow { peer: candidate.peer, segment, first, load }),
+                Ok((segment, first)) => {
+                    Ok(Flow { peer: candidate.peer, segment, first, load, opened: Instant::now() })
+                },
                 Err(_) => Err((candidate, outcome)),
             };
             // A receiver that is gone has its part from elsewhere: the segment is dropped and drained.
             drop(sender.send(result));
         });
-        receiver
+        async move { timeout(patience, receiver).await.ok()?.ok() }.boxed()
     }
 
     async fn first_byte(
         &self,
         peer: &Peer,
-        want: Want,
+        want: &Want,
         limit: Duration,
     ) -> Result<(Segment, Option<Bytes>), FetchError> {
         let mut segment = self.transfer.fetch(peer, &want.digest, want.start, want.length, limit).await?;
+        let size = segment.descriptor.size;
+        if size > SIZE_LIMIT || !(want.sizes.is_empty() || want.sizes.contains(&size)) {
+            // Not its fault for sure: a crafted manifest may have named the size that was expected.
+            tracing::debug!(peer = %peer.id, digest = %want.digest, size, "a peer has another size of a content");
+            return Err(FetchError::NotFound);
+        }
         let first = match segment.body.next().await {
             Some(Ok(chunk)) => Some(chunk),
             Some(Err(error)) => return Err(FetchError::Unreachable(error.to_string())),

@@ -124,6 +124,7 @@ impl Metrics {
             Outcome::FirstByte(_) => "first-byte",
             Outcome::Miss => "miss",
             Outcome::Busy(_) => "busy",
+            Outcome::Slow => "slow",
             Outcome::Failed => "failed",
             Outcome::Broken => "broken",
         };

@@ -5,7 +5,7 @@
 //! a dead peer costs once and not per layer. A peer that has not got what it claims, or sent wrong bytes, is left out
 //! for that content only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ const LIE_TTL: Duration = Duration::from_secs(600);
 const MISS_TTL: Duration = Duration::from_secs(5);
 /// Contents for which exclusions are remembered; the oldest go first.
 const EXCLUSIONS: usize = 4096;
+/// Contents per peer of which bytes went to the runtime before they were verified; the oldest are forgotten first.
+const UNVERIFIED: usize = 64;
 /// First-byte times that the hedging delay is taken from.
 const SAMPLES: usize = 64;
 /// Hedging delay while there are no samples, and the bounds that it is kept in.
@@ -47,6 +49,8 @@ pub(crate) struct Peers {
 struct Table {
     records: HashMap<PeerId, Record>,
     excluded: HashMap<Digest, Exclusion>,
+    /// Contents by peer of which bytes were taken and not verified to the end: the client hung up, or asked for a part.
+    unverified: HashMap<PeerId, VecDeque<Digest>>,
     first_bytes: Vec<Duration>,
     next_sample: usize,
     hedge_tokens: f64,
@@ -57,6 +61,8 @@ struct Record {
     /// Failures in a row.
     failures: u32,
     suspected_until: Option<Instant>,
+    /// When it last answered anything.
+    answered: Option<Instant>,
     /// A trial of a suspected peer is under way.
     on_trial: bool,
     /// Requests of this node that it is working at.
@@ -113,6 +119,8 @@ pub(crate) enum Outcome {
     Miss,
     /// It is busy, with so many waiting.
     Busy(u32),
+    /// Silent for too long, though it answered others meanwhile: it is no worse than busy.
+    Slow,
     /// Unreachable, silent or stalled.
     Failed,
     /// It broke the protocol, or another identity answered.
@@ -176,21 +184,22 @@ impl Peers {
         let mut table = self.lock();
         let record = table.records.entry(peer.clone()).or_default();
         record.on_trial = false;
+        if matches!(outcome, Outcome::FirstByte(_) | Outcome::Miss | Outcome::Busy(_)) {
+            record.answered = Some(now);
+        }
         match outcome {
+            Outcome::Slow => false,
             Outcome::FirstByte(after) => {
-                record.clear();
                 record.queue = None;
                 table.sample(after);
                 false
             }
             Outcome::Miss => {
-                record.clear();
                 record.conduct.misses += 1;
                 table.exclude(digest, peer, now + MISS_TTL, now);
                 false
             }
             Outcome::Busy(queue) => {
-                record.clear();
                 record.queue = Some((queue, now));
                 false
             }
@@ -207,13 +216,45 @@ impl Peers {
         }
     }
 
+    /// Whether `peer` answered anything after `began`: one that is dead or hangs cannot have.
+    pub(crate) fn answered_since(&self, peer: &PeerId, began: Instant) -> bool {
+        self.lock().records.get(peer).and_then(|record| record.answered).is_some_and(|at| at > began)
+    }
+
+    /// Bytes of `digest` come from `peer`.
+    pub(crate) fn took(&self, peer: &PeerId, digest: &Digest) {
+        let mut table = self.lock();
+        let digests = table.unverified.entry(peer.clone()).or_default();
+        if !digests.contains(digest) {
+            digests.push_back(*digest);
+            if digests.len() > UNVERIFIED {
+                digests.pop_front();
+            }
+        }
+    }
+
+    /// The bytes of `digest` from `peer` are right.
+    pub(crate) fn verified(&self, peer: &PeerId, digest: &Digest) {
+        if let Some(digests) = self.lock().unverified.get_mut(peer) {
+            digests.retain(|taken| taken != digest);
+        }
+    }
+
     /// `peers` had a part in content whose digest is wrong: which one lied cannot be told, so all are left out for it.
-    pub(crate) fn lied(&self, peers: &[PeerId], digest: &Digest, now: Instant) {
+    /// Returns what else is in doubt: where it can be told, what came from the liar and was not verified.
+    pub(crate) fn lied(&self, peers: &[PeerId], digest: &Digest, now: Instant) -> Vec<Digest> {
         let mut table = self.lock();
         for peer in peers {
             table.records.entry(peer.clone()).or_default().conduct.digest_mismatches += 1;
             table.exclude(digest, peer, now + LIE_TTL, now);
         }
+        let [liar] = peers else { return Vec::new() };
+        let mut doubted = Vec::from(table.unverified.remove(liar).unwrap_or_default());
+        doubted.retain(|other| other != digest);
+        for other in &doubted {
+            table.exclude(other, liar, now + LIE_TTL, now);
+        }
+        doubted
     }
 
     /// How long to wait for a first byte before another holder is asked too: the 95th percentile of what was seen.
@@ -276,6 +317,17 @@ impl Table {
     }
 }
 
+impl Load {
+    /// All that was asked for came. Only this ends a suspicion: a peer that answers and then stalls must not cost a
+    /// stall for each content.
+    pub(crate) fn complete(self) {
+        if let Some(record) = self.peers.lock().records.get_mut(&self.peer) {
+            record.failures = 0;
+            record.suspected_until = None;
+        }
+    }
+}
+
 impl Drop for Load {
     fn drop(&mut self) {
         if let Some(record) = self.peers.lock().records.get_mut(&self.peer) {
@@ -301,11 +353,6 @@ impl Record {
         self.failures += 1;
         self.suspected_until = Some(now + time);
         true
-    }
-
-    fn clear(&mut self) {
-        self.failures = 0;
-        self.suspected_until = None;
     }
 
     /// What it is said to be busy with; a queue length is believed for a second.
@@ -364,8 +411,10 @@ mod tests {
 
         let later = later + SUSPICION_MIN * 2;
         let trial = peers.candidates(holders(), &digest, later);
-        drop(peers.begin(&trial[0]));
+        let load = peers.begin(&trial[0]);
         peers.end(&trial[0].peer.id, &digest, Outcome::FirstByte(Duration::ZERO), later);
+        assert!(peers.candidates(holders(), &digest, later)[0].trial, "a first byte proves nothing yet");
+        load.complete();
         assert!(!peers.candidates(holders(), &digest, later)[0].trial);
     }
 

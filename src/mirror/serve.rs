@@ -35,11 +35,14 @@ impl Serve {
         if blob.repositories.is_empty() {
             return rules.serve_unowned;
         }
-        // Manifests of private repositories are nobody's but upstream's to give.
-        let private = is_manifest(&blob.descriptor.media_type);
+        // Manifests of private repositories are nobody's but upstream's to give, under whatever other name they are
+        // known too: anybody can make an index that names a manifest.
+        if is_manifest(&blob.descriptor.media_type) && rules.is_private_content(&blob.repositories) {
+            return false;
+        }
         blob.repositories
             .iter()
-            .any(|name| !(private && rules.is_private(name)) && self.gate.serves(peer, name))
+            .any(|name| self.gate.serves(peer, name))
     }
 }
 

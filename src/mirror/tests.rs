@@ -2,6 +2,7 @@
 
 mod content;
 mod faults;
+mod guards;
 mod lies;
 mod serve;
 mod tags;
@@ -32,6 +33,7 @@ struct Lab {
     transfer: Arc<Memory>,
     upstream: Arc<upstream::memory::Memory>,
     metrics: Metrics,
+    id: PeerId,
     holders: Vec<Holder>,
 }
 
@@ -72,14 +74,14 @@ impl Lab {
         let upstream = Arc::new(upstream::memory::Memory::default());
         let parts = Parts {
             store: store.clone(),
-            network: hub.join(id, Vec::new(), gate.clone(), serve),
+            network: hub.join(id.clone(), Vec::new(), gate.clone(), serve),
             transfer: transfer.clone(),
             upstream: upstream.clone(),
             gate,
             zone: ZONE.into(),
             metrics: metrics.clone(),
         };
-        Self { mirror: Mirror::new(&settings, parts), store, hub, transfer, upstream, metrics, holders }
+        Self { mirror: Mirror::new(&settings, parts), store, hub, transfer, upstream, metrics, id, holders }
     }
 
     /// Lets a holder hold an image and say so.

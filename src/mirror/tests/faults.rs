@@ -41,6 +41,8 @@ async fn the_trial_of_a_suspected_peer_is_short_and_clears_it() {
     assert_eq!((cause, lab.asked(0)), (NotHere::PeersFailed, 2));
     // The limit of a trial is 45 ms; the rest is the machine's.
     within("the trial of a hung peer", elapsed, SUSPECTED + 25);
+    // The trial itself goes on for longer than anybody waits for it.
+    until("the trial ends", || lab.conduct(0).failures == 2).await;
     lab.fault(0, Fault::None);
     until("the suspicion ends", || !lab.conduct(0).suspected).await;
     assert_eq!(lab.blob(&layer).await.unwrap().0, bytes);
@@ -123,6 +125,19 @@ async fn a_body_ends_short_where_nobody_goes_on_with_it() {
         // What came is right as far as anybody knows: the runtime may go on with it elsewhere.
         assert!(lab.store.discarded().is_empty());
     }
+}
+
+/// A node that drains, or that lost its control plane, ends what it began.
+#[tokio::test]
+async fn a_download_goes_on_where_the_network_forgets_its_source() {
+    let lab = Lab::new(1);
+    let (artifact, layer, bytes) = image("library/app", 7 * MIB);
+    lab.hold(0, &artifact);
+    let mut answer = lab.open(&layer, None).await.unwrap();
+    let first = answer.body.next().await.unwrap().unwrap();
+    lab.hub.set_connected(&lab.holders[0].id, false);
+    assert!([&first[..], &read(answer).await.unwrap()].concat() == bytes);
+    assert_eq!(lab.refused(&layer).await.0, NotHere::Unknown);
 }
 
 #[tokio::test]

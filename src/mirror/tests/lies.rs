@@ -50,6 +50,8 @@ async fn where_all_lie_nothing_is_passed_on() {
     let refusal = lab.manifest("library/app", artifact.target.digest).await.map(drop).unwrap_err();
     assert_eq!(refusal, Refusal::NotHere(NotHere::PeersFailed));
     assert!((0..3).all(|holder| lab.asked(holder) > 0));
+    // The runtime's own download has begun and gets the right bytes from its next host: it must not be taken away.
+    assert!(lab.store.discarded().is_empty());
 }
 
 #[tokio::test]
@@ -70,6 +72,26 @@ async fn large_wrong_content_never_comes_whole_and_does_not_stay() {
     lab.hold(1, &artifact);
     assert!(lab.blob(&layer).await.unwrap().0 == bytes);
     assert_eq!(lab.asked(0), asked);
+}
+
+/// The runtime hangs up on the other layers of a pull when one fails: what it got of them may be wrong too.
+#[tokio::test]
+async fn what_else_came_from_a_liar_unverified_is_discarded() {
+    let lab = Lab::new(1);
+    let (first, first_layer, _) = image("library/first", 6 * MIB);
+    let (second, second_layer, _) = image("library/second", 6 * MIB);
+    let (third, third_layer, bytes) = image("library/third", 6 * MIB);
+    for artifact in [&first, &second, &third] {
+        lab.hold(0, artifact);
+    }
+    assert!(lab.blob(&third_layer).await.unwrap().0 == bytes);
+    lab.fault(0, Fault::Lie);
+    let mut hung_up = lab.open(&second_layer, None).await.unwrap();
+    hung_up.body.next().await.unwrap().unwrap();
+    drop(hung_up);
+    assert!(read_until_error(lab.open(&first_layer, None).await.unwrap()).await.1);
+    assert_eq!(lab.store.discarded(), [second_layer, first_layer]);
+    assert_eq!(lab.refused(&second_layer).await.0, NotHere::PeersFailed);
 }
 
 #[tokio::test]

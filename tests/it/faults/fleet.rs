@@ -16,6 +16,9 @@ use crate::cluster::REGISTRY;
 /// Longest that nodes may take to know of each other.
 const KNOWN: Duration = Duration::from_secs(20);
 
+/// A peer that was suspected again and again is tried again after 30 s at the latest.
+const BELIEVED: Duration = Duration::from_secs(45);
+
 /// Node 0 asks, the others hold the image, and the last namespace has the origin. In the order in which they must go.
 pub(super) struct Fleet {
     pub(super) nodes: Vec<Node>,
@@ -176,6 +179,14 @@ impl Fleet {
             upstream: bytes(false),
             resumed: contents.iter().map(|content| content["resumed"].as_u64().unwrap()).sum(),
         }
+    }
+
+    /// A pull without a fault that took all from peers: what the others are compared with. Connections are warm after it;
+    /// on a busy machine the first handshakes of a debug build may take longer than a peer is given.
+    pub(super) async fn control(&self) -> Pulled {
+        self.pull().await;
+        let pull = async || Some(self.pull().await).filter(|pull| pull.upstream == 0);
+        wait::until("a pull from peers alone", BELIEVED, pull).await.unwrap()
     }
 
     /// Waits until so many bytes more than `before` came from peers.

@@ -53,10 +53,7 @@ impl Fault {
 async fn before(fault: Fault, holders: usize) {
     let image = Image::builder("library/app", "v1").layers(12, 256 << 10).build().unwrap();
     let (fleet, _) = Setup::new(holders, image).start().await;
-    let warm = fleet.pull().await;
-    assert_eq!(warm.upstream, 0, "{warm:?}");
-    let control = fleet.pull().await;
-    assert_eq!(control.upstream, 0, "{control:?}");
+    let control = fleet.control().await;
     fault.strike(&fleet);
     let first = fleet.pull().await;
     added(&format!("{fault:?}, not yet suspected, {holders} holders"), control.elapsed, first.elapsed, NEW);
@@ -74,8 +71,7 @@ async fn in_mid_body(fault: Fault, holders: usize) {
     for holder in 1..=holders {
         fleet.network.set_rate(holder, Some(RATE)).unwrap();
     }
-    let control = fleet.pull().await;
-    assert_eq!(control.upstream, 0, "{control:?}");
+    let control = fleet.control().await;
     let before = fleet.peer_bytes().await;
     let strike = async {
         fleet.in_mid_body(before, 6e6).await;
@@ -100,8 +96,7 @@ async fn busy() {
     let mut setup = Setup::new(1, image);
     setup.config = json!({"transfer": {"uploads": 1, "uploads-per-peer": 1, "queue": 1}});
     let (fleet, _) = setup.start().await;
-    let control = fleet.pull().await;
-    assert_eq!(control.upstream, 0, "{control:?}");
+    let control = fleet.control().await;
     // 4 Mbit/s: one segment takes longer than anybody waits.
     fleet.network.set_rate(1, Some(4_000_000)).unwrap();
     let path = format!("/v2/library/app/blobs/{}?ns=lab.test", fleet.image.layers[0]);
@@ -123,7 +118,7 @@ async fn deleted() {
     let image = Image::builder("library/app", "v1").layer(32 << 20).build().unwrap();
     let (fleet, _) = Setup::new(1, image).start().await;
     fleet.network.set_rate(1, Some(RATE)).unwrap();
-    let control = fleet.pull().await;
+    let control = fleet.control().await;
     let before = fleet.peer_bytes().await;
     let delete = async {
         fleet.in_mid_body(before, 6e6).await;

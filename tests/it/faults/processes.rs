@@ -32,7 +32,7 @@ pub(super) fn cases() -> Vec<Case> {
 async fn killed() {
     let image = Image::builder("library/app", "v1").layers(6, 64 << 10).build().unwrap();
     let (mut fleet, _) = Setup::new(1, image).start().await;
-    let control = fleet.pull().await;
+    let control = fleet.control().await;
     fleet.nodes[0].kill();
     let pull = fleet.pull().await;
     added("killed", control.elapsed, pull.elapsed, NEW);
@@ -43,7 +43,7 @@ async fn killed_in_mid_body() {
     let image = Image::builder("library/app", "v1").layer(32 << 20).build().unwrap();
     let (fleet, _) = Setup::new(1, image).start().await;
     fleet.network.set_rate(1, Some(RATE)).unwrap();
-    let control = fleet.pull().await;
+    let control = fleet.control().await;
     let before = fleet.peer_bytes().await;
     let kill = async {
         fleet.in_mid_body(before, 6e6).await;
@@ -61,7 +61,7 @@ async fn terminated(node: usize) {
     setup.config = json!({"node": {"drain": "10s"}});
     let (mut fleet, _) = setup.start().await;
     fleet.network.set_rate(1, Some(RATE)).unwrap();
-    let control = fleet.pull().await;
+    let control = fleet.control().await;
     let before = fleet.peer_bytes().await;
     let terminate = async {
         fleet.in_mid_body(before, 6e6).await;

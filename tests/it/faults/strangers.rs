@@ -29,8 +29,7 @@ fn image() -> Image {
 
 async fn wrong_identity() {
     let (mut fleet, _) = Setup::new(1, image()).start().await;
-    let control = fleet.pull().await;
-    assert_eq!(control.upstream, 0, "{control:?}");
+    let control = fleet.control().await;
     // Another node of the same name comes up at the same address: it has an identity of its own.
     fleet.nodes[1].kill();
     std::fs::remove_file(fleet.nodes[1].plan.data_dir().join("identity.key")).unwrap();
@@ -70,13 +69,14 @@ async fn unknown_node() {
 /// address. Nothing comes of either, and the ports go on serving.
 async fn wrong_port() {
     let (fleet, _) = Setup::new(1, image()).start().await;
-    let control = fleet.pull().await;
+    let control = fleet.control().await;
     let holder = fleet.network.nodes[1].address();
     let recorded = {
         // A node that takes this port for the holder's control plane says its first words here.
         let namespace = &fleet.network.nodes[2].namespace;
         let address = SocketAddr::new(fleet.network.nodes[2].address(), 5001);
         let listener = namespace.run(move || TcpListener::bind(address)).unwrap().unwrap();
+        let between = namespace.clone();
         let mut plan = Plan::in_namespace(
             "misled",
             &fleet.nodes[0].plan.config["store"]["source"].as_str().unwrap().to_owned(),
@@ -88,18 +88,30 @@ async fn wrong_port() {
         trust(&mut plan, &fleet.nodes[1].plan.peer_id, address);
         let misled = plan.start().await.unwrap();
         let record = move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-            let mut words = vec![0; 4096];
-            let count = stream.read(&mut words).unwrap();
-            words.truncate(count);
+            let (client, _) = listener.accept().unwrap();
+            // The real control plane answers, so that the node says all that it has to say.
+            let server = between.run(move || TcpStream::connect((holder, 5001))).unwrap().unwrap();
+            for stream in [&client, &server] {
+                stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            }
+            let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            let answering = std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            let (mut words, mut client, mut server) = (Vec::new(), client, server);
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = client.read(&mut buffer) {
+                words.extend_from_slice(&buffer[..count]);
+                if server.write_all(&buffer[..count]).is_err() {
+                    break;
+                }
+            }
+            let _ = answering.join();
             words
         };
         let words = tokio::task::spawn_blocking(record).await.unwrap();
         drop(misled);
         words
     };
-    assert!(recorded.len() > 100, "{} bytes", recorded.len());
+    assert!(recorded.len() > 500, "{} bytes", recorded.len());
     let replay = |port: u16| {
         let recorded = &recorded;
         let answer = fleet.network.nodes[0].namespace.run(move || {
@@ -123,8 +135,7 @@ async fn wrong_port() {
 
 async fn corrupt_identity() {
     let (mut fleet, _) = Setup::new(1, image()).start().await;
-    let control = fleet.pull().await;
-    assert_eq!(control.upstream, 0);
+    let control = fleet.control().await;
     fleet.nodes[0].kill();
     std::fs::write(fleet.nodes[0].plan.data_dir().join("identity.key"), b"\x00garbage").unwrap();
     // Ready: it serves what it has.
