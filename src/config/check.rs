@@ -154,6 +154,10 @@ impl Check<'_> {
         self.range("upstream.cache", upstream.cache, low, high, "100ms to 1h");
         let low = Duration::from_millis(10);
         self.range("upstream.limit", upstream.limit, low, Duration::from_secs(10), "10ms to 10s");
+        if upstream.cache <= upstream.limit {
+            let hint = Some("an answer that is older than upstream.cache when it comes is never believed");
+            self.fault("upstream.cache", "must be longer than upstream.limit", hint);
+        }
     }
 
     fn network(&mut self, config: &Config) {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, RANGE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, RANGE, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, Request, StatusCode, response};
 use http_body::Body as _;
 use http_body_util::Empty;
@@ -221,6 +221,10 @@ impl Wanted {
     fn check(&self, answer: &response::Parts) -> Result<(Descriptor, ByteRange), FetchError> {
         let protocol = |what: &str| Err(FetchError::Protocol(what.into()));
         let headers = &answer.headers;
+        // It overrides Content-Length, so that a body would have no end that was agreed on.
+        if headers.contains_key(TRANSFER_ENCODING) {
+            return protocol("an answer with Transfer-Encoding");
+        }
         let number =
             |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()?.parse().ok());
         let empty = ByteRange { start: self.start, end: self.start };

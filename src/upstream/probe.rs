@@ -91,10 +91,6 @@ impl Prober {
         let age = entry.answer.borrow().map(|(_, at)| now.duration_since(at));
         // Renewed in the last quarter of its life, so that a registry in use is always known.
         let due = age.is_none_or(|age| age >= config.cache * 3 / 4);
-        if age.is_some_and(|age| age >= config.cache) && !entry.running {
-            // Too old to be believed: the request waits for the probe.
-            entry.sender.send_replace(None);
-        }
         let answer = entry.answer.clone();
         if due && !entry.running {
             entry.running = true;
@@ -113,12 +109,11 @@ impl Upstream for Prober {
     async fn answers(&self, registry: &Registry) -> bool {
         let config = self.config();
         let mut answer = self.ask(registry, &config);
-        let found = timeout(config.limit, answer.wait_for(Option::is_some)).await;
-        match found {
-            Ok(Ok(found)) => {
-                let fresh = |at: Instant| at.elapsed() < config.cache;
-                found.is_some_and(|(answers, at)| answers && fresh(at))
-            }
+        // An answer that is too old is not believed: the request waits for the probe that runs.
+        let fresh =
+            |found: &Option<(bool, Instant)>| found.is_some_and(|(_, at)| at.elapsed() < config.cache);
+        match timeout(config.limit, answer.wait_for(fresh)).await {
+            Ok(Ok(found)) => found.is_some_and(|(answers, _)| answers),
             // No answer in time, or the probe was forgotten.
             Ok(Err(_)) | Err(_) => false,
         }

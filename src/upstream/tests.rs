@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::probe::Prober;
@@ -29,15 +30,19 @@ const CASES: [(&str, bool); 7] = [
 struct Server {
     address: String,
     requests: Arc<AtomicUsize>,
+    /// Answers that `held` gives.
+    permits: Arc<Semaphore>,
     task: JoinHandle<()>,
 }
 
-/// A server that answers each request with a status, or never.
+/// A server that answers each request with a status, with 200 as often as it is permitted (`held`), or never.
 async fn serve(behaviour: &'static str) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let requests = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&requests);
+    let permits = Arc::new(Semaphore::new(1));
+    let permitted = Arc::clone(&permits);
     let task = tokio::spawn(async move {
         if behaviour == "refuse" {
             return;
@@ -51,16 +56,19 @@ async fn serve(behaviour: &'static str) -> Server {
                 head.starts_with("GET /v2/ HTTP/1.1\r\n") && !head.to_lowercase().contains("authorization")
             );
             count.fetch_add(1, Ordering::SeqCst);
+            if behaviour == "held" {
+                permitted.acquire().await.unwrap().forget();
+            }
             if behaviour != "hang" {
-                let text =
-                    format!("HTTP/1.1 {behaviour} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let status = if behaviour == "held" { "200" } else { behaviour };
+                let text = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
                 let _ = stream.write_all(text.as_bytes()).await;
             } else {
                 open.push(stream);
             }
         }
     });
-    Server { address, requests, task }
+    Server { address, requests, permits, task }
 }
 
 fn registry(text: &str) -> Registry {
@@ -151,4 +159,31 @@ async fn many_requests_are_one_probe_and_the_cache_ends() {
     write(dir.path(), "a.test", &format!("server = \"http://{}\"", server.address));
     let became = async { while !prober.answers(&name).await {} };
     tokio::time::timeout(Duration::from_secs(10), became).await.expect("an old answer is renewed");
+}
+
+/// Guards the wait for a fresh answer: a renewal that runs while the old answer ends is awaited.
+#[tokio::test]
+async fn an_answer_that_ends_during_its_renewal_is_not_a_no() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve("held").await;
+    write(dir.path(), "a.test", &format!("server = \"http://{}\"", server.address));
+    let cache = Duration::from_secs(1);
+    let limit = Duration::from_secs(10);
+    let prober = Prober::new(Config { hosts_dirs: vec![dir.path().to_owned()], cache, limit }, Vec::new());
+    let name = registry("a.test");
+    assert!(prober.answers(&name).await);
+    let known = tokio::time::Instant::now();
+    // The renewal begins in the last quarter of the answer's life.
+    tokio::time::sleep_until(known + cache * 4 / 5).await;
+    let renewing = async {
+        while server.requests.load(Ordering::SeqCst) < 2 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep_until(known + cache).await;
+    };
+    assert!(prober.answers(&name).await, "it is still believed");
+    renewing.await;
+    let release = async { server.permits.add_permits(1) };
+    let (answers, ()) = tokio::join!(prober.answers(&name), release);
+    assert!(answers);
 }

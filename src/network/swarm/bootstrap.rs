@@ -4,7 +4,7 @@
 //! last here. The addresses of a service's name are dialled without one: who answers is decided by the gate.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
@@ -45,8 +45,10 @@ pub(super) struct Bootstrap {
     services: BTreeMap<String, Service>,
     /// Addresses at which this node itself answered.
     own: HashSet<SocketAddr>,
-    /// Who was last met at an address.
+    /// Who proved its identity at an address that this node dialled.
     met: HashMap<SocketAddr, PeerId>,
+    /// Where peers that are here say that they are, as far as they are seen there.
+    claimed: HashMap<PeerId, Vec<SocketAddr>>,
 }
 
 #[derive(Default)]
@@ -71,7 +73,13 @@ struct Service {
 
 impl Bootstrap {
     pub(super) fn new() -> Self {
-        Self { peers: BTreeMap::new(), services: BTreeMap::new(), own: HashSet::new(), met: HashMap::new() }
+        Self {
+            peers: BTreeMap::new(),
+            services: BTreeMap::new(),
+            own: HashSet::new(),
+            met: HashMap::new(),
+            claimed: HashMap::new(),
+        }
     }
 
     /// Takes new lists; what is in both keeps its state. Says which targets are no more.
@@ -188,11 +196,17 @@ impl Bootstrap {
             self.met.retain(|address, id| found.contains(address) || connected(id));
         }
         let Some(service) = self.services.get_mut(name) else { return Vec::new() };
+        let claimed: HashSet<&SocketAddr> = self
+            .claimed
+            .iter()
+            .filter(|(id, _)| connected(id))
+            .flat_map(|(_, addresses)| addresses)
+            .collect();
         let mut missing: Vec<SocketAddr> = found
             .iter()
             .copied()
             .filter(|address| !self.own.contains(address) && !service.dialing.contains(address))
-            .filter(|address| !self.met.get(address).is_some_and(&connected))
+            .filter(|address| !self.met.get(address).is_some_and(&connected) && !claimed.contains(address))
             .collect();
         missing.sort_unstable();
         missing.dedup();
@@ -215,11 +229,11 @@ impl Bootstrap {
         }
     }
 
-    /// The peer said hello, and where its control plane is reached.
-    pub(super) fn learn(&mut self, id: &PeerId, addresses: Vec<SocketAddr>) {
-        for address in &addresses {
-            self.met.insert(*address, id.clone());
-        }
+    /// The peer said hello, and where its control plane is reached. What it said before counts no more. Only where it
+    /// is `seen` can it say that a service's address is its own: else it could keep this node from any other peer.
+    pub(super) fn learn(&mut self, id: &PeerId, seen: &[IpAddr], addresses: Vec<SocketAddr>) {
+        let own = addresses.iter().copied().filter(|address| seen.contains(&address.ip()));
+        self.claimed.insert(id.clone(), own.collect());
         if let Some(peer) = self.peers.get_mut(id) {
             peer.learned = addresses;
             peer.attempts = 0;
@@ -230,6 +244,7 @@ impl Bootstrap {
     /// looks when the other side does not trust this node.
     pub(super) fn disconnected(&mut self, id: &PeerId, greeted: bool, now: Instant) {
         self.met.retain(|_, met| met != id);
+        self.claimed.remove(id);
         if let Some(peer) = self.peers.get_mut(id) {
             peer.connected = false;
         }
@@ -315,7 +330,7 @@ mod tests {
         bootstrap.disconnected(&id(), false, now);
         assert!(bootstrap.next_due().unwrap() - now >= PEER_WAIT.mul_f64(0.75), "it was let in by nobody");
         bootstrap.connected(&id(), Some(address(1)));
-        bootstrap.learn(&id(), vec![]);
+        bootstrap.learn(&id(), &[], vec![]);
         bootstrap.disconnected(&id(), true, now);
         assert!(bootstrap.next_due().unwrap() - now <= FIRST_WAIT.mul_f64(1.25));
     }
@@ -327,7 +342,7 @@ mod tests {
         bootstrap.configure(&[PeerConfig { id: id(), addresses: vec![] }], &[], now);
         assert_eq!(bootstrap.next_due(), None);
         bootstrap.connected(&id(), None);
-        bootstrap.learn(&id(), vec![address(3)]);
+        bootstrap.learn(&id(), &[], vec![address(3)]);
         bootstrap.disconnected(&id(), true, now);
         let later = bootstrap.next_due().unwrap();
         assert_eq!(bootstrap.due(later).len(), 1);
@@ -356,7 +371,7 @@ mod tests {
         bootstrap.configure(&[], std::slice::from_ref(&name), now);
         assert_eq!(bootstrap.due(now).len(), 1);
         bootstrap.is_own(address(1));
-        bootstrap.learn(&id(), vec![address(2)]);
+        bootstrap.learn(&id(), &[address(2).ip()], vec![address(2)]);
         let found: Vec<_> = (1..=40).map(address).collect();
         let dial = bootstrap.service_addresses(&name, Ok(&found), |peer| *peer == id(), now);
         assert_eq!(dial.len(), SAMPLE);
@@ -365,5 +380,27 @@ mod tests {
         assert!(again.is_empty(), "what is being dialled is not dialled again: {again:?}");
         bootstrap.dialed(dial[0]);
         assert_eq!(bootstrap.service_addresses(&name, Ok(&found), |_| false, now).len(), 1);
+    }
+
+    /// Guards the two rules of `learn`.
+    #[test]
+    fn claims_are_bounded_and_keep_no_other_peer_away() {
+        let now = Instant::now();
+        let mut bootstrap = Bootstrap::new();
+        let name = "peers.svc:5001".to_owned();
+        bootstrap.configure(&[], std::slice::from_ref(&name), now);
+        bootstrap.connected(&id(), None);
+        for n in 0..100 {
+            bootstrap.learn(&id(), &[address(2).ip()], vec![address(2), address(n), address(n / 2)]);
+        }
+        bootstrap.learn(&id(), &[address(2).ip()], vec![address(2), address(3)]);
+        let held = bootstrap.met.len() + bootstrap.claimed.values().map(Vec::len).sum::<usize>();
+        assert_eq!(held, 1);
+        let found = [address(2), address(3), address(4)];
+        let mut dial = bootstrap.service_addresses(&name, Ok(&found), |peer| *peer == id(), now);
+        dial.sort_unstable();
+        assert_eq!(dial, [address(3), address(4)]);
+        bootstrap.disconnected(&id(), true, now);
+        assert!(bootstrap.claimed.is_empty());
     }
 }

@@ -1,19 +1,21 @@
 //! The task that owns the libp2p swarm: connections, their messages, and dialling.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use libp2p::core::transport::timeout::TransportTimeout;
+use libp2p::core::upgrade::Version;
 use libp2p::request_response::{self, OutboundRequestId};
 use libp2p::swarm::{ConnectionId, SwarmEvent};
-use libp2p::{Multiaddr, PeerId as P2pId, ping, tcp, tls, yamux};
+use libp2p::{Multiaddr, PeerId as P2pId, Transport, ping, tcp, tls, yamux};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::behaviour::{Behaviour, BehaviourEvent, STREAMS};
+use super::behaviour::{Behaviour, BehaviourEvent, STREAMS, socket};
 use super::bootstrap::{Bootstrap, Target};
 use super::inventory::{Held, Snapshot};
 use super::lookup::Names;
@@ -27,6 +29,7 @@ use crate::oci::{Action, Descriptor, PeerId, Reference};
 
 mod dialing;
 mod exchange;
+mod twins;
 
 /// Changes that come within it go into one message.
 const COALESCE: Duration = Duration::from_millis(50);
@@ -34,10 +37,18 @@ const COALESCE: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_secs(1);
 /// TCP, TLS and yamux together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// TLS and yamux of who connects here: one who proves no identity takes the place of others for so long.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Streams that are open, or opened and not yet looked at. Far above what both sides' protocols open, so that it is
+/// never a connection's end by mistake; each may hold a window of 256 KiB.
+const OPEN_STREAMS: usize = 4 * STREAMS;
 /// Connections stay: the ping decides when one is dead. libp2p has no "never".
 const IDLE_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// Questions about tags that wait for one peer's answer: half of the streams that a connection may have.
-const QUESTIONS: usize = STREAMS / 2;
+/// Questions about tags on their way to one peer: with the one message besides, half of the streams that a connection
+/// may have. The rest is the peer's.
+const QUESTIONS: usize = STREAMS / 2 - 1;
+/// Questions that wait for one of those to be answered; more fail at once.
+const WAITING: usize = 64;
 /// How long the record and the inventory of a peer that went away are kept for its return.
 const MEMORY: Duration = Duration::from_secs(600);
 /// How long, and how many, peers that were refused are shown after their last attempt.
@@ -88,8 +99,12 @@ pub(super) struct Driver {
 struct Connection {
     /// The address at the other end.
     ip: Option<IpAddr>,
-    /// When a ping was answered last.
+    /// When a ping was answered last, moved on by the time in which this node stood still.
     alive: Instant,
+    /// When a ping was really answered last.
+    answered: Instant,
+    /// The incarnation that said hello last, and when.
+    said: Option<(u64, Instant)>,
 }
 
 /// A connected peer.
@@ -109,6 +124,8 @@ struct Link {
     /// Nothing is sent before.
     next: Option<Instant>,
     questions: usize,
+    /// Questions that are not sent yet.
+    waiting: VecDeque<(Reference, Reply)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -129,19 +146,25 @@ impl Driver {
         names: Arc<dyn Names>,
     ) -> Result<Self, String> {
         let behaviour = Behaviour::new(parts.gate);
-        let streams = || {
-            let mut config = yamux::Config::default();
-            // Far above what both sides' protocols open, so that it is never a connection's end by mistake.
-            config.set_max_num_streams(4 * STREAMS);
-            config
-        };
+        let mut streams = yamux::Config::default();
+        streams.set_max_num_streams(OPEN_STREAMS);
+        let security = tls::Config::new(identity.keypair()).map_err(|error| error.to_string())?;
+        let transport = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
+            .upgrade(Version::V1Lazy)
+            .authenticate(security)
+            .multiplex(streams);
+        let transport = TransportTimeout::with_ingoing_timeout(transport, HANDSHAKE_TIMEOUT).boxed();
         let swarm = libp2p::SwarmBuilder::with_existing_identity(identity.keypair().clone())
             .with_tokio()
-            .with_tcp(tcp::Config::new().nodelay(true), tls::Config::new, streams)
+            .with_other_transport(|_| transport)
             .map_err(|error| error.to_string())?
             .with_behaviour(|_| behaviour)
             .map_err(|error| error.to_string())?
-            .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
+            .with_swarm_config(|config| {
+                config
+                    .with_idle_connection_timeout(IDLE_TIMEOUT)
+                    .with_max_negotiating_inbound_streams(STREAMS)
+            })
             .with_connection_timeout(CONNECT_TIMEOUT)
             .build();
         let announcement = Announcement {
@@ -218,6 +241,7 @@ impl Driver {
         self.start_lookups(now);
         if self.liveness <= now {
             self.close_dead(now);
+            self.name_twins();
         }
         if self.housekeeping <= now {
             self.housekeeping = now + HOUSEKEEPING;
@@ -296,6 +320,7 @@ impl Driver {
                 let connection = link.and_then(|link| link.connections.get_mut(&connection));
                 if let (Ok(_), Some(connection)) = (result, connection) {
                     connection.alive = Instant::now();
+                    connection.answered = connection.alive;
                 }
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
@@ -324,12 +349,12 @@ impl Driver {
             self.swarm.close_connection(connection);
             return;
         };
-        let dialed = self.dials.remove(&connection).and_then(|_| dialing::socket(remote));
+        let dialed = self.dials.remove(&connection).and_then(|_| socket(remote));
         self.bootstrap.connected(&id, dialed);
         if let Some(address) = dialed {
             self.shared.problem(Subject::Address(address), None);
         }
-        let ip = dialing::socket(remote).map(|address| address.ip());
+        let ip = socket(remote).map(|address| address.ip());
         let link = self.links.entry(peer).or_insert_with(|| Link {
             id,
             connections: HashMap::new(),
@@ -340,8 +365,10 @@ impl Driver {
             denied: false,
             next: None,
             questions: 0,
+            waiting: VecDeque::new(),
         });
-        link.connections.insert(connection, Connection { ip, alive: Instant::now() });
+        let now = Instant::now();
+        link.connections.insert(connection, Connection { ip, alive: now, answered: now, said: None });
         // Where there was a connection before, the other end may have started anew while that was not known to be dead.
         link.greeted = false;
         self.push(peer);
@@ -353,7 +380,11 @@ impl Driver {
             return;
         }
         let id = link.id.clone();
-        self.links.remove(&peer);
+        let waiting = self.links.remove(&peer).map(|link| link.waiting).unwrap_or_default();
+        for (_, reply) in waiting {
+            // The asker may have gone.
+            let _ = reply.send(Err(ResolveError::Unreachable("the connection was lost".into())));
+        }
         let now = Instant::now();
         let (greeted, leaving) = {
             let mut peers = self.shared.peers_mut();
@@ -368,7 +399,8 @@ impl Driver {
             tracing::info!(peer = %id, cause, leaving, "disconnected");
         }
         self.bootstrap.disconnected(&id, greeted, now);
-        self.shared.forget_problems(|subject| *subject == Subject::Conduct(id.clone()));
+        let about = [Subject::Conduct(id.clone()), Subject::Twins(id.clone())];
+        self.shared.forget_problems(|subject| about.contains(subject));
         if self.bootstrap.peers().any(|(pinned, _)| *pinned == id) {
             let text = match (greeted, leaving) {
                 (true, true) => "it was shut down".to_owned(),

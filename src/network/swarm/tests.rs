@@ -1,6 +1,5 @@
 //! On real sockets of loopback.
 
-use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;
 use std::time::Instant as StdInstant;
@@ -11,6 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::network::conformance::{Cluster, Controls, check_all, holders, wait_for};
 use crate::oci::Level;
+
+mod abuse;
 
 /// A node, its address and what it asks.
 struct Node {
@@ -292,87 +293,6 @@ async fn garbage_on_the_port_harms_nobody() {
         closed.await.expect("it is closed in time");
     }
     assert_eq!(one.connected(), 1);
-}
-
-#[tokio::test]
-async fn oversized_and_impossible_messages_are_refused() {
-    use futures::{AsyncWriteExt, StreamExt};
-    use libp2p::request_response::{self, ProtocolSupport};
-    use libp2p::{StreamProtocol, swarm::SwarmEvent};
-
-    /// Writes what it is given.
-    #[derive(Clone, Default)]
-    struct Raw;
-    impl request_response::Codec for Raw {
-        type Protocol = StreamProtocol;
-        type Request = Vec<u8>;
-        type Response = ();
-        async fn read_request<T>(&mut self, _: &StreamProtocol, _: &mut T) -> std::io::Result<Vec<u8>>
-        where
-            T: futures::AsyncRead + Unpin + Send,
-        {
-            std::future::pending().await
-        }
-        async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> std::io::Result<()>
-        where
-            T: futures::AsyncRead + Unpin + Send,
-        {
-            let mut bytes = Vec::new();
-            futures::AsyncReadExt::read_to_end(io, &mut bytes).await?;
-            if bytes.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
-        }
-        async fn write_request<T>(
-            &mut self,
-            _: &StreamProtocol,
-            io: &mut T,
-            bytes: Vec<u8>,
-        ) -> std::io::Result<()>
-        where
-            T: futures::AsyncWrite + Unpin + Send,
-        {
-            io.write_all(&bytes).await
-        }
-        async fn write_response<T>(&mut self, _: &StreamProtocol, _: &mut T, (): ()) -> std::io::Result<()>
-        where
-            T: futures::AsyncWrite + Unpin + Send,
-        {
-            Ok(())
-        }
-    }
-
-    let one = Start::default().start().await;
-    let mut raw = libp2p::SwarmBuilder::with_existing_identity(Identity::generate().keypair().clone())
-        .with_tokio()
-        .with_tcp(Default::default(), libp2p::tls::Config::new, libp2p::yamux::Config::default)
-        .unwrap()
-        .with_behaviour(|_| {
-            let protocols = [(codec::PROTOCOL, ProtocolSupport::Full)];
-            request_response::Behaviour::<Raw>::new(protocols, request_response::Config::default())
-        })
-        .unwrap()
-        .build();
-    let address: libp2p::Multiaddr = format!("/ip4/127.0.0.1/tcp/{}", one.address.port()).parse().unwrap();
-    let id: libp2p::PeerId = one.id().as_str().parse().unwrap();
-    let mut outcome = async |bytes: &[u8]| {
-        let options = vec![address.clone()];
-        raw.behaviour_mut().send_request_with_addresses(&id, bytes.to_vec(), options);
-        loop {
-            match raw.select_next_some().await {
-                SwarmEvent::Behaviour(request_response::Event::OutboundFailure { .. }) => return false,
-                SwarmEvent::Behaviour(request_response::Event::Message {
-                    message: request_response::Message::Response { .. },
-                    ..
-                }) => return true,
-                _ => {}
-            }
-        }
-    };
-    let framed = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
-    assert!(outcome(&framed(&message::encode(&message::Message::Leaving))).await, "the program speaks right");
-    assert!(!outcome(&u32::MAX.to_be_bytes()).await, "too long");
-    one.has_problem("its message cannot be read: a message of 4294967295 bytes, more than 1048576").await;
-    assert!(!outcome(&framed(&[0xff; 100])).await, "not protobuf");
-    one.has_problem("its message cannot be read: not a protobuf message").await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -12,8 +13,11 @@ use super::message::ADDRESS_LIMIT;
 use crate::network::{Advertisement, Peer, PeerConfig, PeerStatus, Status};
 use crate::oci::{Action, Digest, Gate, PeerId};
 
-/// Problems that are kept at once; more are only logged.
+/// Problems that are kept at once, and subjects whose last log lines are remembered; what is more is not shown.
 const PROBLEM_LIMIT: usize = 256;
+/// Lines that the log gets about one subject within a time: a peer decides how often its problem changes.
+const LOG_LINES: u32 = 5;
+const LOG_TIME: Duration = Duration::from_secs(60);
 
 /// Shared by the driver and the handles.
 pub(super) struct Shared {
@@ -23,7 +27,7 @@ pub(super) struct Shared {
     pub wake: Notify,
     own: Mutex<Own>,
     peers: RwLock<BTreeMap<PeerId, Known>>,
-    problems: Mutex<BTreeMap<Subject, String>>,
+    problems: Mutex<Problems>,
     listening: Mutex<Vec<String>>,
     orders: Mutex<Orders>,
 }
@@ -62,8 +66,18 @@ pub(super) enum Subject {
     Peer(PeerId),
     /// Connected, but something it does is wrong.
     Conduct(PeerId),
+    /// Two processes with its identity are connected.
+    Twins(PeerId),
     /// Not trusted, and refused.
     Refused(PeerId),
+}
+
+/// What is wrong now, and what the log was told of it.
+#[derive(Default)]
+struct Problems {
+    texts: BTreeMap<Subject, String>,
+    /// Outlives the problem: since when lines are counted, and how many there were.
+    logged: BTreeMap<Subject, (Instant, u32)>,
 }
 
 impl Shared {
@@ -124,31 +138,29 @@ impl Shared {
 
     /// Notes what is wrong with `subject`, or that nothing is; logs a change.
     pub(super) fn problem(&self, subject: Subject, text: Option<String>) {
-        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        match text {
-            Some(text) if problems.get(&subject) != Some(&text) => {
-                tracing::warn!(problem = %text, "the network is degraded");
-                if problems.len() < PROBLEM_LIMIT || problems.contains_key(&subject) {
-                    problems.insert(subject, text);
-                }
-            }
-            Some(_) => {}
-            None => {
-                if let Some(text) = problems.remove(&subject) {
-                    tracing::info!(problem = %text, "no longer");
-                }
+        let mut problems = self.problems();
+        let gone = text.is_none();
+        if let Some((text, last)) = problems.note(subject, text, Instant::now()) {
+            let more = if last { "; more changes of this within a minute are not logged" } else { "" };
+            if gone {
+                tracing::info!(problem = %text, "no longer{more}");
+            } else {
+                tracing::warn!(problem = %text, "the network is degraded{more}");
             }
         }
     }
 
     /// Notes what is normal for a while after the start: shown, not logged, and less than a known cause.
     pub(super) fn expect(&self, subject: Subject, text: String) {
-        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        problems.entry(subject).or_insert(text);
+        self.problems().texts.entry(subject).or_insert(text);
     }
 
     pub(super) fn forget_problems(&self, about: impl Fn(&Subject) -> bool) {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner).retain(|subject, _| !about(subject));
+        self.problems().texts.retain(|subject, _| !about(subject));
+    }
+
+    fn problems(&self) -> MutexGuard<'_, Problems> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn holders(&self, digest: &Digest) -> Vec<Arc<Peer>> {
@@ -167,7 +179,7 @@ impl Shared {
     }
 
     pub(super) fn status(&self) -> Status {
-        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let problems = self.problems().texts.clone();
         let advertised = self.own().len();
         let peer = |(id, known): (&PeerId, &Known)| {
             let record = known.peer.as_deref();
@@ -191,6 +203,33 @@ impl Shared {
         let listening = self.listening().clone();
         let problems = problems.into_values().collect();
         Status { id: self.id.to_string(), listening, peers, advertised, problems }
+    }
+}
+
+impl Problems {
+    /// Takes what is wrong with `subject`. What changed, if the log is to be told, and whether that is the last line
+    /// about it for a while.
+    fn note(&mut self, subject: Subject, text: Option<String>, now: Instant) -> Option<(String, bool)> {
+        let line = match text {
+            Some(text) => {
+                if self.texts.get(&subject) == Some(&text) {
+                    return None;
+                }
+                if self.texts.len() >= PROBLEM_LIMIT && !self.texts.contains_key(&subject) {
+                    return None;
+                }
+                self.texts.insert(subject.clone(), text.clone());
+                text
+            }
+            None => self.texts.remove(&subject)?,
+        };
+        self.logged.retain(|_, (since, _)| now.duration_since(*since) < LOG_TIME);
+        if self.logged.len() >= PROBLEM_LIMIT && !self.logged.contains_key(&subject) {
+            return None;
+        }
+        let (_, lines) = self.logged.entry(subject).or_insert((now, 0));
+        *lines = lines.saturating_add(1);
+        (*lines <= LOG_LINES).then_some((line, *lines == LOG_LINES))
     }
 }
 
@@ -250,5 +289,30 @@ mod tests {
         check(&["fd00::1"], &[], &[]);
         let many: Vec<SocketAddr> = (1..100).map(|port| ([10, 0, 0, 1], port).into()).collect();
         assert_eq!(reachable(&[[10, 0, 0, 2].into()], &many).len(), ADDRESS_LIMIT);
+    }
+
+    /// Guards `LOG_LINES` and the bounds of `Problems`.
+    #[test]
+    fn a_peer_that_changes_its_errors_does_not_fill_the_log() {
+        let id: PeerId = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp".parse().unwrap();
+        let (mut problems, now) = (Problems::default(), Instant::now());
+        let mut lines = |subject: &Subject, now: Instant| {
+            let texts = (0..50).flat_map(|n| [Some(format!("error {n}")), None]);
+            texts.filter_map(|text| problems.note(subject.clone(), text, now)).collect::<Vec<_>>()
+        };
+        let conduct = Subject::Conduct(id);
+        let told = lines(&conduct, now);
+        assert_eq!(told.len(), LOG_LINES as usize);
+        assert_eq!(
+            told.iter().map(|(_, last)| *last).collect::<Vec<_>>(),
+            [false, false, false, false, true]
+        );
+        assert_eq!(lines(&Subject::Own, now).len(), LOG_LINES as usize, "others are not concerned");
+        assert_eq!(lines(&conduct, now + LOG_TIME).len(), LOG_LINES as usize);
+        for port in 0..2 * PROBLEM_LIMIT {
+            let address = ([10, 0, 0, 1], u16::try_from(port).unwrap()).into();
+            problems.note(Subject::Address(address), Some("x".into()), now + LOG_TIME);
+        }
+        assert_eq!((problems.texts.len(), problems.logged.len()), (PROBLEM_LIMIT, PROBLEM_LIMIT));
     }
 }

@@ -96,18 +96,16 @@ impl Drop for Body {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let cost = u32::try_from(self.left.div_ceil(1024)).unwrap_or(u32::MAX);
         let Ok(budget) = Arc::clone(&self.shared.drains).try_acquire_many_owned(cost) else { return };
-        let (shared, peer) = (Arc::clone(&self.shared), self.peer.clone());
+        let (shared, peer, mut left) = (Arc::clone(&self.shared), self.peer.clone(), self.left);
         runtime.spawn(async move {
             let Source { mut incoming, connection, permit } = source;
             let drain = timeout(DRAIN_LIMIT, async {
-                while let Some(frame) = incoming.frame().await {
-                    match frame.map(hyper::body::Frame::into_data) {
-                        Ok(data) => {
-                            let count = data.map_or(0, |data| data.len() as u64);
-                            shared.metrics.drained_bytes.inc_by(count);
-                        }
-                        Err(_) => return false,
-                    }
+                while left > 0 {
+                    let Some(Ok(frame)) = incoming.frame().await else { return false };
+                    let count = frame.data_ref().map_or(0, |data| data.len() as u64);
+                    shared.metrics.drained_bytes.inc_by(count);
+                    let Some(rest) = left.checked_sub(count) else { return false };
+                    left = rest;
                 }
                 true
             });

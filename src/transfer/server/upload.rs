@@ -1,18 +1,17 @@
 //! The body of an answer: exactly the segment's bytes, at the rate that is allowed, under one upload slot.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use futures::{FutureExt, Stream};
 use http_body::{Body, Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::time::Sleep;
 
 use super::super::Segment;
 use super::super::metrics::Metrics;
@@ -32,7 +31,7 @@ pub(super) struct Upload {
     left: u64,
     /// Read, and waiting for its turn at the rate.
     chunk: Bytes,
-    turn: Option<(usize, Pin<Box<Sleep>>)>,
+    turn: Option<(usize, BoxFuture<'static, ()>)>,
     rate: Option<Arc<Rate>>,
     /// Given back as soon as the last byte is handed over.
     slot: Option<Slot>,
@@ -81,11 +80,11 @@ impl Upload {
         let piece = match &self.rate {
             None => std::mem::take(&mut self.chunk),
             Some(rate) => {
-                let (length, sleep) = self.turn.get_or_insert_with(|| {
+                let (length, turn) = self.turn.get_or_insert_with(|| {
                     let length = self.chunk.len().min(rate.piece());
-                    (length, Box::pin(tokio::time::sleep_until(rate.reserve(length))))
+                    (length, Arc::clone(rate).pass(length).boxed())
                 });
-                ready!(sleep.as_mut().poll(context));
+                ready!(turn.as_mut().poll(context));
                 let piece = self.chunk.split_to(*length);
                 self.turn = None;
                 piece

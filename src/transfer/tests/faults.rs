@@ -264,6 +264,7 @@ async fn answers_that_break_the_protocol() {
         "HTTP/1.1 206 \r\ncontent-range: bytes 0-9/100\r\ncontent-length: 11\r\n\r\n",
         "HTTP/1.1 206 \r\ncontent-range: bytes 0-9/100\r\n\r\n",
         "HTTP/1.1 206 \r\ncontent-range: bytes 0-9/100\r\ntransfer-encoding: chunked\r\n\r\n",
+        "HTTP/1.1 206 \r\ncontent-range: bytes 0-9/100\r\ncontent-length: 10\r\ntransfer-encoding: chunked\r\n\r\na\r\n",
         "HTTP/1.1 416 \r\ncontent-range: bytes */100\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 302 \r\nlocation: http://127.0.0.1/\r\ncontent-length: 0\r\n\r\n",
         "SSH-2.0-OpenSSH\r\n\r\n",

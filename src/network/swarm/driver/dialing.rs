@@ -14,7 +14,7 @@ use libp2p::{Multiaddr, PeerId as P2pId};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
-use super::super::behaviour::{Behaviour, NotTrusted};
+use super::super::behaviour::{Behaviour, NotTrusted, socket};
 use super::super::bootstrap::{Lookup, Target};
 use super::super::lookup::look_up;
 use super::super::message::ADDRESS_LIMIT;
@@ -183,6 +183,14 @@ impl Driver {
         if let Some(address) = address {
             self.bootstrap.dialed(address);
         }
+        if let (DialError::Denied { .. }, Some(address)) = (error, address)
+            && let Some(link) = met.as_ref().and_then(|met| self.links.get(met))
+        {
+            // It is here already, over as many connections as one peer may have.
+            self.bootstrap.connected(&link.id, Some(address));
+            self.shared.problem(Subject::Address(address), None);
+            return;
+        }
         let wrong = match error {
             DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => socket(address),
             _ => None,
@@ -247,20 +255,6 @@ pub(super) fn control_addresses(
     }
     addresses.truncate(ADDRESS_LIMIT);
     addresses
-}
-
-/// The IP address and TCP port with which `address` begins.
-pub(super) fn socket(address: &Multiaddr) -> Option<SocketAddr> {
-    let mut parts = address.iter();
-    let ip: IpAddr = match parts.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Tcp(port) => Some(SocketAddr::new(ip.to_canonical(), port)),
-        _ => None,
-    }
 }
 
 fn multiaddr(address: SocketAddr) -> Multiaddr {

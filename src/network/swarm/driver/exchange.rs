@@ -12,7 +12,7 @@ use super::super::codec::{PROTOCOL, Request};
 use super::super::inventory::{Held, INVENTORY_LIMIT};
 use super::super::message::{Hello, Message, Position, State};
 use super::super::view::{Subject, reachable};
-use super::{Driver, Flight, QUESTIONS, RETRY, Reply, dialing};
+use super::{Driver, Flight, QUESTIONS, RETRY, Reply, WAITING, dialing};
 use crate::network::identity::peer_id;
 use crate::network::metrics::{Answer, Direction, InventoryLabels, Kind, TagLabels};
 use crate::network::{Peer, ResolveError};
@@ -61,14 +61,17 @@ impl Driver {
                 }
                 link.denied = false;
                 // The address of the connection that speaks comes first.
-                let speaks = link.connections.get(&connection).and_then(|connection| connection.ip);
-                let mut seen: Vec<IpAddr> = speaks.into_iter().collect();
+                let mut seen: Vec<IpAddr> = Vec::new();
+                if let Some(speaks) = link.connections.get_mut(&connection) {
+                    speaks.said = Some((hello.incarnation, Instant::now()));
+                    seen.extend(speaks.ip);
+                }
                 for ip in link.connections.values().filter_map(|connection| connection.ip) {
                     if !seen.contains(&ip) {
                         seen.push(ip);
                     }
                 }
-                self.bootstrap.learn(&id, reachable(&seen, &hello.control));
+                self.bootstrap.learn(&id, &seen, reachable(&seen, &hello.control));
                 let record = Peer {
                     id: id.clone(),
                     transfer: reachable(&seen, &hello.transfer),
@@ -276,6 +279,12 @@ impl Driver {
         let refused = match link {
             None => ResolveError::Unreachable("it is not connected".into()),
             Some((_, link)) if link.questions >= QUESTIONS => {
+                // Who does not wait any more takes no place.
+                link.waiting.retain(|(_, reply)| !reply.is_closed());
+                if link.waiting.len() < WAITING {
+                    link.waiting.push_back((name, reply));
+                    return;
+                }
                 ResolveError::Unreachable("too many questions wait for its answer".into())
             }
             Some((id, link)) => {
@@ -298,6 +307,15 @@ impl Driver {
         let Some((peer, reply)) = self.questions.remove(&question) else { return };
         if let Some(link) = self.links.get_mut(&peer) {
             link.questions = link.questions.saturating_sub(1);
+            while let Some((name, reply)) = link.waiting.pop_front() {
+                if !reply.is_closed() {
+                    link.questions += 1;
+                    let control = &mut self.swarm.behaviour_mut().control;
+                    let question = control.send_request(&peer, Ok(Message::Resolve(name)));
+                    self.questions.insert(question, (peer, reply));
+                    break;
+                }
+            }
         }
         // The asker may have gone.
         let _ = reply.send(answer);
