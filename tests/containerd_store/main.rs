@@ -115,6 +115,10 @@ impl Subject for Real {
         self.containerd.delete(artifact).await;
     }
 
+    fn takes_sha512(&self) -> bool {
+        false
+    }
+
     fn reads_files(&self) -> bool {
         self.files
     }

@@ -52,7 +52,8 @@ const EVENTS: usize = 1024;
 const POLL: Duration = Duration::from_millis(500);
 /// How long ingests are polled after activity, where only containerd can tell.
 const ACTIVE: Duration = Duration::from_secs(10);
-/// When to ask again for the owner of new content.
+/// When to ask again for the owner of new content, or for content whose download ended: before 2.1 it is listed a moment
+/// after its ingest has gone.
 const OWNER_AGAIN: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(5)];
 /// New content that waits for its owner.
@@ -307,7 +308,10 @@ impl Session {
         let mut marked = false;
         for (_, event, attempt) in due {
             let Event::Content { namespace, digest } = &event else { continue };
-            let Some(entry) = self.api.info(namespace, digest).await? else { continue };
+            let Some(entry) = self.api.info(namespace, digest).await? else {
+                self.await_owner(event, attempt + 1);
+                continue;
+            };
             let (ownerless, has_children) = (entry.sources.is_empty(), entry.has_children);
             let old = self.model.set_content(namespace, *digest, Some(entry));
             marked |= has_children && !old.is_some_and(|old| old.has_children);
@@ -440,7 +444,15 @@ impl Session {
             return Ok(());
         }
         self.ingests.active_until = Some(Instant::now() + ACTIVE);
-        self.refresh(ended).await
+        self.refresh(ended.clone()).await?;
+        for event in ended {
+            if let Event::Content { digest, .. } = &event
+                && self.model.held(digest).is_none()
+            {
+                self.await_owner(event, 0);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -473,8 +485,8 @@ async fn find_root(shared: &Shared, api: &Api) -> Result<Option<std::path::PathB
     let Some(root) = root else { return Ok(None) };
     let mut readable = tokio::fs::read_dir(root.join("blobs")).await;
     if readable.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
-        // A containerd that never held anything has made no folders yet.
-        readable = tokio::fs::read_dir(&root).await;
+        // A containerd that never held anything has not made the folder yet. One that is not mounted has no parent here.
+        readable = tokio::fs::read_dir(root.parent().unwrap_or(&root)).await;
     }
     match readable {
         Ok(_) => Ok(Some(root)),
