@@ -2,6 +2,7 @@
 //! is built in a moment on a machine that has nothing but cargo.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -18,18 +19,19 @@ Usage: cargo xtask COMMAND
 Commands:
   test [--no-install] [FILTER]
       Installs what is missing (saying what and why; Debian and Ubuntu as root, elsewhere it says what to install), then
-      runs formatting, clippy, unit, integration and doc tests. The last line is
+      runs formatting, clippy, unit, integration and doc tests, and a soak of one minute. The last line is
       `N passed, N failed, N skipped`. With a FILTER, only the tests whose names contain it.
       --no-install   use only what is there; tests that lack something count as skipped
 
-  demo [--containerd]
+  demo [--containerd] [--json]
       Three nodes, one image, and a node that dies in mid-pull. Needs neither root nor Docker nor internet.
       --containerd   the same on real containerds in network namespaces; needs root
+      --json         prints the summary as JSON to standard output, all else to standard error
 
   bench [ARGUMENTS]
       Measures a release build beside nginx; prints a table and one JSON line per case.
 
-  soak [--minutes N] [ARGUMENTS]
+  soak [--minutes N] [--seed N] [--rate N]
       Six nodes with churn; ends with an error if anything leaks or grows. 10 minutes unless told otherwise.
 
   setup
@@ -43,6 +45,9 @@ Environment:
   PEILI_CONTAINERD_16, PEILI_CONTAINERD_17, PEILI_CONTAINERD_2X
                        containerd programs to test with, instead of those that are found
   CI                   set: no colours";
+
+/// Commands of the laboratory's program, which has a help of its own.
+const LABORATORY: [&str; 3] = ["demo", "bench", "soak"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -62,7 +67,8 @@ fn run(arguments: &[String]) -> Result<bool> {
         Some((command, rest)) => (command.as_str(), rest),
         None => ("help", arguments),
     };
-    if rest.iter().any(|argument| argument == "--help" || argument == "-h") && command != "demo" {
+    if rest.iter().any(|argument| argument == "--help" || argument == "-h") && !LABORATORY.contains(&command)
+    {
         println!("{HELP}");
         return Ok(true);
     }
@@ -70,7 +76,7 @@ fn run(arguments: &[String]) -> Result<bool> {
         "test" => test::run(&test::Options::parse(rest)?),
         "demo" => laboratory("demo", rest, false),
         "bench" => laboratory("bench", rest, true),
-        "soak" => laboratory("soak", rest, true),
+        "soak" => laboratory("soak", rest, false),
         "setup" => {
             ensure!(rest.is_empty(), "`setup` takes no arguments");
             setup::install()?;
@@ -84,22 +90,24 @@ fn run(arguments: &[String]) -> Result<bool> {
     }
 }
 
-/// Builds `peili` and runs a command of the laboratory's program with it.
+/// Builds all programs and becomes the laboratory's, so that signals reach it as they come.
 fn laboratory(command: &str, arguments: &[String], release: bool) -> Result<bool> {
     setup::install_for_build()?;
+    let mut laboratory = programs(release)?;
+    let error = laboratory.arg(command).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot run {command}"))
+}
+
+/// Builds the programs and returns the laboratory's, with `peili` to work on. All packages at once, as for the tests: a
+/// part of the workspace would have other features, and much would be compiled again.
+fn programs(release: bool) -> Result<Command> {
     let profile: &[&str] = if release { &["--release"] } else { &[] };
-    let built = cargo().args(["build", "--package", "peili", "--bin", "peili"]).args(profile).status()?;
-    ensure!(built.success(), "peili does not build");
-    let binary = target().join(if release { "release" } else { "debug" }).join("peili");
-    let status = cargo()
-        .args(["run", "--quiet", "--package", "peili-lab"])
-        .args(profile)
-        .args(["--", command])
-        .args(arguments)
-        .env("PEILI_BIN", binary)
-        .status()
-        .with_context(|| format!("cannot run {command}"))?;
-    Ok(status.success())
+    let built = cargo().args(["build", "--workspace", "--bins"]).args(profile).status()?;
+    ensure!(built.success(), "the programs do not build");
+    let folder = target().join(if release { "release" } else { "debug" });
+    let mut laboratory = Command::new(folder.join("peili-lab"));
+    laboratory.env("PEILI_BIN", folder.join("peili"));
+    Ok(laboratory)
 }
 
 /// cargo, in the repository's root.

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo, root, setup, target};
+use crate::{cargo, programs, root, setup, target};
 
 /// Tests that return early append `NAME<tab>REASON` to the file that this names (`peili_lab::report_skip`).
 const SKIPS_FILE: &str = "PEILI_SKIPS_FILE";
@@ -57,6 +57,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         lints(&mut tally)?;
     }
     tests(options, &mut tally)?;
+    if options.filter.is_none() {
+        soak(&mut tally)?;
+    }
     for reason in &tally.reasons {
         println!("skipped: {reason}");
     }
@@ -115,6 +118,22 @@ fn tests(options: &Options, tally: &mut Tally) -> Result<()> {
     }
     let plugins = ["test", "--workspace", "--no-fail-fast", "--manifest-path", "plugins/Cargo.toml"];
     tally.harness("tests of plugins", cargo().args(plugins).args(filter))
+}
+
+/// Counts as one test.
+fn soak(tally: &mut Tally) -> Result<()> {
+    if !setup::can_build() {
+        tally.skip("soak: needs protobuf-compiler");
+        return Ok(());
+    }
+    match programs(false) {
+        Ok(mut laboratory) => tally.check("soak", laboratory.args(["soak", "--minutes", "1"])),
+        Err(error) => {
+            println!("{error:#}");
+            tally.fail("soak");
+            Ok(())
+        }
+    }
 }
 
 impl Tally {

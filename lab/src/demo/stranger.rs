@@ -1,0 +1,114 @@
+//! The act of the stranger: an identity that is not configured gets nothing, by no port, while one that is gets all.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::StreamExt;
+use peili::network::Peer;
+use peili::network::identity::Identity;
+use peili::oci::{Digest, PeerId};
+use peili::transfer::client::Client;
+use peili::transfer::metrics::Metrics;
+use peili::transfer::{FetchError, Transfer};
+use peili_lab::netns::Namespace;
+use peili_lab::node::Plan;
+use peili_lab::scratch::Scratch;
+use peili_lab::wait;
+use serde_json::json;
+
+use super::screen::bytes;
+use super::stage::{LIMIT, REGISTRY, Stage, peer};
+
+const SEGMENT: u64 = 1 << 20;
+
+/// Starts a fourth Peili that knows all nodes and is known by none.
+pub(super) async fn gets_nothing(stage: &mut Stage) -> Result<String> {
+    let image = stage.image.clone().context("there is no image")?;
+    let layer = *image.layers.first().context("the image has no layer")?;
+    let scratch = Scratch::new()?;
+    let store = format!("layout:{}", scratch.path().join("layout").display());
+    let mut plan = match stage.elsewhere() {
+        Some((namespace, address)) => Plan::in_namespace("stranger", &store, namespace, address)?,
+        None => Plan::on_loopback("stranger", &store)?,
+    };
+    plan.merge(&json!({"upstream": {"hosts-dirs": [scratch.path().join("hosts")]}}));
+    for member in &stage.nodes {
+        plan.trust(&member.node.plan);
+    }
+    let refused = async |stage: &Stage| -> Result<f64> {
+        let mut refused = 0.0;
+        for member in &stage.nodes {
+            refused += member.node.metric("peili_network_refused_connections_total", "").await?;
+        }
+        Ok(refused)
+    };
+    let before = refused(stage).await?;
+    let stranger = plan.start().await?;
+
+    // It dials the nodes by itself.
+    wait::until("nodes refuse the stranger", LIMIT, async || {
+        refused(stage).await.is_ok_and(|count| count > before).then_some(())
+    })
+    .await?;
+    let path = format!("/v2/{}/blobs/{layer}?ns={REGISTRY}", image.repository);
+    let answer = stranger.fetch(&path).await?;
+    ensure!(answer.status == 404, "the stranger's own Peili answers {}", answer.status);
+    for member in &stage.nodes {
+        let (name, status) = (&member.node.plan.name, member.node.status().await?);
+        ensure!(peer(&status, &stranger.plan.peer_id).is_none(), "{name} counts the stranger as a peer");
+    }
+
+    // It also speaks the protocol of the peer port, straight to node-1. The same words with node-2's identity are heard.
+    let served = &stage.nodes[0].node.plan;
+    let target = Peer {
+        id: served.peer_id.parse::<PeerId>()?,
+        transfer: vec![(served.address, served.ports.transfer).into()],
+        node: String::new(),
+        zone: String::new(),
+        version: String::new(),
+    };
+    let foreign = stage.elsewhere().map(|(namespace, _)| namespace);
+    let known = Identity::load_or_create(&stage.nodes[1].node.plan.data_dir())?;
+    let unknown = Identity::load_or_create(&stranger.plan.data_dir())?;
+    let control = ask(stage.namespace(1), known, &target, layer)?;
+    let control = control.context("node-2's identity gets nothing either, so that this shows nothing")?;
+    if let Ok(count) = ask(foreign, unknown, &target, layer)? {
+        bail!("node-1 sent {} to the stranger", bytes(count));
+    }
+    Ok(format!(
+        "its connections were refused, its pull found nothing, and node-1's peer port gave it 0 B ({} to node-2)",
+        bytes(control)
+    ))
+}
+
+/// Bytes that `target` sends of `digest` to who proves `identity`.
+fn ask(
+    namespace: Option<&Namespace>,
+    identity: Identity,
+    target: &Peer,
+    digest: Digest,
+) -> Result<Result<u64, FetchError>> {
+    let fetch = move || -> Result<Result<u64, FetchError>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let client = Client::new(&identity, Metrics::default())?;
+            let segment = client.fetch(target, &digest, 0, SEGMENT, Duration::from_secs(5)).await;
+            let mut body = match segment {
+                Ok(segment) => segment.body,
+                Err(error) => return Ok(Err(error)),
+            };
+            let mut count = 0;
+            while let Some(chunk) = body.next().await {
+                count += chunk?.len() as u64;
+            }
+            Ok(Ok(count))
+        })
+    };
+    match namespace {
+        Some(namespace) => namespace.run(fetch)?,
+        // A thread of its own, since a runtime does not start within another.
+        None => std::thread::scope(|scope| {
+            scope.spawn(fetch).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        }),
+    }
+}

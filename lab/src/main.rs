@@ -1,0 +1,83 @@
+//! `peili-lab`: the laboratory as a program, behind `cargo xtask demo`, `soak` and `bench`.
+//!
+//! Whatever runs is owned by the future of its command, and a signal drops that future: processes, namespaces and
+//! files are gone before the program ends.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
+
+mod demo;
+mod soak;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What a shell gives a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+/// Peili's laboratory.
+#[derive(Debug, Parser)]
+#[command(name = "peili-lab", max_term_width = 110)]
+enum Command {
+    /// Three nodes, one image, and a node that dies in mid-pull
+    Demo(demo::Options),
+    /// Six nodes with churn; fails if anything breaks, leaks or grows
+    Soak(soak::Options),
+}
+
+impl Command {
+    /// Whether all was as it should be; the command has said what was not.
+    async fn run(self) -> Result<bool> {
+        match self {
+            Self::Demo(options) => demo::run(&options).await,
+            Self::Soak(options) => soak::run(&options).await,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        let signals = signals()?;
+        tokio::select! {
+            result = command.run() => result.map(Some),
+            () = signals => Ok(None),
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match result {
+        Ok(Some(true)) => ExitCode::SUCCESS,
+        Ok(Some(false)) => ExitCode::FAILURE,
+        Ok(None) => {
+            eprintln!("\ninterrupted; everything that ran is gone");
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends with the first signal that asks this program to end.
+fn signals() -> Result<impl Future<Output = ()>> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let (mut terminate, mut hangup) = (listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}
