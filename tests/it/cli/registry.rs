@@ -121,7 +121,7 @@ async fn pull() {
     let sha512 = Image::builder("library/long", "v1").layers(3, 1 << 20).algorithm(Algorithm::Sha512);
     let sha512 = sha512.build().unwrap();
     let chart = Image::helm_chart("charts/app", "1.2.3");
-    let signature = Image::cosign_signature(&sha512);
+    let signature = Image::cosign_signature(&chart);
     let pair = Pair::start(&[&sha512, &chart, &signature], &json!({})).await;
     pair.known().await;
     let host = format!("{}/v2", pair.other.registry_url());
