@@ -73,7 +73,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
             fleet.violation(format!("{}: requests that nobody waits for still run: {busy:?}", slot.name));
         }
     }
-    fleet.check_logs().await;
+    fleet.check_logs();
     for fault in readings.judge(&fleet) {
         fleet.violation(fault);
     }
@@ -93,8 +93,8 @@ async fn watch(fleet: &Fleet, tasks: &mut JoinSet<()>, readings: &mut Readings, 
     let mut report = begin + REPORT_INTERVAL;
     while begin.elapsed() < length && !fleet.is_hopeless() {
         tokio::time::sleep(READ_INTERVAL).await;
-        readings.read(fleet, begin.elapsed()).await;
-        fleet.check_logs().await;
+        readings.read(fleet, begin.elapsed());
+        fleet.check_logs();
         if let Some(Err(error)) = tasks.try_join_next() {
             fleet.violation(format!("the soak itself broke: {error}"));
         }

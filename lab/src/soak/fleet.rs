@@ -137,9 +137,9 @@ impl Fleet {
     }
 
     /// Looks for panics in the logs of all nodes, earlier lives included.
-    pub(super) async fn check_logs(&self) {
+    pub(super) fn check_logs(&self) {
         for slot in &self.slots {
-            if let Some(line) = slot.panic().await {
+            if let Some(line) = slot.panic() {
                 self.violation(format!("{} panicked: {line}", slot.name));
             }
         }
@@ -193,7 +193,7 @@ impl Slot {
     }
 
     /// What its process uses; `None` if there is none, or if it is being restarted.
-    pub(super) async fn usage(&self) -> Option<Usage> {
+    pub(super) fn usage(&self) -> Option<Usage> {
         self.node.try_lock().ok()?.usage().ok()
     }
 
@@ -250,7 +250,7 @@ impl Slot {
     }
 
     /// The first line of a panic that was not told yet.
-    async fn panic(&self) -> Option<String> {
+    fn panic(&self) -> Option<String> {
         let log = self.node.try_lock().ok()?.process()?.log();
         let line = log.lines().find(|line| line.contains("panicked at"))?.to_owned();
         (!self.panicked.swap(true, Ordering::Relaxed)).then_some(line)

@@ -44,9 +44,9 @@ impl Readings {
     }
 
     /// Reads the nodes, `elapsed` after the start.
-    pub(super) async fn read(&mut self, fleet: &Fleet, elapsed: Duration) {
+    pub(super) fn read(&mut self, fleet: &Fleet, elapsed: Duration) {
         for (index, slot) in fleet.slots.iter().enumerate() {
-            let Some(usage) = slot.usage().await else {
+            let Some(usage) = slot.usage() else {
                 if slot.stable {
                     fleet.violation(format!("{} has ended", slot.name));
                 }
