@@ -485,8 +485,10 @@ async fn find_root(shared: &Shared, api: &Api) -> Result<Option<std::path::PathB
     let Some(root) = root else { return Ok(None) };
     let mut readable = tokio::fs::read_dir(root.join("blobs")).await;
     if readable.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
-        // A containerd that never held anything has not made the folder yet. One that is not mounted has no parent here.
-        readable = tokio::fs::read_dir(root.parent().unwrap_or(&root)).await;
+        // A containerd that never held anything has not made the folder yet. One that is not mounted has no parent here;
+        // of a configured path, which may be a mount right below `/`, the parent says nothing.
+        let parent = root.parent().filter(|_| shared.configured_root.is_none());
+        readable = tokio::fs::read_dir(parent.unwrap_or(&root)).await;
     }
     match readable {
         Ok(_) => Ok(Some(root)),
