@@ -473,13 +473,13 @@ impl Shared {
         let mut sizes = self.cache.sizes(digest);
         sizes.extend(self.store.view().expected_sizes(digest));
         let sizes = sizes.into();
-        self.fetcher.open(Want { digest: *digest, start, length, sizes, busy }, &[]).await.map_err(
-            |reason| match reason {
+        self.fetcher.open(Want { digest: *digest, start, length, sizes, busy }, &[]).await.map_err(|reason| {
+            match reason {
                 NoFlow::Nobody => NotHere::Unknown,
                 NoFlow::Failed => NotHere::PeersFailed,
                 NoFlow::Busy => NotHere::PeersBusy,
-            },
-        )
+            }
+        })
     }
 
     fn download(

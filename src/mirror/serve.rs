@@ -40,9 +40,7 @@ impl Serve {
         if is_manifest(&blob.descriptor.media_type) && rules.is_private_content(&blob.repositories) {
             return false;
         }
-        blob.repositories
-            .iter()
-            .any(|name| self.gate.serves(peer, name))
+        blob.repositories.iter().any(|name| self.gate.serves(peer, name))
     }
 }
 

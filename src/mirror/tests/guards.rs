@@ -10,7 +10,13 @@ struct Larger(Serve);
 
 #[async_trait]
 impl transfer::Source for Larger {
-    async fn open(&self, peer: &PeerId, digest: &Digest, start: u64, length: u64) -> io::Result<Option<Segment>> {
+    async fn open(
+        &self,
+        peer: &PeerId,
+        digest: &Digest,
+        start: u64,
+        length: u64,
+    ) -> io::Result<Option<Segment>> {
         let segment = self.0.open(peer, digest, start, length).await?;
         Ok(segment.map(|mut segment| {
             segment.descriptor.size += 1 << 40;
