@@ -107,7 +107,6 @@ impl Watchdog {
 
     /// Watches the executor that `runtime` belongs to: a task that beats as long as any worker runs tasks. It is watched until
     /// the returned handle is dropped.
-    #[must_use]
     pub fn watch_executor(&self, runtime: &tokio::runtime::Handle) -> AbortOnDropHandle<()> {
         let heart = self.heart("executor");
         AbortOnDropHandle::new(runtime.spawn(async move {

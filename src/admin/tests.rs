@@ -269,6 +269,6 @@ async fn says_what_is_wrong_with_what_answers() {
 async fn a_hanging_node_is_not_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let limit = Duration::from_millis(50);
-    let error = super::client::fetch_within(listener.local_addr().unwrap(), limit).await.unwrap_err();
+    let error = client::fetch_within(listener.local_addr().unwrap(), limit).await.unwrap_err();
     assert!(matches!(error, FetchError::Timeout { .. }), "{error}");
 }

@@ -138,7 +138,7 @@ impl Api {
             Err(ApiError::NotFound) => Vec::new(),
             Err(error) => return Err(error),
         };
-        Ok(images.into_iter().filter_map(|image| Some((image.name, descriptor(image.target?)?))).collect())
+        Ok(images.into_iter().filter_map(|image| Some((image.name, descriptor(&image.target?)?))).collect())
     }
 
     /// The target of one image record; `None`: there is none of this name.
@@ -146,7 +146,7 @@ impl Api {
         let mut client = ImagesClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT);
         let request = within(namespace, GetImageRequest { name: name.to_owned() })?;
         let response = optional(call("get image", CALL, client.get(request)).await)?;
-        Ok(response.and_then(|response| response.image?.target).and_then(descriptor))
+        Ok(response.and_then(|response| response.image?.target).and_then(|wire| descriptor(&wire)))
     }
 
     /// All complete content of a namespace.
@@ -161,7 +161,7 @@ impl Api {
         let mut content = Vec::new();
         loop {
             match optional(answer("list content", LIST, stream.message()).await)?.flatten() {
-                Some(part) => content.extend(part.info.into_iter().filter_map(entry)),
+                Some(part) => content.extend(part.info.iter().filter_map(entry)),
                 None => return Ok(content),
             }
             if content.len() > CONTENT_LIMIT {
@@ -177,7 +177,7 @@ impl Api {
         let mut client = ContentClient::new(self.channel.clone());
         let request = within(namespace, InfoRequest { digest: digest.to_string() })?;
         let response = optional(call("content info", CALL, client.info(request)).await)?;
-        Ok(response.and_then(|response| entry(response.info?)).map(|(_, entry)| entry))
+        Ok(response.and_then(|response| entry(&response.info?)).map(|(_, entry)| entry))
     }
 
     /// Bytes of content from `offset` (before its end) to its end. The first are there when this returns.
@@ -300,12 +300,12 @@ fn text_of(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
-fn descriptor(wire: WireDescriptor) -> Option<Descriptor> {
+fn descriptor(wire: &WireDescriptor) -> Option<Descriptor> {
     let size = u64::try_from(wire.size).ok()?;
     Some(Descriptor::new(wire.digest.parse().ok()?, size, &wire.media_type))
 }
 
-fn entry(info: Info) -> Option<(Digest, Entry)> {
+fn entry(info: &Info) -> Option<(Digest, Entry)> {
     let digest = info.digest.parse().ok()?;
     let sources = info.labels.iter().flat_map(|(key, value)| Source::parse_label(key, value));
     let mut sources: Vec<_> = sources.collect();
