@@ -346,7 +346,7 @@ impl Current {
             },
         };
         self.window.0 += chunk.len() as u64;
-        self.flow.load.bytes += chunk.len() as u64;
+        self.flow.load.count(chunk.len() as u64, Instant::now());
         Ok(Some(chunk))
     }
 }

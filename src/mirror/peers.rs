@@ -107,7 +107,7 @@ pub(crate) struct Candidate {
 pub(crate) struct Load {
     peers: Arc<Peers>,
     peer: PeerId,
-    pub(crate) bytes: u64,
+    bytes: u64,
 }
 
 /// How a request to a peer ended.
@@ -190,6 +190,7 @@ impl Peers {
         match outcome {
             Outcome::Slow => false,
             Outcome::FirstByte(after) => {
+                record.suspected_until = None;
                 record.queue = None;
                 table.sample(after);
                 false
@@ -318,12 +319,19 @@ impl Table {
 }
 
 impl Load {
-    /// All that was asked for came. Only this ends a suspicion: a peer that answers and then stalls must not cost a
-    /// stall for each content.
+    /// All that was asked for came. Only this forgives former failures: a peer that answers and then stalls is
+    /// suspected for longer each time.
     pub(crate) fn complete(self) {
         if let Some(record) = self.peers.lock().records.get_mut(&self.peer) {
             record.failures = 0;
-            record.suspected_until = None;
+        }
+    }
+
+    /// Bytes came: while they do, silence of another request to this peer means that it is slow, not that it is gone.
+    pub(crate) fn count(&mut self, bytes: u64, now: Instant) {
+        self.bytes += bytes;
+        if let Some(record) = self.peers.lock().records.get_mut(&self.peer) {
+            record.answered = Some(now);
         }
     }
 }
@@ -413,7 +421,6 @@ mod tests {
         let trial = peers.candidates(holders(), &digest, later);
         let load = peers.begin(&trial[0]);
         peers.end(&trial[0].peer.id, &digest, Outcome::FirstByte(Duration::ZERO), later);
-        assert!(peers.candidates(holders(), &digest, later)[0].trial, "a first byte proves nothing yet");
         load.complete();
         assert!(!peers.candidates(holders(), &digest, later)[0].trial);
     }
