@@ -87,7 +87,7 @@ struct Next {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error(transparent)]
-    Mismatch(#[from] Mismatch),
+    Mismatch(#[from] Box<Mismatch>),
     #[error("no peer goes on with it: {0:?}")]
     NoFlow(NoFlow),
 }

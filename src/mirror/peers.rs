@@ -151,7 +151,7 @@ impl Peers {
             let record = table.records.entry(peer.id.clone()).or_default();
             match record.suspected_until {
                 None if !self.zone.is_empty() && peer.zone == self.zone => {
-                    near.push((record.load(now), peer))
+                    near.push((record.load(now), peer));
                 }
                 None => far.push((record.load(now), peer)),
                 Some(until) if until <= now && !record.on_trial => trials.push(peer),

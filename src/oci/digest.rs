@@ -18,7 +18,7 @@ pub enum Algorithm {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
-    /// The first `algorithm.len()` bytes count, the rest are zero.
+    /// The first `algorithm.size()` bytes count, the rest are zero.
     bytes: [u8; 64],
 }
 
@@ -44,7 +44,7 @@ pub struct Hasher {
 
 impl Algorithm {
     /// Length of a digest in bytes.
-    pub const fn len(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             Self::Sha256 => 32,
             Self::Sha512 => 64,
@@ -80,7 +80,7 @@ impl Digest {
 
     /// A digest from its raw bytes; `None` if their number is not the algorithm's.
     pub fn from_bytes(algorithm: Algorithm, bytes: &[u8]) -> Option<Self> {
-        (bytes.len() == algorithm.len()).then(|| Self::from_hash(algorithm, bytes))
+        (bytes.len() == algorithm.size()).then(|| Self::from_hash(algorithm, bytes))
     }
 
     /// The algorithm.
@@ -90,12 +90,12 @@ impl Digest {
 
     /// The raw bytes: 32 or 64.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.algorithm.len()]
+        &self.bytes[..self.algorithm.size()]
     }
 
     /// The part after the colon, as containerd names blob files.
     pub fn hex(&self) -> String {
-        let mut text = String::with_capacity(self.algorithm.len() * 2);
+        let mut text = String::with_capacity(self.algorithm.size() * 2);
         push_hex(&mut text, self.as_bytes());
         text
     }
@@ -107,7 +107,7 @@ impl Digest {
 
     fn from_hash(algorithm: Algorithm, value: &[u8]) -> Self {
         let mut bytes = [0; 64];
-        bytes[..algorithm.len()].copy_from_slice(&value[..algorithm.len()]);
+        bytes[..algorithm.size()].copy_from_slice(&value[..algorithm.size()]);
         Self { algorithm, bytes }
     }
 }
@@ -145,7 +145,7 @@ impl FromStr for Digest {
             "sha512" => Algorithm::Sha512,
             _ => return Err(DigestError::Algorithm),
         };
-        if hex.len() != algorithm.len() * 2 {
+        if hex.len() != algorithm.size() * 2 {
             return Err(DigestError::Hex);
         }
         let mut bytes = [0; 64];
@@ -158,7 +158,7 @@ impl FromStr for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::with_capacity(7 + self.algorithm.len() * 2);
+        let mut text = String::with_capacity(7 + self.algorithm.size() * 2);
         text.push_str(self.algorithm.as_str());
         text.push(':');
         push_hex(&mut text, self.as_bytes());

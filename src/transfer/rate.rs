@@ -24,7 +24,7 @@ impl Rate {
     /// `None`: no limit.
     pub(super) fn new(per_second: u64) -> Option<Self> {
         let (turn, free_at) = (Semaphore::new(1), Mutex::new(Instant::now()));
-        (per_second > 0).then(|| Self { per_second, turn, free_at })
+        (per_second > 0).then_some(Self { per_second, turn, free_at })
     }
 
     /// Most bytes to pass at once, so that uploads share the rate evenly.

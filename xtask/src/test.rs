@@ -108,6 +108,8 @@ fn tests(options: &Options, tally: &mut Tally) -> Result<()> {
         fs::write(&skips, "")?;
         let mut command = cargo();
         command.args(["test", "--workspace", "--no-fail-fast"]).args(filter).env(SKIPS_FILE, &skips);
+        // Some tests hold real sockets to real time limits, and two cores bear one such test at a time.
+        command.env("RUST_TEST_THREADS", "1");
         let result = tally.harness("tests", &mut command);
         let reported = fs::read_to_string(&skips).unwrap_or_default();
         fs::remove_file(&skips)?;

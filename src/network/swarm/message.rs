@@ -251,7 +251,7 @@ fn join(addresses: &[SocketAddr]) -> String {
 fn digests(field: &'static str, sha256: &[u8], sha512: &[u8]) -> Result<Vec<Digest>, DecodeError> {
     let mut digests = Vec::with_capacity(sha256.len() / 32 + sha512.len() / 64);
     for (algorithm, bytes) in [(Algorithm::Sha256, sha256), (Algorithm::Sha512, sha512)] {
-        for bytes in bytes.chunks(algorithm.len()) {
+        for bytes in bytes.chunks(algorithm.size()) {
             digests.push(Digest::from_bytes(algorithm, bytes).ok_or(DecodeError::Field(field))?);
         }
     }

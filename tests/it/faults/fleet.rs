@@ -22,7 +22,7 @@ const BELIEVED: Duration = Duration::from_secs(45);
 /// Node 0 asks, the others hold the image, and the last namespace has the origin. In the order in which they must go.
 pub(super) struct Fleet {
     pub(super) nodes: Vec<Node>,
-    pub(super) origin: Origin,
+    _origin: Origin,
     pub(super) network: Network,
     pub(super) image: Image,
     scratch: Scratch,
@@ -108,7 +108,7 @@ impl Setup {
         for plan in plans {
             nodes.push(plan.start().await.unwrap());
         }
-        (Fleet { nodes, origin, network, image, scratch, pulls: std::cell::Cell::new(0) }, liar)
+        (Fleet { nodes, _origin: origin, network, image, scratch, pulls: std::cell::Cell::new(0) }, liar)
     }
 }
 

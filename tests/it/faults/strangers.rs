@@ -79,7 +79,7 @@ async fn wrong_port() {
         let between = namespace.clone();
         let mut plan = Plan::in_namespace(
             "misled",
-            &fleet.nodes[0].plan.config["store"]["source"].as_str().unwrap().to_owned(),
+            fleet.nodes[0].plan.config["store"]["source"].as_str().unwrap(),
             &fleet.network.nodes[2].namespace,
             address.ip(),
         )
