@@ -78,7 +78,8 @@ const GRAPH: &[(&str, &[&str])] = &[
             "config",
         ],
     ),
-    ("cli", &["oci", "network", "admin", "config", "app", "pull", "telemetry"]),
+    // `upstream` for the hosts that `peili pull` asks.
+    ("cli", &["oci", "network", "upstream", "admin", "config", "app", "pull", "telemetry"]),
 ];
 
 /// Third-party crates that have a home: the files and folders below `src` (without `.rs`) that may name them.
@@ -97,7 +98,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper", &["transfer", "registry", "admin", "listener"]),
     // In `store/containerd` as the glue between tokio and tonic.
     ("hyper_util", &["transfer", "registry", "admin", "listener", "store/containerd"]),
-    ("clap", &["cli"]),
+    ("clap", &["cli", "main"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
     ("indicatif", &["pull"]),
