@@ -4,6 +4,7 @@
 //! files are gone before the program ends.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
+mod bench;
 mod demo;
 mod soak;
 
@@ -25,6 +26,8 @@ enum Command {
     Demo(demo::Options),
     /// Six nodes with churn; fails if anything breaks, leaks or grows
     Soak(soak::Options),
+    /// What bytes, lookups and memory cost, beside nginx in the same run
+    Bench(bench::Options),
 }
 
 impl Command {
@@ -33,6 +36,7 @@ impl Command {
         match self {
             Self::Demo(options) => demo::run(&options).await,
             Self::Soak(options) => soak::run(&options).await,
+            Self::Bench(options) => bench::run(&options).await,
         }
     }
 }
