@@ -27,7 +27,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::body::Body;
-use self::pool::{Connection, Permit, Pool};
+use self::pool::{Connection, Permit, Pool, Way};
 use super::metrics::{Connected, Fetched, Metrics};
 use super::tls::{Tls, TlsError};
 use super::{FetchError, Segment, Transfer, wire};
@@ -144,36 +144,62 @@ impl Fetched {
 
 impl Shared {
     async fn fetch(self: &Arc<Self>, wanted: &Wanted, limit: Duration) -> Result<Segment, FetchError> {
-        let deadline = Instant::now() + limit;
-        let Ok(permit) = timeout_at(deadline, self.pool.permit(&wanted.peer)).await else {
-            // The queue is this node's own.
-            return Err(FetchError::Busy { queue: pool::REQUESTS_PER_PEER });
-        };
-        match timeout_at(deadline, self.request(wanted, permit)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                self.pool.close(&wanted.peer);
-                Err(FetchError::Unreachable(format!("no answer within {} ms", limit.as_millis())))
+        let began = Instant::now();
+        let deadline = began + limit;
+        // The queue is this node's own.
+        let queued = || FetchError::Busy { queue: pool::REQUESTS_PER_PEER };
+        let permit = timeout_at(deadline, self.pool.permit(&wanted.peer)).await.map_err(|_| queued())?;
+        loop {
+            let way = timeout_at(deadline, self.pool.way(&wanted.peer)).await.map_err(|_| queued())?;
+            if Instant::now() >= deadline {
+                // Its turn came because the time of those before it was up.
+                return Err(queued());
+            }
+            match timeout_at(deadline, self.request(wanted, way)).await {
+                Ok(Ok(Some((answer, connection)))) => {
+                    return self.segment(wanted, answer, connection, permit);
+                }
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    self.pool.close(&wanted.peer, began);
+                    return Err(FetchError::Unreachable(format!(
+                        "no answer within {} ms",
+                        limit.as_millis()
+                    )));
+                }
             }
         }
     }
 
-    async fn request(self: &Arc<Self>, wanted: &Wanted, permit: Permit) -> Result<Segment, FetchError> {
-        if let Some(mut connection) = self.pool.take(&wanted.peer) {
-            match connection.send(wanted.request()?).await {
-                Ok(answer) => {
-                    self.metrics.connected(Connected::Reused);
-                    return self.segment(wanted, answer, connection, permit);
-                }
-                // The peer closed it meanwhile, or is gone; a new connection tells which.
-                Err(error) => tracing::debug!(peer = %wanted.peer, %error, "a pooled connection was closed"),
+    /// An answer, and the connection that its body comes by. `None`: the connection from the pool was closed meanwhile.
+    async fn request(
+        &self,
+        wanted: &Wanted,
+        way: Way,
+    ) -> Result<Option<(http::Response<Incoming>, Connection)>, FetchError> {
+        let dialing = match way {
+            Way::Pooled(mut connection) => {
+                return match connection.send(wanted.request()?).await {
+                    Ok(answer) => {
+                        self.metrics.connected(Connected::Reused);
+                        Ok(Some((answer, connection)))
+                    }
+                    // The peer closed it meanwhile, or is gone; a new connection tells which.
+                    Err(error) => {
+                        tracing::debug!(peer = %wanted.peer, %error, "a pooled connection was closed");
+                        Ok(None)
+                    }
+                };
             }
-        }
+            Way::Dial(permit) => permit,
+        };
         let connection = connect::connect(&self.tls, &wanted.peer, &wanted.addresses).await;
         self.metrics.connected(if connection.is_ok() { Connected::New } else { Connected::Failed });
         let mut connection = connection?;
+        drop(dialing);
         let answer = connection.send(wanted.request()?).await.map_err(|error| request_error(&error))?;
-        self.segment(wanted, answer, connection, permit)
+        Ok(Some((answer, connection)))
     }
 
     /// Checks the answer against the request.

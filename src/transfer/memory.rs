@@ -34,6 +34,8 @@ pub enum Fault {
     Dead,
     /// It accepts and never answers.
     Hung,
+    /// It answers after this time.
+    Late(Duration),
     /// Another identity answers.
     Impostor,
     /// All uploads are taken and so many requests wait.
@@ -115,6 +117,11 @@ impl Transfer for Memory {
                 tokio::time::sleep(limit).await;
                 return Err(unreachable("no answer in time"));
             }
+            Fault::Late(time) if time > limit => {
+                tokio::time::sleep(limit).await;
+                return Err(unreachable("no answer in time"));
+            }
+            Fault::Late(time) => tokio::time::sleep(time).await,
             Fault::None | Fault::StallAfter(_) | Fault::BreakAfter(_) | Fault::Lie => {}
         }
         if !node.gate.allows(&self.node, Action::Connect) {

@@ -170,6 +170,42 @@ async fn a_cancelled_fetch_keeps_its_connection() {
     assert_eq!(node.metrics.accepted(), 1);
 }
 
+/// Many requests at once neither shake hands all at once, nor count as failures of the peer while they wait for a
+/// connection.
+#[tokio::test]
+async fn a_burst_dials_a_few_times_at_once() {
+    const BURST: usize = 24;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let transfer = vec![silent.local_addr().unwrap()];
+    let peer = Peer { transfer, ..Fixture::peer(Identity::generate().peer_id().clone()) };
+    let (hung, digest) = (client(), Digest::sha256(b""));
+    let fetches = (0..BURST).map(|_| hung.fetch(&peer, &digest, 0, 1, Duration::from_millis(300)));
+    let fetches = futures::future::join_all(fetches);
+    let mut held = Vec::new();
+    // Until shortly before the fetches end: those that wait then may still begin to dial.
+    let end = Instant::now() + Duration::from_millis(200);
+    let count = async {
+        while let Ok(accepted) = tokio::time::timeout_at(end, silent.accept()).await {
+            held.push(accepted.unwrap());
+        }
+        held.len()
+    };
+    let (outcomes, dialed) = tokio::join!(fetches, count);
+    assert!((1..=4).contains(&dialed), "{dialed} handshakes at once");
+    let waited = outcomes.iter().filter(|outcome| matches!(outcome, Err(FetchError::Busy { .. }))).count();
+    assert!(waited >= BURST / 2, "{waited} of {BURST} waited for a connection");
+
+    // A peer that is well serves all of them by the connections that become free.
+    let node = Node::start(Config::default()).await;
+    let held = node.contents.insert(vec![1; 1000], OCTET_STREAM);
+    let (client, peer) = (client(), node.peer());
+    let reads = (0..BURST).map(|_| read(&client, &peer, &held.digest, 1000));
+    for outcome in futures::future::join_all(reads).await {
+        assert_eq!(outcome.unwrap(), 1000);
+    }
+    assert!(node.metrics.accepted() < BURST as u64, "no connection was used twice");
+}
+
 /// The server went away and came back: the pooled connection is dead, the fetch is not.
 #[tokio::test]
 async fn a_closed_pooled_connection_is_replaced() {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::crypto::ring::cipher_suite;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -114,6 +115,8 @@ pub(crate) fn proved_peer(connection: &rustls::CommonState) -> Option<PeerId> {
     peer_of_certificate(connection.peer_certificates()?.first()?).ok()
 }
 
+/// Records are sealed by ring: it uses the wide AES instructions (VAES) of CPUs without AVX-512 too, which aws-lc does not.
+/// docs/benchmarks.md has what that is worth.
 fn provider() -> CryptoProvider {
     let aes = cipher_suite::TLS13_AES_128_GCM_SHA256;
     let chacha = cipher_suite::TLS13_CHACHA20_POLY1305_SHA256;

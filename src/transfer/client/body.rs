@@ -1,6 +1,7 @@
 //! A segment's bytes as they come: exactly as many as announced, and a connection that outlives a caller's interest.
 
 use std::error::Error as _;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,8 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
-use http_body::Body as _;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
@@ -62,7 +61,7 @@ impl Stream for Body {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             let Some(source) = &mut self.source else { return Poll::Ready(None) };
-            let frame = ready!(Pin::new(&mut source.incoming).poll_frame(context));
+            let frame = ready!(source.connection.poll_frame(&mut source.incoming, context));
             let error = match frame {
                 // Trailers: not part of the protocol.
                 Some(Ok(frame)) => match frame.into_data() {
@@ -98,10 +97,11 @@ impl Drop for Body {
         let Ok(budget) = Arc::clone(&self.shared.drains).try_acquire_many_owned(cost) else { return };
         let (shared, peer, mut left) = (Arc::clone(&self.shared), self.peer.clone(), self.left);
         runtime.spawn(async move {
-            let Source { mut incoming, connection, permit } = source;
+            let Source { mut incoming, mut connection, permit } = source;
             let drain = timeout(DRAIN_LIMIT, async {
                 while left > 0 {
-                    let Some(Ok(frame)) = incoming.frame().await else { return false };
+                    let frame = poll_fn(|context| connection.poll_frame(&mut incoming, context)).await;
+                    let Some(Ok(frame)) = frame else { return false };
                     let count = frame.data_ref().map_or(0, |data| data.len() as u64);
                     shared.metrics.drained_bytes.inc_by(count);
                     let Some(rest) = left.checked_sub(count) else { return false };

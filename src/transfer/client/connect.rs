@@ -12,7 +12,6 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::super::stream::{Gather, Prefetch};
 use super::super::tls::{Tls, server_name};
@@ -79,12 +78,7 @@ async fn attempt(config: Arc<ClientConfig>, address: SocketAddr) -> Result<Conne
         .handshake(TokioIo::new(Gather::new(stream)))
         .await
         .map_err(|error| FetchError::Unreachable(format!("{address}: {error}")))?;
-    let task = tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%address, %error, "a connection to a peer broke");
-        }
-    });
-    Ok(Connection::new(sender, AbortOnDropHandle::new(task)))
+    Ok(Connection::new(sender, connection))
 }
 
 fn handshake_error(address: SocketAddr, error: &io::Error) -> FetchError {

@@ -1,22 +1,28 @@
 //! Connections by peer ID: at most so many requests at once, and a few idle connections, the last used one first.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body as _, Frame};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::oci::PeerId;
 
 /// Requests to one peer at once, drains included: half of the connections that its port allows.
 pub(super) const REQUESTS_PER_PEER: u32 = 32;
+/// Handshakes with one peer at once. Many requests that begin together would else all shake hands, none of them in time:
+/// a handshake costs each end about 1 ms of CPU, and most requests are over before they would have a connection.
+const DIALS_PER_PEER: usize = 4;
 /// Idle connections that are kept per peer.
 const IDLE_PER_PEER: usize = 4;
 /// Below the 60 s after which the server closes an idle connection.
@@ -29,21 +35,39 @@ pub(super) struct Pool(Mutex<HashMap<PeerId, PerPeer>>);
 /// The right to one request; held until its body has ended.
 pub(super) type Permit = OwnedSemaphorePermit;
 
-/// An open connection; dropping it closes it.
+/// An open connection; dropping it closes it. No task of its own drives it but whoever waits for an answer or reads one,
+/// so that bytes pass from the socket to their reader without a change of threads.
 pub(super) struct Connection {
     sender: SendRequest<Empty<Bytes>>,
-    _task: AbortOnDropHandle<()>,
+    /// `None`: it ended.
+    driver: Option<Driver>,
+}
+
+type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+
+/// How a request gets its connection.
+pub(super) enum Way {
+    /// By one that was idle.
+    Pooled(Connection),
+    /// By a new one; the permit is held until it is there.
+    Dial(Permit),
 }
 
 struct PerPeer {
     permits: Arc<Semaphore>,
+    dials: Arc<Semaphore>,
+    /// Told when a connection becomes idle.
+    returned: Arc<Notify>,
     /// The last used one is last.
     idle: Vec<(Connection, Instant)>,
 }
 
 impl Connection {
-    pub(super) fn new(sender: SendRequest<Empty<Bytes>>, task: AbortOnDropHandle<()>) -> Self {
-        Self { sender, _task: task }
+    pub(super) fn new(
+        sender: SendRequest<Empty<Bytes>>,
+        driver: impl Future<Output = hyper::Result<()>> + Send + 'static,
+    ) -> Self {
+        Self { sender, driver: Some(Box::pin(driver)) }
     }
 
     /// Sends a request and waits for the answer's header.
@@ -51,8 +75,53 @@ impl Connection {
         &mut self,
         request: Request<Empty<Bytes>>,
     ) -> Result<Response<Incoming>, hyper::Error> {
-        self.sender.ready().await?;
-        self.sender.send_request(request).await
+        poll_fn(|context| {
+            self.drive(context);
+            self.sender.poll_ready(context)
+        })
+        .await?;
+        let mut answer = pin!(self.sender.send_request(request));
+        let driver = &mut self.driver;
+        poll_fn(|context| {
+            drive(driver, context);
+            answer.as_mut().poll(context)
+        })
+        .await
+    }
+
+    /// The next frame of an answer that this connection gave.
+    pub(super) fn poll_frame(
+        &mut self,
+        incoming: &mut Incoming,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        // Asked first: hyper reads from the socket only what somebody waits for.
+        match Pin::new(&mut *incoming).poll_frame(context) {
+            Poll::Pending => {
+                self.drive(context);
+                Pin::new(incoming).poll_frame(context)
+            }
+            frame => frame,
+        }
+    }
+
+    /// Whether the other end has closed it, as far as this end was told.
+    fn is_closed(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.driver.is_none() || self.sender.is_closed()
+    }
+
+    fn drive(&mut self, context: &mut Context<'_>) {
+        drive(&mut self.driver, context);
+    }
+}
+
+fn drive(driver: &mut Option<Driver>, context: &mut Context<'_>) {
+    if let Some(Poll::Ready(result)) = driver.as_mut().map(|driver| driver.as_mut().poll(context)) {
+        *driver = None;
+        if let Err(error) = result {
+            tracing::debug!(%error, "a connection to a peer broke");
+        }
     }
 }
 
@@ -63,12 +132,33 @@ impl Pool {
         permits.acquire_owned().await.expect("the semaphore is never closed")
     }
 
+    /// An idle connection to `peer` or the right to open one, whichever there is first.
+    pub(super) async fn way(&self, peer: &PeerId) -> Way {
+        loop {
+            if let Some(connection) = self.take(peer) {
+                return Way::Pooled(connection);
+            }
+            let (dials, returned) = {
+                let mut peers = self.lock();
+                let peer = peers.entry(peer.clone()).or_default();
+                (Arc::clone(&peer.dials), Arc::clone(&peer.returned))
+            };
+            tokio::select! {
+                biased;
+                () = returned.notified() => {}
+                permit = dials.acquire_owned() => {
+                    return Way::Dial(permit.expect("the semaphore is never closed"));
+                }
+            }
+        }
+    }
+
     /// An idle connection to `peer`.
-    pub(super) fn take(&self, peer: &PeerId) -> Option<Connection> {
+    fn take(&self, peer: &PeerId) -> Option<Connection> {
         let mut peers = self.lock();
         let idle = &mut peers.get_mut(peer)?.idle;
-        while let Some((connection, since)) = idle.pop() {
-            if since.elapsed() < IDLE_LIMIT && !connection.sender.is_closed() {
+        while let Some((mut connection, since)) = idle.pop() {
+            if since.elapsed() < IDLE_LIMIT && !connection.is_closed() {
                 return Some(connection);
             }
         }
@@ -76,22 +166,23 @@ impl Pool {
     }
 
     /// Keeps a connection that has nothing left to read.
-    pub(super) fn put(&self, peer: &PeerId, connection: Connection) {
-        if connection.sender.is_closed() {
+    pub(super) fn put(&self, peer: &PeerId, mut connection: Connection) {
+        if connection.is_closed() {
             return;
         }
         let mut peers = self.lock();
-        let idle = &mut peers.entry(peer.clone()).or_default().idle;
-        if idle.len() >= IDLE_PER_PEER {
-            idle.remove(0);
+        let peer = peers.entry(peer.clone()).or_default();
+        if peer.idle.len() >= IDLE_PER_PEER {
+            peer.idle.remove(0);
         }
-        idle.push((connection, Instant::now()));
+        peer.idle.push((connection, Instant::now()));
+        peer.returned.notify_one();
     }
 
-    /// Closes the idle connections to `peer`: if one got no answer, the others would get none either.
-    pub(super) fn close(&self, peer: &PeerId) {
+    /// Closes the connections to `peer` that have been idle since `began`: if one got no answer, they would get none either.
+    pub(super) fn close(&self, peer: &PeerId, began: Instant) {
         if let Some(peer) = self.lock().get_mut(peer) {
-            peer.idle.clear();
+            peer.idle.retain(|(_, since)| *since > began);
         }
     }
 
@@ -99,7 +190,7 @@ impl Pool {
     pub(super) fn reap(&self) {
         self.lock().retain(|_, peer| {
             peer.idle
-                .retain(|(connection, since)| since.elapsed() < IDLE_LIMIT && !connection.sender.is_closed());
+                .retain_mut(|(connection, since)| since.elapsed() < IDLE_LIMIT && !connection.is_closed());
             // Whoever waits for a permit, or has one, holds the semaphore.
             !peer.idle.is_empty() || Arc::strong_count(&peer.permits) > 1
         });
@@ -117,6 +208,11 @@ impl Pool {
 
 impl Default for PerPeer {
     fn default() -> Self {
-        Self { permits: Arc::new(Semaphore::new(REQUESTS_PER_PEER as usize)), idle: Vec::new() }
+        Self {
+            permits: Arc::new(Semaphore::new(REQUESTS_PER_PEER as usize)),
+            dials: Arc::new(Semaphore::new(DIALS_PER_PEER)),
+            returned: Arc::default(),
+            idle: Vec::new(),
+        }
     }
 }
