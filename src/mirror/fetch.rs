@@ -18,17 +18,20 @@ use tokio_util::task::TaskTracker;
 use super::metrics::Metrics;
 use super::peers::{Candidate, Load, Outcome, Peers};
 use crate::network::{Network, Peer};
-use crate::oci::{Action, Digest, Gate};
+use crate::oci::{Action, Digest, Gate, PeerId};
 use crate::transfer::{FetchError, Segment, Transfer};
 
-/// How long one peer may take from the request to the first byte of the body, connecting included. Together with
-/// the hedging delay it stays within the 300 ms that a peer which is not yet suspected may cost (DESIGN.md, promise 1).
+/// How long one peer may take from the request to the first byte of the body, connecting included: less than the 300 ms
+/// that a peer which is not yet suspected may cost (DESIGN.md, promise 1).
 const FIRST_BYTE: Duration = Duration::from_millis(230);
 /// How long a request waits for the trial of a peer that is suspected (promise 1: at most 50 ms). The trial itself goes
 /// on to [`FIRST_BYTE`], so that a peer that is well but far away is believed again.
 const TRIAL_PATIENCE: Duration = Duration::from_millis(45);
-/// When a request gives up on all peers that are not busy.
-const START: Duration = Duration::from_millis(270);
+/// When a request gives up on all peers that are not busy: enough to ask two more after the first one died in silence,
+/// less than the registry's deadline for manifests (1 s).
+const GIVE_UP: Duration = Duration::from_millis(750);
+/// What an attempt's end may take to be known beyond its limit.
+const MARGIN: Duration = Duration::from_millis(40);
 /// Pause before busy peers are asked again; they queue requests themselves for longer than this.
 const BUSY_PAUSE: Duration = Duration::from_millis(25);
 
@@ -85,7 +88,7 @@ pub(crate) enum NoFlow {
 type Attempt = BoxFuture<'static, Option<Result<Flow, (Candidate, Outcome)>>>;
 
 impl Fetcher {
-    /// Gets `want` flowing, or says why not, in [`START`] or the busy limit. `sources` gave other parts of it: they
+    /// Gets `want` flowing, or says why not, in [`GIVE_UP`] or the busy limit. `sources` gave other parts of it: they
     /// are asked where the network knows of no holder, since bytes may flow where the control plane is down.
     pub(crate) async fn open(&self, want: Want, sources: &[Arc<Peer>]) -> Result<Flow, NoFlow> {
         let began = Instant::now();
@@ -99,17 +102,19 @@ impl Fetcher {
         }
         let mut candidates = self.peers.candidates(holders, &want.digest, began).into_iter();
         let mut attempts: FuturesUnordered<Attempt> = FuturesUnordered::new();
+        let mut asked: Vec<PeerId> = Vec::new();
         let mut busy: Vec<Candidate> = Vec::new();
         // Whether one was busy by its own word: it may then take as long as the limit to answer.
         let mut is_queueing = false;
         let mut was_busy = false;
-        let mut give_up = began + START;
+        let mut give_up = began + GIVE_UP;
         let mut limit = FIRST_BYTE;
         let mut next = candidates.next();
         loop {
             if attempts.is_empty() {
                 match next.take() {
                     Some(candidate) => {
+                        asked.push(candidate.peer.id.clone());
                         attempts.push(self.attempt(candidate, &want, limit));
                         next = candidates.next();
                     }
@@ -125,7 +130,7 @@ impl Fetcher {
                         candidates = self.peers.candidates(peers, &want.digest, Instant::now()).into_iter();
                         next = candidates.next();
                         limit = if is_queueing { left.max(FIRST_BYTE) } else { FIRST_BYTE };
-                        give_up = Instant::now() + limit + (START - FIRST_BYTE);
+                        give_up = Instant::now() + limit + MARGIN;
                         if next.is_none() {
                             return Err(NoFlow::Failed);
                         }
@@ -145,8 +150,11 @@ impl Fetcher {
                     Some(Err(_)) | None => {}
                 },
                 () = sleep_until(hedge_at), if next.is_some() && limit == FIRST_BYTE => {
-                    if self.peers.may_hedge() && let Some(candidate) = next.take() {
+                    // A peer that answers others is slow, and a hedge may double its load. One that is silent may be gone.
+                    let silent = !asked.iter().any(|peer| self.peers.answered_since(peer, began));
+                    if (silent || self.peers.may_hedge()) && let Some(candidate) = next.take() {
                         self.metrics.hedges.inc();
+                        asked.push(candidate.peer.id.clone());
                         attempts.push(self.attempt(candidate, &want, limit));
                         next = candidates.next();
                     }
@@ -169,7 +177,7 @@ impl Fetcher {
 
     fn attempt(&self, candidate: Candidate, want: &Want, limit: Duration) -> Attempt {
         let (limit, patience) =
-            if candidate.trial { (FIRST_BYTE, TRIAL_PATIENCE) } else { (limit, limit + START) };
+            if candidate.trial { (FIRST_BYTE, TRIAL_PATIENCE) } else { (limit, limit + MARGIN) };
         let (sender, receiver) = oneshot::channel();
         let (fetcher, want) = (self.clone(), want.clone());
         let load = self.peers.begin(&candidate);

@@ -76,6 +76,37 @@ async fn another_holder_makes_up_for_one_that_fails_before_the_first_byte() {
     }
 }
 
+/// A holder that is silent may be gone, so that passing it by needs no leave; the next one gets its whole time.
+#[tokio::test]
+async fn a_silent_holder_costs_the_same_where_hedges_are_used_up() {
+    let lab = Lab::new(2);
+    let (artifact, layer, bytes) = image("library/app", MIB);
+    lab.hold(0, &artifact);
+    lab.hold(1, &artifact);
+    lab.fault(0, Fault::Hung);
+    lab.fault(1, Fault::Late(Duration::from_millis(200)));
+    let peers = &lab.mirror.shared.fetcher.peers;
+    while peers.may_hedge() {}
+    let (got, elapsed) = lab.blob(&layer).await.unwrap();
+    assert!(got == bytes);
+    within("a silent holder and a slow one", elapsed, NEW);
+}
+
+/// Holders that die in silence are paid for one after the other where they are found out one after the other.
+#[tokio::test]
+async fn the_last_of_three_holders_is_reached() {
+    let lab = Lab::new(3);
+    let (artifact, layer, bytes) = image("library/app", MIB);
+    for holder in 0..3 {
+        lab.hold(holder, &artifact);
+    }
+    lab.fault(0, Fault::Hung);
+    lab.fault(1, Fault::Hung);
+    let (got, elapsed) = lab.blob(&layer).await.unwrap();
+    assert!(got == bytes);
+    within("two hung holders", elapsed, 2 * NEW);
+}
+
 #[tokio::test]
 async fn another_holder_goes_on_where_one_fails_in_mid_body() {
     for fault in [Fault::BreakAfter(300_000), Fault::StallAfter(300_000)] {
