@@ -25,28 +25,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Cases at once: each is several processes, and two cores bear no more. `--test-threads` overrides it.
 const AT_ONCE: usize = 2;
 
-/// Cases that fail, or fail at times, for a reason that is not understood yet: counted as skipped with this reason, and
-/// run where `PEILI_UNSETTLED` is set. Each is an open end of issue 3.
-const UNSETTLED: [(&str, &str); 5] = [
-    (
-        "faults::liars::wrong_bytes_v1_6",
-        "the pull after the lie fails at times: its ingest is discarded while it runs",
-    ),
-    (
-        "faults::liars::wrong_bytes_v1_7",
-        "the pull after the lie fails at times: its ingest is discarded while it runs",
-    ),
-    (
-        "faults::liars::wrong_bytes_v2",
-        "the pull after the lie fails at times: its ingest is discarded while it runs",
-    ),
-    ("faults::load::clients_that_hang_up", "most of 24 clients at once get 404 from a holder that is well"),
-    (
-        "faults::strangers::right_address_wrong_identity",
-        "a few bytes come from upstream although another holder is well",
-    ),
-];
-
 /// One test.
 struct Case {
     name: String,
@@ -74,12 +52,7 @@ impl Case {
 
     fn into_trial(self, is_wanted: impl Fn(&Trial) -> bool) -> Trial {
         let Self { name, requirements, limit, run } = self;
-        let unsettled = UNSETTLED
-            .iter()
-            .find(|(case, _)| *case == name)
-            .map(|(_, reason)| format!("unsettled: {reason}"));
-        let unsettled = unsettled.filter(|_| std::env::var_os("PEILI_UNSETTLED").is_none());
-        let missing = require(&requirements).err().or(unsettled);
+        let missing = require(&requirements).err();
         let ignored = missing.is_some();
         let trial = Trial::test(name, move || execute(limit, run)).with_ignored_flag(ignored);
         if let Some(reason) = missing.filter(|_| is_wanted(&trial)) {

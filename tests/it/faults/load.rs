@@ -177,13 +177,16 @@ async fn clients_that_hang_up() {
         let began = Instant::now();
         let answers = fleet.clients(24, move |number, mut client| {
             let range = format!("Range: bytes={}-\r\n", number << 20);
-            let (status, _) = client.send(&path, &range);
-            (status, client.read(read))
+            let (status, length) = client.send(&path, &range);
+            // The body of a 404 is shorter.
+            (status, client.read(read.min(length)))
         });
         let answers = answers.await;
         let served = answers.iter().filter(|(status, bytes)| *status == 206 && *bytes == read).count();
         println!("{served} of 24 read {read} bytes and hung up, in {:?}", began.elapsed());
         assert!(answers.iter().all(|(status, _)| matches!(status, 206 | 404)), "{answers:?}");
+        // As many as a peer may upload at once; the others may find it busy for longer than they wait.
+        assert!(served >= 8, "{answers:?}");
         fleet.control().await;
     }
     for (node, before) in before.iter().enumerate() {
