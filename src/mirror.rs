@@ -10,6 +10,7 @@ mod download;
 mod fetch;
 mod metrics;
 mod peers;
+mod remote;
 mod serve;
 mod tags;
 mod verify;
@@ -32,8 +33,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::network::Network;
 use crate::oci::{
-    ByteRange, Descriptor, Digest, Gate, MANIFEST_LIMIT, Manifest, Name, PatternError, Patterns, PeerId,
-    RangeError, RangeHeader, Tag, is_manifest,
+    ByteRange, Descriptor, Digest, Gate, MANIFEST_LIMIT, Name, PatternError, Patterns, PeerId, RangeError,
+    RangeHeader, Tag, is_manifest,
 };
 use crate::store::{self, Provider};
 use crate::transfer::Transfer;
@@ -41,23 +42,17 @@ use crate::upstream::Upstream;
 
 pub use advertise::advertise;
 use cache::Cache;
-use download::{Context, Download};
-use fetch::{Fetcher, Flow, NoFlow, Want};
+use fetch::Fetcher;
 pub use metrics::Metrics;
 pub use peers::Conduct;
 use peers::Peers;
 pub use serve::Serve;
 
-/// Holders that a small content is asked of before giving up, when each sends wrong bytes.
-const SMALL_TRIES: usize = 4;
-/// How long the body of a manifest, and of another content that is verified before it is passed on, may take: less than
-/// the registry's deadlines (1 s and 3 s), so that another holder can be asked.
-const MANIFEST_BODY: Duration = Duration::from_millis(400);
-const SMALL_BODY: Duration = Duration::from_millis(1500);
 /// Referrers in one list; each is read from the disk.
 const REFERRERS: usize = 64;
-/// Busy peers are waited for less than the registry's deadline for manifests (1 s) allows.
-const MANIFEST_BUSY: Duration = Duration::from_millis(500);
+/// Bytes of content from peers that are in memory whole, while they are verified and until their clients have them, in KiB.
+/// Where this is used up the answer is "not here".
+const COLLECTED: usize = 32 << 10;
 
 /// How the mirror decides and fetches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -208,6 +203,9 @@ struct Shared {
     cache: Cache,
     metrics: Metrics,
     prefetches: Arc<Semaphore>,
+    /// In KiB.
+    collected: Arc<Semaphore>,
+    disputes: tags::Disputes,
 }
 
 /// The configuration in force; clones share it, and it is swapped whole when it changes.
@@ -247,6 +245,8 @@ impl Mirror {
             cache: Cache::default(),
             metrics: parts.metrics,
             prefetches: Arc::new(Semaphore::new(prefetches)),
+            collected: Arc::new(Semaphore::new(COLLECTED)),
+            disputes: tags::Disputes::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -270,18 +270,25 @@ impl Mirror {
         }
     }
 
-    /// Manifests held here under `name` that are about `digest`, with their bytes.
-    pub async fn referrers(&self, name: &Name, digest: &Digest) -> Vec<(Descriptor, Bytes)> {
+    /// Manifests held here under `name` that are about `digest`, with their bytes; of those, none that is known under a
+    /// private repository too.
+    ///
+    /// # Errors
+    /// The repository is private: an empty list would say that there are none, and the runtime would not ask elsewhere.
+    pub async fn referrers(&self, name: &Name, digest: &Digest) -> Result<Vec<(Descriptor, Bytes)>, NotHere> {
         if self.shared.rules.load().is_private(name) {
-            return Vec::new();
+            return Err(NotHere::Private);
         }
         let mut referrers = Vec::new();
         for descriptor in self.shared.store.view().referrers(name, digest).into_iter().take(REFERRERS) {
+            if self.shared.is_private_content(&descriptor.digest) {
+                continue;
+            }
             if let Some(content) = self.shared.read(&descriptor).await {
                 referrers.push((descriptor, content));
             }
         }
-        referrers
+        Ok(referrers)
     }
 
     /// Answers a request for a manifest.
@@ -319,11 +326,10 @@ impl Shared {
             Target::Tag(tag) => self.tag(name, tag).await?.digest,
         };
         // The name in the request is the client's word; the repositories that this node knows the manifest under count too.
-        let held = self.store.describe(&digest);
-        if held.as_ref().is_some_and(|blob| self.rules.load().is_private_content(&blob.repositories)) {
+        if self.is_private_content(&digest) {
             return Err(NotHere::Private);
         }
-        if held.is_some_and(|blob| blob.descriptor.size <= MANIFEST_LIMIT) {
+        if self.store.describe(&digest).is_some_and(|blob| blob.descriptor.size <= MANIFEST_LIMIT) {
             match self.local(&digest, None, head).await {
                 Ok(Some(answer)) => return Ok(answer),
                 Ok(None) => {}
@@ -336,6 +342,12 @@ impl Shared {
             None => self.peer_manifest(&digest).await?,
         };
         Ok(whole(descriptor, content, head, Source::Peers))
+    }
+
+    /// Whether content that is held here is known under a private repository, whatever others it is known under.
+    fn is_private_content(&self, digest: &Digest) -> bool {
+        let held = self.store.describe(digest);
+        held.is_some_and(|blob| self.rules.load().is_private_content(&blob.repositories))
     }
 
     /// Whether a manifest of a private repository is asked for as a blob, as a runtime does that got no manifest.
@@ -386,120 +398,6 @@ impl Shared {
             }
         });
         Ok(Some(Answer { descriptor, range, body: body.boxed(), source: Source::Local }))
-    }
-
-    /// A whole, verified manifest from peers.
-    async fn peer_manifest(&self, digest: &Digest) -> Result<(Descriptor, Bytes), NotHere> {
-        let busy = self.rules.load().busy_wait.min(MANIFEST_BUSY);
-        let (claimed, content) = self.small(digest, busy).await?;
-        // What the manifest says of itself is bound to its digest; a peer's word is not.
-        let manifest = Manifest::parse(&content).unwrap_or_default();
-        let media_type = manifest.media_type.as_deref().unwrap_or(&claimed);
-        let descriptor = Descriptor::new(*digest, content.len() as u64, media_type);
-        self.cache.put(descriptor.clone(), content.clone(), Instant::now());
-        self.cache.learn(&manifest.children);
-        Ok((descriptor, content))
-    }
-
-    /// Content of at most [`MANIFEST_LIMIT`] bytes from peers, with the media type that its peer claims. A peer that
-    /// sends wrong bytes is left out and the next one asked: nothing was passed on yet.
-    async fn small(&self, digest: &Digest, busy: Duration) -> Result<(Arc<str>, Bytes), NotHere> {
-        for _ in 0..SMALL_TRIES {
-            let flow = self.open(digest, 0, MANIFEST_LIMIT, busy).await?;
-            if flow.size() > MANIFEST_LIMIT {
-                return Err(NotHere::Unsupported);
-            }
-            let claimed = Arc::clone(&flow.segment.descriptor.media_type);
-            let range = ByteRange::whole(flow.size());
-            if let Ok(content) = self.download(digest, flow, range, busy, true).collect(MANIFEST_BODY).await {
-                return Ok((claimed, content));
-            }
-        }
-        Err(NotHere::PeersFailed)
-    }
-
-    /// A blob from peers; `cause` is why it is not served from here.
-    async fn peer_blob(&self, request: &BlobRequest, cause: NotHere) -> Result<Answer, Refusal> {
-        let (verify, busy, segment) = {
-            let rules = self.rules.load();
-            (rules.verify, rules.busy_wait, rules.segment)
-        };
-        let digest = &request.digest;
-        if !self.fetcher.is_held(digest) {
-            return Err(Refusal::NotHere(cause));
-        }
-        for _ in 0..SMALL_TRIES {
-            // Where a suffix begins is known only with the size; its first answer is thrown away then.
-            let (start, length) = match request.range {
-                _ if request.head => (0, 1),
-                None => (0, segment),
-                Some(RangeHeader::From(start)) => (start, segment),
-                Some(RangeHeader::Between(start, last)) => {
-                    (start, segment.min((last - start).saturating_add(1)))
-                }
-                Some(RangeHeader::Suffix(_)) => (0, 1),
-            };
-            let mut flow = self.open(digest, start, length, busy).await.map_err(Refusal::NotHere)?;
-            let size = flow.size();
-            let claimed = Descriptor::new(*digest, size, &flow.segment.descriptor.media_type);
-            if is_manifest(&claimed.media_type) && self.rules.load().is_private(&request.name) {
-                return Err(Refusal::NotHere(NotHere::Private));
-            }
-            let range = resolve(request.range, size)?;
-            if request.head {
-                return Ok(Answer { descriptor: claimed, range, body: empty(), source: Source::Peers });
-            }
-            if flow.segment.range.start != range.start {
-                flow = self.open(digest, range.start, segment, busy).await.map_err(Refusal::NotHere)?;
-            }
-            let whole_content = range == ByteRange::whole(size);
-            let download = self.download(digest, flow, range, busy, verify && whole_content);
-            if !(verify && whole_content && size <= MANIFEST_LIMIT) {
-                return Ok(Answer {
-                    descriptor: claimed,
-                    range,
-                    body: download.into_stream(),
-                    source: Source::Peers,
-                });
-            }
-            if let Ok(content) = download.collect(SMALL_BODY).await {
-                return Ok(whole(claimed, content, false, Source::Peers));
-            }
-        }
-        Err(Refusal::NotHere(NotHere::PeersFailed))
-    }
-
-    async fn open(&self, digest: &Digest, start: u64, length: u64, busy: Duration) -> Result<Flow, NotHere> {
-        let mut sizes = self.cache.sizes(digest);
-        sizes.extend(self.store.view().expected_sizes(digest));
-        let sizes = sizes.into();
-        self.fetcher.open(Want { digest: *digest, start, length, sizes, busy }, &[]).await.map_err(|reason| {
-            match reason {
-                NoFlow::Nobody => NotHere::Unknown,
-                NoFlow::Failed => NotHere::PeersFailed,
-                NoFlow::Busy => NotHere::PeersBusy,
-            }
-        })
-    }
-
-    fn download(
-        &self,
-        digest: &Digest,
-        flow: Flow,
-        range: ByteRange,
-        busy: Duration,
-        verify: bool,
-    ) -> Download {
-        let rules = self.rules.load();
-        let context = Context {
-            fetcher: self.fetcher.clone(),
-            store: Arc::clone(&self.store),
-            stall: rules.stall,
-            busy,
-            segment: rules.segment,
-            prefetches: Arc::clone(&self.prefetches),
-        };
-        Download::new(context, *digest, flow, range, verify)
     }
 }
 

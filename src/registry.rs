@@ -24,7 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::listener::{self, Limits, NotLoopback, Sockets, check_loopback};
-use crate::mirror::{Answer, BlobRequest, Mirror, Refusal, Target};
+use crate::mirror::{Answer, BlobRequest, Mirror, NotHere, Refusal, Target};
 use crate::oci::{self, Digest, Name, Tag};
 use crate::telemetry::Causes;
 use crate::watchdog::Watchdog;
@@ -51,8 +51,9 @@ pub trait Backend: Send + Sync {
     /// The tags of `name` that are held here, in any order. Asked only with [`Lists::Held`]. Must not block.
     fn tags(&self, name: &Name) -> Vec<Tag>;
 
-    /// The manifests held here under `name` that are about `digest`. Asked only with [`Lists::Held`].
-    async fn referrers(&self, name: &Name, digest: &Digest) -> Vec<Referrer>;
+    /// The manifests held here under `name` that are about `digest`, or why they are not told. Asked only with
+    /// [`Lists::Held`].
+    async fn referrers(&self, name: &Name, digest: &Digest) -> Result<Vec<Referrer>, NotHere>;
 }
 
 #[async_trait]
@@ -69,9 +70,9 @@ impl Backend for Mirror {
         self.tags(name)
     }
 
-    async fn referrers(&self, name: &Name, digest: &Digest) -> Vec<Referrer> {
-        let held = self.referrers(name, digest).await;
-        held.into_iter().filter_map(|(descriptor, manifest)| Referrer::parse(descriptor, &manifest)).collect()
+    async fn referrers(&self, name: &Name, digest: &Digest) -> Result<Vec<Referrer>, NotHere> {
+        let held = self.referrers(name, digest).await?.into_iter();
+        Ok(held.filter_map(|(descriptor, manifest)| Referrer::parse(descriptor, &manifest)).collect())
     }
 }
 

@@ -52,6 +52,11 @@ pub trait Provider: Send + Sync {
     /// Discards unfinished downloads of `digest` that began before this call: the runtime would otherwise resume on
     /// top of a wrong prefix. Returns how many. Stores without unfinished downloads have nothing to do.
     async fn discard_ingests(&self, digest: &Digest) -> Result<usize, Error>;
+
+    /// Looks after an unfinished download of `digest`.
+    async fn discard_stuck(&self, _digest: &Digest) -> Result<bool, Error> {
+        Ok(false)
+    }
 }
 
 /// Tells what is held here and how that changes.

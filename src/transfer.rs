@@ -74,6 +74,9 @@ pub enum FetchError {
         /// Length of its queue.
         queue: u32,
     },
+    /// This node has so many requests to the peer that it was not asked within the limit. Says nothing about the peer.
+    #[error("too many requests of this node to the peer")]
+    Queued,
     /// Nothing listens, the connection broke, or no answer came within the limit.
     #[error("the peer cannot be reached: {0}")]
     Unreachable(String),

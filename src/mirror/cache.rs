@@ -17,7 +17,8 @@ const TTL: Duration = Duration::from_secs(10);
 
 /// Children whose sizes are remembered: about 100 bytes each.
 const SIZED: usize = 16_384;
-/// Sizes of one digest: one, unless somebody made a manifest that lies.
+/// Sizes of one digest: one, unless somebody made a manifest that lies. Of more the right one may be missing, so that
+/// none counts.
 const SIZES_EACH: usize = 8;
 
 /// The newest manifests, oldest first.
@@ -68,7 +69,7 @@ impl Cache {
                 order.push_back(child.digest);
                 Vec::new()
             });
-            if !known.contains(&child.size) && known.len() < SIZES_EACH {
+            if !known.contains(&child.size) && known.len() <= SIZES_EACH {
                 known.push(child.size);
             }
         }
@@ -77,10 +78,11 @@ impl Cache {
         }
     }
 
-    /// Sizes that manifests gave to `digest`; none: not known.
-    pub(super) fn sizes(&self, digest: &Digest) -> Vec<u64> {
+    /// Sizes that manifests gave to `digest`; empty: not known, `None`: too many to believe any.
+    pub(super) fn sizes(&self, digest: &Digest) -> Option<Vec<u64>> {
         let sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
-        sizes.by_digest.get(digest).cloned().unwrap_or_default()
+        let known = sizes.by_digest.get(digest).cloned().unwrap_or_default();
+        (known.len() <= SIZES_EACH).then_some(known)
     }
 }
 
@@ -103,6 +105,17 @@ mod tests {
             Instant::now(),
         );
         digest
+    }
+
+    /// Crafted manifests must not keep content from coming from peers.
+    #[test]
+    fn too_many_sizes_are_none() {
+        let (cache, digest) = (Cache::default(), Digest::sha256(b""));
+        for size in 0..=SIZES_EACH as u64 {
+            assert_eq!(cache.sizes(&digest), Some((0..size).collect()));
+            cache.learn(&[Descriptor::new(digest, size, OCTET_STREAM)]);
+        }
+        assert_eq!(cache.sizes(&digest), None);
     }
 
     #[test]

@@ -17,10 +17,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::fetch::{Fetcher, Flow, NoFlow, Want};
 use super::metrics::{Failover, Verification};
-use super::peers::Outcome;
 use super::verify::{Mismatch, Verifier};
 use crate::network::Peer;
-use crate::oci::{ByteRange, Digest};
+use crate::oci::{ByteRange, Digest, PeerId};
 use crate::store::Provider;
 
 /// Less than this within `stall` is a stall (issue 3: 256 KiB/s over 1 s while the client reads).
@@ -32,6 +31,13 @@ const PREFETCH_AT: u64 = 2 << 20;
 pub(crate) const PREFETCHED: u64 = 1 << 20;
 /// A client that did not read for this long may have let its peer run into the write limit.
 const CLIENT_PAUSE: Duration = Duration::from_secs(10);
+/// Busy peers are waited for in mid-body no longer than a stall may cost together with the stall itself (2 s).
+const MID_BODY_BUSY: Duration = Duration::from_millis(700);
+/// What is asked for first where a client may want only a piece: containerd's parallel fetch asks for open ranges and hangs up
+/// after its chunk. What it leaves is drained or costs the connection; segments double up to the configured size.
+pub(super) const FIRST_SEGMENT: u64 = 1 << 20;
+/// How long the end of a stream waits for the first look at the downloads that it poisoned.
+const DISCARD: Duration = Duration::from_secs(2);
 /// Failovers within one content; more and the connection to the client ends short.
 const FAILOVERS: u32 = 16;
 
@@ -42,7 +48,7 @@ pub(crate) struct Context {
     pub(crate) store: Arc<dyn Provider>,
     pub(crate) stall: Duration,
     pub(crate) busy: Duration,
-    /// Bytes of a segment.
+    /// Most bytes of a segment.
     pub(crate) segment: u64,
     /// One permit for each segment that may be prefetched at a time.
     pub(crate) prefetches: Arc<Semaphore>,
@@ -55,6 +61,8 @@ pub(crate) struct Download {
     size: u64,
     position: u64,
     end: u64,
+    /// Bytes of the next segment.
+    segment: u64,
     current: Option<Current>,
     next: Option<Next>,
     /// Peers whose bytes are in it.
@@ -66,11 +74,16 @@ pub(crate) struct Download {
     paused: Option<Instant>,
     /// Bytes go to the runtime before the digest is known to be right.
     is_streamed: bool,
+    /// And some did.
+    is_passed_on: bool,
+    /// The digest is known to be right, or known to be wrong.
+    is_judged: bool,
     done: bool,
 }
 
 struct Current {
     flow: Flow,
+    start: u64,
     /// Offset after its last byte.
     end: u64,
     /// Bytes and waiting time in the present stall window.
@@ -97,6 +110,9 @@ impl Download {
     /// its digest is checked.
     pub(crate) fn new(context: Context, digest: Digest, flow: Flow, range: ByteRange, verify: bool) -> Self {
         let size = flow.size();
+        if range == ByteRange::whole(size) {
+            context.fetcher.peers.begins_anew(&digest);
+        }
         if !verify {
             context.fetcher.metrics.verified(Verification::Unverified);
         }
@@ -106,6 +122,7 @@ impl Download {
             size,
             position: range.start,
             end: range.end,
+            segment: flow.segment.range.len(),
             current: None,
             next: None,
             contributors: Vec::new(),
@@ -114,13 +131,16 @@ impl Download {
             last_read: Instant::now(),
             paused: None,
             is_streamed: false,
+            is_passed_on: false,
+            is_judged: false,
             done: false,
         };
         download.adopt(flow);
         download
     }
 
-    /// Reads the whole into memory, in `limit`; for content of at most a few MiB, of which nothing was passed on yet.
+    /// Reads the whole into memory, in `limit`; for content of at most a few MiB, of which nothing was passed on yet. A peer
+    /// that has not stalled by then is slow, and not at fault.
     pub(crate) async fn collect(mut self, limit: Duration) -> Result<Bytes, Failure> {
         let mut chunks = Vec::new();
         let read = async {
@@ -129,14 +149,15 @@ impl Download {
             }
             Ok::<_, Failure>(())
         };
-        match timeout(limit, read).await {
-            Ok(result) => result?,
-            Err(_) => {
-                self.blame(Failover::Stalled);
-                return Err(Failure::NoFlow(NoFlow::Failed));
-            }
+        let began = Instant::now();
+        if let Ok(result) = timeout(limit, read).await {
+            result?;
+            return Ok(if chunks.len() == 1 { chunks.remove(0) } else { chunks.concat().into() });
         }
-        Ok(if chunks.len() == 1 { chunks.remove(0) } else { chunks.concat().into() })
+        if self.position as f64 <= STALL_BYTES as f64 * began.elapsed().as_secs_f64() {
+            self.blame(Failover::Stalled);
+        }
+        Err(Failure::NoFlow(NoFlow::Failed))
     }
 
     /// The bytes as a stream. After an error there is nothing more.
@@ -156,9 +177,12 @@ impl Download {
         }
         let result = self.advance().await;
         self.last_read = Instant::now();
-        if let Err(failure) = &result {
-            self.done = true;
-            self.report(failure).await;
+        match &result {
+            Ok(chunk) => self.is_passed_on |= self.is_streamed && chunk.is_some(),
+            Err(failure) => {
+                self.done = true;
+                self.report(failure).await;
+            }
         }
         result
     }
@@ -185,12 +209,9 @@ impl Download {
         let Some(verifier) = &mut self.verifier else { return Ok(None) };
         if !self.done {
             self.done = true;
+            self.is_judged = true;
             verifier.finish()?;
-            let fetcher = &self.context.fetcher;
-            fetcher.metrics.verified(Verification::Right);
-            for peer in &self.contributors {
-                fetcher.peers.verified(&peer.id, &self.digest);
-            }
+            self.context.fetcher.metrics.verified(Verification::Right);
             self.current = None;
         }
         Ok(verifier.pop_rest())
@@ -209,10 +230,10 @@ impl Download {
                     self.context.fetcher.metrics.bytes_from_peers.inc_by(chunk.len() as u64);
                     return Ok(chunk);
                 }
+                // A peer that gives nothing of a range that there is would be asked for ever.
+                Ok(None) if self.position == current.start => Failover::Broken,
                 Ok(None) => {
-                    if let Some(current) = self.current.take() {
-                        current.flow.load.complete();
-                    }
+                    self.current = None;
                     continue;
                 }
                 Err(failover) => failover,
@@ -233,7 +254,7 @@ impl Download {
         let fetcher = &self.context.fetcher;
         fetcher.metrics.failover(failover);
         let waited = self.paused.is_some_and(|paused| flow.opened <= paused);
-        if !waited && fetcher.peers.end(&flow.peer.id, &self.digest, Outcome::Failed, Instant::now()) {
+        if !waited && fetcher.peers.failed(&flow.peer.id, Instant::now()) {
             let (peer, node) = (&flow.peer.id, &flow.peer.node);
             tracing::warn!(%peer, node, reason = ?failover, "a peer failed in mid-body and is suspected");
         }
@@ -241,11 +262,17 @@ impl Download {
 
     /// Gets the part from `position` on flowing: the prefetched one if there is one.
     async fn reopen(&mut self) -> Result<(), Failure> {
-        if let Some(next) = self.next.take_if(|next| next.start == self.position)
-            && let Ok(Ok(flow)) = next.flow.await
-        {
-            self.adopt(flow);
-            return Ok(());
+        if let Some(next) = self.next.take_if(|next| next.start == self.position) {
+            match next.flow.await {
+                // One that has waited long for a slow client may have run into its peer's limit.
+                Ok(Ok(flow)) if flow.opened.elapsed() < CLIENT_PAUSE => {
+                    self.adopt(flow);
+                    return Ok(());
+                }
+                // They were waited for.
+                Ok(Err(NoFlow::Busy)) => return Err(Failure::NoFlow(NoFlow::Busy)),
+                _ => {}
+            }
         }
         let want = self.want(self.position);
         let flow = self.context.fetcher.open(want, &self.contributors).await.map_err(Failure::NoFlow)?;
@@ -258,19 +285,20 @@ impl Download {
         Want {
             digest: self.digest,
             start,
-            length: (self.end - start).min(self.context.segment),
+            length: (self.end - start).min(self.segment),
             sizes: Arc::new([self.size]),
-            busy: self.context.busy,
+            busy: self.context.busy.min(MID_BODY_BUSY),
+            streamed: self.is_streamed,
         }
     }
 
     fn adopt(&mut self, flow: Flow) {
         if self.contributors.iter().all(|peer| peer.id != flow.peer.id) {
-            self.context.fetcher.peers.took(&flow.peer.id, &self.digest);
             self.contributors.push(Arc::clone(&flow.peer));
         }
         let end = flow.segment.range.end.min(self.end);
-        self.current = Some(Current { flow, end, window: (0, Duration::ZERO) });
+        self.segment = self.segment.saturating_mul(2).min(self.context.segment);
+        self.current = Some(Current { flow, start: self.position, end, window: (0, Duration::ZERO) });
     }
 
     /// Asks for the next segment if the present one is about to end and there is a budget for it.
@@ -288,38 +316,78 @@ impl Download {
         self.next = Some(Next { start, flow, _permit: permit });
     }
 
-    /// Draws the consequences of a failure: liars are left out, and what the runtime got of it is discarded.
+    /// Peers that had a part in it.
+    fn sources(&self) -> Vec<PeerId> {
+        self.contributors.iter().map(|peer| peer.id.clone()).collect()
+    }
+
+    /// Draws the consequences of a failure: liars are left out, and what the runtime got of them is discarded.
     async fn report(&mut self, failure: &Failure) {
         self.next = None;
-        let fetcher = &self.context.fetcher;
-        let sources: Vec<_> = self.contributors.iter().map(|peer| peer.id.clone()).collect();
-        let mut poisoned = match failure {
-            Failure::Mismatch(mismatch) => {
-                fetcher.metrics.verified(Verification::Mismatch);
-                let doubted = fetcher.peers.lied(&sources, &self.digest, Instant::now());
-                tracing::error!(
-                    digest = %mismatch.wanted, found = %mismatch.found, peers = ?sources,
-                    "peers sent wrong content; they are left out for it"
-                );
-                doubted
-            }
+        let mismatch = match failure {
+            Failure::Mismatch(mismatch) => mismatch,
             Failure::NoFlow(reason) => {
                 tracing::info!(digest = %self.digest, ?reason, at = self.position, "no peer goes on with a content");
                 return;
             }
         };
+        let Context { fetcher, store, .. } = &self.context;
+        let sources = self.sources();
+        fetcher.metrics.verified(Verification::Mismatch);
+        tracing::error!(
+            digest = %mismatch.wanted, found = %mismatch.found, peers = ?sources,
+            "peers sent wrong content; they are left out for it"
+        );
+        let mut poisoned = fetcher.peers.lied(&sources, &self.digest, self.is_streamed, Instant::now());
         // What is held was right, whoever gave it. Of content that was not streamed the runtime got nothing: its own
         // download has begun all the same, and is about to get the right bytes.
-        poisoned.retain(|digest| self.context.store.describe(digest).is_none());
+        poisoned.retain(|digest| store.describe(digest).is_none());
         poisoned.extend(self.is_streamed.then_some(self.digest));
-        for digest in poisoned {
-            match self.context.store.discard_ingests(&digest).await {
-                Ok(count) => {
-                    fetcher.metrics.discarded.inc_by(count as u64);
-                }
-                Err(error) => tracing::error!(%digest, %error, "cannot discard a poisoned download"),
-            }
+        // In a task, since the client may go away meanwhile. The stream does not end before the first look, or the runtime
+        // would be at its next attempt.
+        let discards = poisoned.into_iter().map(|digest| discard(self.context.clone(), digest));
+        let discarded = fetcher.tasks.spawn(futures::future::join_all(discards.collect::<Vec<_>>()));
+        let _ = timeout(DISCARD, discarded).await;
+    }
+}
+
+async fn discard(context: Context, digest: Digest) {
+    match context.store.discard_ingests(&digest).await {
+        Ok(count) => drop(context.fetcher.metrics.discarded.inc_by(count as u64)),
+        Err(error) => tracing::error!(%digest, %error, "cannot discard a poisoned download"),
+    }
+}
+
+/// containerd goes on with what it got, elsewhere; if that was wrong, its download can never be completed and stays in the
+/// way of all later ones (its issue 3974). So where it was left with bytes that nobody has judged, the mirror looks
+/// after it.
+impl Drop for Download {
+    fn drop(&mut self) {
+        if !self.is_passed_on || self.is_judged {
+            return;
         }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (context, digest, sources) = (self.context.clone(), self.digest, self.sources());
+        let peers = Arc::clone(&context.fetcher.peers);
+        let is_doubted = peers.left_unverified(&sources, &digest, Instant::now());
+        let look_after = async move {
+            if is_doubted {
+                return discard(context, digest).await;
+            }
+            match context.store.discard_stuck(&digest).await {
+                Ok(true) => {
+                    context.fetcher.metrics.discarded.inc();
+                    tracing::error!(
+                        %digest, peers = ?sources,
+                        "a download with a part from peers came to a wrong end; they are left out for it"
+                    );
+                    peers.lied(&sources, &digest, true, Instant::now());
+                }
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%digest, %error, "cannot look after an unfinished download"),
+            }
+        };
+        self.context.fetcher.tasks.spawn_on(look_after, &runtime);
     }
 }
 

@@ -31,7 +31,7 @@ const TRIAL_PATIENCE: Duration = Duration::from_millis(45);
 /// less than the registry's deadline for manifests (1 s).
 const GIVE_UP: Duration = Duration::from_millis(750);
 /// What an attempt's end may take to be known beyond its limit.
-const MARGIN: Duration = Duration::from_millis(40);
+const MARGIN: Duration = Duration::from_millis(20);
 /// Pause before busy peers are asked again; they queue requests themselves for longer than this.
 const BUSY_PAUSE: Duration = Duration::from_millis(25);
 
@@ -61,6 +61,8 @@ pub(crate) struct Want {
     pub(crate) sizes: Arc<[u64]>,
     /// How long to wait for busy peers.
     pub(crate) busy: Duration,
+    /// Its bytes go to the runtime before they are verified.
+    pub(crate) streamed: bool,
 }
 
 /// A segment whose first bytes are here.
@@ -100,7 +102,7 @@ impl Fetcher {
         if holders.is_empty() {
             return Err(NoFlow::Nobody);
         }
-        let mut candidates = self.peers.candidates(holders, &want.digest, began).into_iter();
+        let mut candidates = self.peers.candidates(holders, &want.digest, want.streamed, began).into_iter();
         let mut attempts: FuturesUnordered<Attempt> = FuturesUnordered::new();
         let mut asked: Vec<PeerId> = Vec::new();
         let mut busy: Vec<Candidate> = Vec::new();
@@ -127,10 +129,12 @@ impl Fetcher {
                         tokio::time::sleep(BUSY_PAUSE.min(left)).await;
                         // The order of `busy` is that of their answers; two random choices decide anew.
                         let peers = busy.drain(..).map(|candidate| candidate.peer).collect();
-                        candidates = self.peers.candidates(peers, &want.digest, Instant::now()).into_iter();
+                        let now = Instant::now();
+                        candidates =
+                            self.peers.candidates(peers, &want.digest, want.streamed, now).into_iter();
                         next = candidates.next();
                         limit = if is_queueing { left.max(FIRST_BYTE) } else { FIRST_BYTE };
-                        give_up = Instant::now() + limit + MARGIN;
+                        give_up = Instant::now() + limit + 2 * MARGIN;
                         if next.is_none() {
                             return Err(NoFlow::Failed);
                         }
@@ -142,17 +146,17 @@ impl Fetcher {
             tokio::select! {
                 Some(result) = attempts.next() => match result {
                     Some(Ok(flow)) => return Ok(flow),
-                    Some(Err((candidate, outcome @ (Outcome::Busy(_) | Outcome::Slow)))) => {
+                    Some(Err((candidate, outcome @ (Outcome::Busy(_) | Outcome::Slow | Outcome::Queued)))) => {
                         was_busy = true;
-                        is_queueing |= outcome != Outcome::Slow;
+                        is_queueing |= matches!(outcome, Outcome::Busy(_));
                         busy.push(candidate);
                     }
                     Some(Err(_)) | None => {}
                 },
                 () = sleep_until(hedge_at), if next.is_some() && limit == FIRST_BYTE => {
-                    // A peer that answers others is slow, and a hedge may double its load. One that is silent may be gone.
-                    let silent = !asked.iter().any(|peer| self.peers.answered_since(peer, began));
-                    if (silent || self.peers.may_hedge()) && let Some(candidate) = next.take() {
+                    // A peer that answers others is slow, and a hedge may double the load. One that is silent may be gone.
+                    let is_silent = matches!(&asked[..], [peer] if !self.peers.answered_since(peer, began));
+                    if (is_silent || self.peers.may_hedge()) && let Some(candidate) = next.take() {
                         self.metrics.hedges.inc();
                         asked.push(candidate.peer.id.clone());
                         attempts.push(self.attempt(candidate, &want, limit));
@@ -177,13 +181,15 @@ impl Fetcher {
 
     fn attempt(&self, candidate: Candidate, want: &Want, limit: Duration) -> Attempt {
         let (limit, patience) =
-            if candidate.trial { (FIRST_BYTE, TRIAL_PATIENCE) } else { (limit, limit + MARGIN) };
+            if candidate.trial { (FIRST_BYTE, TRIAL_PATIENCE) } else { (limit, limit + 2 * MARGIN) };
         let (sender, receiver) = oneshot::channel();
         let (fetcher, want) = (self.clone(), want.clone());
         let load = self.peers.begin(&candidate);
         self.tasks.spawn(async move {
             let began = Instant::now();
-            let result = match timeout(limit, fetcher.first_byte(&candidate.peer, &want, limit)).await {
+            // The transfer keeps to the limit itself and knows better what the time went to.
+            let first_byte = fetcher.first_byte(&candidate.peer, &want, limit);
+            let result = match timeout(limit + MARGIN, first_byte).await {
                 Ok(result) => result,
                 Err(_) => Err(FetchError::Unreachable(format!("no byte within {} ms", limit.as_millis()))),
             };
@@ -195,10 +201,12 @@ impl Fetcher {
                     Outcome::Slow
                 }
                 Err(FetchError::Unreachable(_)) => Outcome::Failed,
-                Err(FetchError::Identity(_) | FetchError::Protocol(_)) => Outcome::Broken,
+                Err(FetchError::Queued) => Outcome::Queued,
+                Err(FetchError::Identity(_)) => Outcome::Stranger,
+                Err(FetchError::Protocol(_)) => Outcome::Broken,
             };
             fetcher.metrics.fetched(outcome);
-            let suspected = fetcher.peers.end(&candidate.peer.id, &want.digest, outcome, Instant::now());
+            let suspected = fetcher.peers.end(&candidate, &want.digest, outcome, Instant::now());
             if let (true, Err(error)) = (suspected, &result) {
                 tracing::warn!(peer = %candidate.peer.id, node = candidate.peer.node, %error, "a peer is suspected");
             }

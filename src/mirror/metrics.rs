@@ -125,6 +125,8 @@ impl Metrics {
             Outcome::Miss => "miss",
             Outcome::Busy(_) => "busy",
             Outcome::Slow => "slow",
+            Outcome::Queued => "queued",
+            Outcome::Stranger => "stranger",
             Outcome::Failed => "failed",
             Outcome::Broken => "broken",
         };

@@ -5,13 +5,16 @@
 //! a dead peer costs once and not per layer. A peer that has not got what it claims, or sent wrong bytes, is left out
 //! for that content only.
 
-use std::collections::{HashMap, VecDeque};
+mod exclusions;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rand::RngExt;
 use tokio::time::Instant;
 
+use self::exclusions::{Exclusions, LIE_TTL, MISS_TTL};
 use crate::network::Peer;
 use crate::oci::{Digest, PeerId};
 
@@ -19,14 +22,13 @@ use crate::oci::{Digest, PeerId};
 const SUSPICION_MIN: Duration = Duration::from_secs(1);
 /// Longest suspicion: a peer that comes back is used again after this time at the latest.
 const SUSPICION_MAX: Duration = Duration::from_secs(30);
-/// How long a peer that sent wrong bytes is left out for that content.
-const LIE_TTL: Duration = Duration::from_secs(600);
-/// How long a peer that had not got what it claims is left out for that content.
-const MISS_TTL: Duration = Duration::from_secs(5);
-/// Contents for which exclusions are remembered; the oldest go first.
-const EXCLUSIONS: usize = 4096;
-/// Contents per peer of which bytes went to the runtime before they were verified; the oldest are forgotten first.
-const UNVERIFIED: usize = 64;
+/// After this time without a failure, former ones do not count: not after a mere success, or a peer that answers and then
+/// stalls would cost a stall in every layer.
+const FORGIVEN: Duration = Duration::from_secs(60);
+/// A peer that sends to some and has answered nothing new for so long is as bad as one that is gone.
+const SLOW_LIMIT: Duration = Duration::from_secs(1);
+/// Peers that are remembered; of more, those that are not in use are forgotten.
+const RECORDS: usize = 16_384;
 /// First-byte times that the hedging delay is taken from.
 const SAMPLES: usize = 64;
 /// Hedging delay while there are no samples, and the bounds that it is kept in.
@@ -48,9 +50,7 @@ pub(crate) struct Peers {
 #[derive(Debug, Default)]
 struct Table {
     records: HashMap<PeerId, Record>,
-    excluded: HashMap<Digest, Exclusion>,
-    /// Contents by peer of which bytes were taken and not verified to the end: the client hung up, or asked for a part.
-    unverified: HashMap<PeerId, VecDeque<Digest>>,
+    exclusions: Exclusions,
     first_bytes: Vec<Duration>,
     next_sample: usize,
     hedge_tokens: f64,
@@ -61,6 +61,9 @@ struct Record {
     /// Failures in a row.
     failures: u32,
     suspected_until: Option<Instant>,
+    failed_at: Option<Instant>,
+    /// Since when it was only slow.
+    slow_since: Option<Instant>,
     /// When it last answered anything.
     answered: Option<Instant>,
     /// A trial of a suspected peer is under way.
@@ -69,12 +72,11 @@ struct Record {
     in_flight: u32,
     /// Length of its queue as it last said, and when.
     queue: Option<(u32, Instant)>,
+    /// It had a part in wrong content that went to the runtime; until then it is not believed.
+    doubted_until: Option<Instant>,
+    /// It alone gave that: it is left out for all content that goes to the runtime before it is verified.
+    liar_until: Option<Instant>,
     conduct: Conduct,
-}
-
-#[derive(Debug, Default)]
-struct Exclusion {
-    peers: Vec<(PeerId, Instant)>,
 }
 
 /// What was seen of a peer since this node started.
@@ -121,9 +123,13 @@ pub(crate) enum Outcome {
     Busy(u32),
     /// Silent for too long, though it answered others meanwhile: it is no worse than busy.
     Slow,
+    /// This node has too many requests to it: it was not asked.
+    Queued,
     /// Unreachable, silent or stalled.
     Failed,
-    /// It broke the protocol, or another identity answered.
+    /// Another identity answered at its address.
+    Stranger,
+    /// It broke the protocol.
     Broken,
 }
 
@@ -135,20 +141,24 @@ impl Peers {
 
     /// Orders holders for one request: those of this node's zone first, each picked as the less loaded of two random
     /// ones, so that many requesters do not run for the same one. Suspected peers whose time is over come last, one
-    /// trial at a time; the others that are suspected or excluded for this content are left out.
+    /// trial at a time; the others that are suspected or excluded for this content are left out. `streamed`: bytes go to the
+    /// runtime before they are verified, and known liars are left out.
     pub(crate) fn candidates(
         &self,
-        holders: Vec<Arc<Peer>>,
+        mut holders: Vec<Arc<Peer>>,
         digest: &Digest,
+        streamed: bool,
         now: Instant,
     ) -> Vec<Candidate> {
         let mut table = self.lock();
-        let excluded = table.excluded.get(digest);
-        let holders: Vec<_> =
-            holders.into_iter().filter(|peer| !excluded.is_some_and(|e| e.contains(&peer.id, now))).collect();
+        holders.retain(|peer| !table.exclusions.contains(digest, &peer.id, now));
+        table.forget_some();
         let (mut near, mut far, mut trials) = (Vec::new(), Vec::new(), Vec::new());
         for peer in holders {
             let record = table.records.entry(peer.id.clone()).or_default();
+            if streamed && record.liar_until.is_some_and(|until| until > now) {
+                continue;
+            }
             match record.suspected_until {
                 None if !self.zone.is_empty() && peer.zone == self.zone => {
                     near.push((record.load(now), peer));
@@ -180,15 +190,21 @@ impl Peers {
     }
 
     /// A request got to its first byte, or failed. Returns whether the peer is suspected from now on.
-    pub(crate) fn end(&self, peer: &PeerId, digest: &Digest, outcome: Outcome, now: Instant) -> bool {
+    pub(crate) fn end(&self, candidate: &Candidate, digest: &Digest, outcome: Outcome, now: Instant) -> bool {
+        let peer = &candidate.peer.id;
         let mut table = self.lock();
         let record = table.records.entry(peer.clone()).or_default();
-        record.on_trial = false;
+        record.on_trial &= !candidate.trial;
         if matches!(outcome, Outcome::FirstByte(_) | Outcome::Miss | Outcome::Busy(_)) {
             record.answered = Some(now);
+            record.slow_since = None;
         }
         match outcome {
-            Outcome::Slow => false,
+            Outcome::Queued => false,
+            Outcome::Slow => {
+                let since = *record.slow_since.get_or_insert(now);
+                now.duration_since(since) > SLOW_LIMIT && record.fail(now)
+            }
             Outcome::FirstByte(after) => {
                 record.suspected_until = None;
                 record.queue = None;
@@ -197,24 +213,26 @@ impl Peers {
             }
             Outcome::Miss => {
                 record.conduct.misses += 1;
-                table.exclude(digest, peer, now + MISS_TTL, now);
+                table.exclusions.add(digest, peer, now + MISS_TTL, now);
                 false
             }
             Outcome::Busy(queue) => {
                 record.queue = Some((queue, now));
                 false
             }
-            Outcome::Failed => {
-                record.conduct.failures += 1;
-                record.suspect(now)
-            }
+            Outcome::Failed | Outcome::Stranger => record.fail(now),
             Outcome::Broken => {
                 record.conduct.protocol_errors += 1;
                 let suspected = record.suspect(now);
-                table.exclude(digest, peer, now + LIE_TTL, now);
+                table.exclusions.add(digest, peer, now + LIE_TTL, now);
                 suspected
             }
         }
+    }
+
+    /// `peer` failed in mid-body. Returns whether it is suspected from now on.
+    pub(crate) fn failed(&self, peer: &PeerId, now: Instant) -> bool {
+        self.lock().records.entry(peer.clone()).or_default().fail(now)
     }
 
     /// Whether `peer` answered anything after `began`: one that is dead or hangs cannot have.
@@ -222,40 +240,58 @@ impl Peers {
         self.lock().records.get(peer).and_then(|record| record.answered).is_some_and(|at| at > began)
     }
 
-    /// Bytes of `digest` come from `peer`.
-    pub(crate) fn took(&self, peer: &PeerId, digest: &Digest) {
+    /// Bytes of `digest` from `peers` went to the runtime, and whether they are right will never be known here. Returns
+    /// whether one of them is not believed any more.
+    pub(crate) fn left_unverified(&self, peers: &[PeerId], digest: &Digest, now: Instant) -> bool {
         let mut table = self.lock();
-        let digests = table.unverified.entry(peer.clone()).or_default();
-        if !digests.contains(digest) {
-            digests.push_back(*digest);
-            if digests.len() > UNVERIFIED {
-                digests.pop_front();
-            }
+        for peer in peers {
+            table.exclusions.left_unverified(peer, digest);
         }
+        let doubted = |peer| table.records.get(peer).and_then(|record: &Record| record.doubted_until);
+        peers.iter().any(|peer| doubted(peer).is_some_and(|until| until > now))
     }
 
-    /// The bytes of `digest` from `peer` are right.
-    pub(crate) fn verified(&self, peer: &PeerId, digest: &Digest) {
-        if let Some(digests) = self.lock().unverified.get_mut(peer) {
-            digests.retain(|taken| taken != digest);
-        }
+    /// The runtime asks for the whole of `digest`: what it got of it before does not count any more.
+    pub(crate) fn begins_anew(&self, digest: &Digest) {
+        self.lock().exclusions.begins_anew(digest);
     }
 
     /// `peers` had a part in content whose digest is wrong: which one lied cannot be told, so all are left out for it.
-    /// Returns what else is in doubt: where it can be told, what came from the liar and was not verified.
-    pub(crate) fn lied(&self, peers: &[PeerId], digest: &Digest, now: Instant) -> Vec<Digest> {
+    /// `streamed`: it went to the runtime. Returns what else is in doubt then: what the runtime got of them and was never
+    /// judged.
+    pub(crate) fn lied(
+        &self,
+        peers: &[PeerId],
+        digest: &Digest,
+        streamed: bool,
+        now: Instant,
+    ) -> HashSet<Digest> {
         let mut table = self.lock();
         for peer in peers {
-            table.records.entry(peer.clone()).or_default().conduct.digest_mismatches += 1;
-            table.exclude(digest, peer, now + LIE_TTL, now);
+            let record = table.records.entry(peer.clone()).or_default();
+            record.conduct.digest_mismatches += 1;
+            record.doubted_until = Some(now + LIE_TTL);
+            if streamed && peers.len() == 1 {
+                record.liar_until = Some(now + LIE_TTL);
+            }
+            table.exclusions.add(digest, peer, now + LIE_TTL, now);
         }
-        let [liar] = peers else { return Vec::new() };
-        let mut doubted = Vec::from(table.unverified.remove(liar).unwrap_or_default());
-        doubted.retain(|other| other != digest);
-        for other in &doubted {
-            table.exclude(other, liar, now + LIE_TTL, now);
-        }
+        let mut doubted = table.exclusions.doubt(peers, now + LIE_TTL, now);
+        doubted.remove(digest);
         doubted
+    }
+
+    /// Leaves those out that are suspected now.
+    pub(crate) fn retain_unsuspected(&self, peers: &mut Vec<Arc<Peer>>, now: Instant) {
+        let table = self.lock();
+        let until = |peer: &Peer| table.records.get(&peer.id).and_then(|record| record.suspected_until);
+        peers.retain(|peer| until(peer).is_none_or(|until| until <= now));
+    }
+
+    /// Whether `peer` gave wrong content to the runtime lately, and alone.
+    pub(crate) fn is_liar(&self, peer: &PeerId) -> bool {
+        let until = self.lock().records.get(peer).and_then(|record| record.liar_until);
+        until.is_some_and(|until| until > Instant::now())
     }
 
     /// How long to wait for a first byte before another holder is asked too: the 95th percentile of what was seen.
@@ -302,31 +338,17 @@ impl Table {
         self.next_sample = (self.next_sample + 1) % SAMPLES;
     }
 
-    fn exclude(&mut self, digest: &Digest, peer: &PeerId, until: Instant, now: Instant) {
-        if self.excluded.len() >= EXCLUSIONS && !self.excluded.contains_key(digest) {
-            self.excluded.retain(|_, exclusion| exclusion.peers.iter().any(|(_, until)| *until > now));
-            if self.excluded.len() >= EXCLUSIONS {
-                let any = self.excluded.keys().next().copied();
-                any.map(|digest| self.excluded.remove(&digest));
-            }
-        }
-        let peers = &mut self.excluded.entry(*digest).or_default().peers;
-        peers.retain(|(id, kept)| *kept > now && (id != peer || *kept > until));
-        if !peers.iter().any(|(id, _)| id == peer) {
-            peers.push((peer.clone(), until));
+    /// Makes room where peers come and go for ever.
+    fn forget_some(&mut self) {
+        if self.records.len() > RECORDS {
+            self.records.retain(|_, record| record.in_flight > 0);
+            let records = &self.records;
+            self.exclusions.retain(|peer| records.contains_key(peer));
         }
     }
 }
 
 impl Load {
-    /// All that was asked for came. Only this forgives former failures: a peer that answers and then stalls is
-    /// suspected for longer each time.
-    pub(crate) fn complete(self) {
-        if let Some(record) = self.peers.lock().records.get_mut(&self.peer) {
-            record.failures = 0;
-        }
-    }
-
     /// Bytes came: while they do, silence of another request to this peer means that it is slow, not that it is gone.
     pub(crate) fn count(&mut self, bytes: u64, now: Instant) {
         self.bytes += bytes;
@@ -345,18 +367,22 @@ impl Drop for Load {
     }
 }
 
-impl Exclusion {
-    fn contains(&self, peer: &PeerId, now: Instant) -> bool {
-        self.peers.iter().any(|(id, until)| id == peer && *until > now)
-    }
-}
-
 impl Record {
+    fn fail(&mut self, now: Instant) -> bool {
+        self.conduct.failures += 1;
+        self.suspect(now)
+    }
+
     fn suspect(&mut self, now: Instant) -> bool {
         // Requests that were under way together fail together: they count as one failure.
         if self.suspected_until.is_some_and(|until| until > now) {
             return false;
         }
+        if self.failed_at.is_none_or(|at| now.duration_since(at) > FORGIVEN) {
+            self.failures = 0;
+        }
+        self.failed_at = Some(now);
+        self.slow_since = None;
         let time = SUSPICION_MIN.saturating_mul(1 << self.failures.min(10)).min(SUSPICION_MAX);
         self.failures += 1;
         self.suspected_until = Some(now + time);
@@ -382,102 +408,4 @@ fn pick(group: &mut Vec<(u32, Arc<Peer>)>) -> Option<Arc<Peer>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peer(letter: char, zone: &str) -> Arc<Peer> {
-        let id = format!("12D3KooW{}", letter.to_string().repeat(44));
-        Arc::new(Peer {
-            id: id.parse().unwrap(),
-            transfer: Vec::new(),
-            node: String::new(),
-            zone: zone.into(),
-            version: String::new(),
-        })
-    }
-
-    fn names(candidates: &[Candidate]) -> Vec<&str> {
-        candidates.iter().map(|candidate| candidate.peer.id.short()).collect()
-    }
-
-    #[test]
-    fn a_failed_peer_is_left_out_then_tried_once_then_used() {
-        let (peers, digest, now) = (Arc::new(Peers::new(String::new())), Digest::sha256(b""), Instant::now());
-        let holders = || vec![peer('a', "")];
-        let first = peers.candidates(holders(), &digest, now);
-        drop(peers.begin(&first[0]));
-        peers.end(&first[0].peer.id, &digest, Outcome::Failed, now);
-        assert!(peers.candidates(holders(), &digest, now).is_empty());
-
-        let later = now + SUSPICION_MIN;
-        let trial = peers.candidates(holders(), &digest, later);
-        assert!(trial[0].trial);
-        drop(peers.begin(&trial[0]));
-        assert!(peers.candidates(holders(), &digest, later).is_empty(), "one trial at a time");
-        peers.end(&trial[0].peer.id, &digest, Outcome::Failed, later);
-        assert!(peers.candidates(holders(), &digest, later + SUSPICION_MIN).is_empty(), "doubled");
-
-        let later = later + SUSPICION_MIN * 2;
-        let trial = peers.candidates(holders(), &digest, later);
-        let load = peers.begin(&trial[0]);
-        peers.end(&trial[0].peer.id, &digest, Outcome::FirstByte(Duration::ZERO), later);
-        load.complete();
-        assert!(!peers.candidates(holders(), &digest, later)[0].trial);
-    }
-
-    #[test]
-    fn failures_of_one_moment_count_once() {
-        let (peers, now) = (Peers::new(String::new()), Instant::now());
-        for _ in 0..20 {
-            peers.end(&peer('a', "").id, &Digest::sha256(b""), Outcome::Failed, now);
-        }
-        assert_eq!(peers.candidates(vec![peer('a', "")], &Digest::sha256(b""), now + SUSPICION_MIN).len(), 1);
-    }
-
-    #[test]
-    fn a_liar_is_left_out_for_that_content_only() {
-        let (peers, now) = (Peers::new(String::new()), Instant::now());
-        let (wrong, other) = (Digest::sha256(b"wrong"), Digest::sha256(b"other"));
-        peers.lied(&[peer('a', "").id.clone()], &wrong, now);
-        assert_eq!(names(&peers.candidates(vec![peer('a', ""), peer('b', "")], &wrong, now)), ["bbbbbbbb"]);
-        assert_eq!(peers.candidates(vec![peer('a', "")], &other, now).len(), 1);
-        assert_eq!(peers.candidates(vec![peer('a', "")], &wrong, now + LIE_TTL).len(), 1);
-        assert_eq!(peers.conduct(now)[&peer('a', "").id].digest_mismatches, 1);
-    }
-
-    #[test]
-    fn own_zone_first_and_the_less_loaded_of_two() {
-        let (peers, digest, now) = (Peers::new("z1".into()), Digest::sha256(b""), Instant::now());
-        peers.end(&peer('a', "").id, &digest, Outcome::Busy(9), now);
-        let mut first = HashMap::new();
-        for _ in 0..200 {
-            let candidates =
-                peers.candidates(vec![peer('a', "z1"), peer('b', "z1"), peer('c', "z2")], &digest, now);
-            assert_eq!(candidates.len(), 3);
-            assert_eq!(candidates[2].peer.id, peer('c', "").id);
-            *first.entry(candidates[0].peer.id.short().to_owned()).or_insert(0) += 1;
-        }
-        // Two random choices pick the loaded one only if both fall on it: a quarter of the time.
-        assert!(first["bbbbbbbb"] > 110, "{first:?}");
-    }
-
-    #[test]
-    fn exclusions_are_bounded() {
-        let (peers, now) = (Peers::new(String::new()), Instant::now());
-        for number in 0..EXCLUSIONS as u32 + 50 {
-            peers.lied(&[peer('a', "").id.clone()], &Digest::sha256(&number.to_be_bytes()), now);
-        }
-        assert!(peers.lock().excluded.len() <= EXCLUSIONS);
-    }
-
-    #[test]
-    fn hedges_follow_the_samples_and_are_limited() {
-        let (peers, digest, now) = (Peers::new(String::new()), Digest::sha256(b""), Instant::now());
-        assert_eq!(peers.hedge_after(), HEDGE_DEFAULT);
-        for _ in 0..SAMPLES {
-            peers.end(&peer('a', "").id, &digest, Outcome::FirstByte(Duration::from_millis(20)), now);
-        }
-        assert_eq!(peers.hedge_after(), Duration::from_millis(20));
-        assert_eq!((0..100).filter(|_| peers.may_hedge()).count(), 10);
-    }
-}
+mod tests;

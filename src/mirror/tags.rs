@@ -1,21 +1,47 @@
 //! What a tag means, asked of trusted peers. Only used where upstream cannot be asked, or policy says so: a tag is a
 //! name that its registry may change at any time, and only the registry checks the pod's right to it.
 
-use std::sync::Arc;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use rand::seq::IndexedRandom;
+use rand::seq::SliceRandom;
+use tokio::time::{Instant, timeout_at};
 
 use super::metrics::TagAnswer;
 use super::{NotHere, Shared};
 use crate::oci::{Action, Descriptor, Name, Reference, Tag};
 
-/// Peers asked about one tag at once: enough that one stale node is outvoted, few enough for a large cluster.
-const ASKED: usize = 8;
-/// How long peers may take; those that are silent have no say.
+/// Peers asked about one tag at once: more than agree by chance, few enough for a large cluster.
+const ASKED: usize = 16;
+/// How long peers may take, all that are asked together; those that are silent have no say.
 const LIMIT: Duration = Duration::from_millis(250);
+/// Once one has answered, the others have so long to agree or not.
+const AGREE: Duration = Duration::from_millis(50);
+/// A dispute is told again after this time.
+const DISPUTE_AGAIN: Duration = Duration::from_secs(300);
+const DISPUTES: usize = 256;
+
+/// Disputes that were told lately, so that the log has each once and not per request.
+#[derive(Debug, Default)]
+pub(super) struct Disputes(Mutex<VecDeque<(Reference, Instant)>>);
+
+impl Disputes {
+    fn is_new(&self, reference: &Reference, now: Instant) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|(_, at)| now.duration_since(*at) < DISPUTE_AGAIN);
+        let is_new = !told.iter().any(|(of, _)| of == reference);
+        if is_new {
+            told.push_back((reference.clone(), now));
+            if told.len() > DISPUTES {
+                told.pop_front();
+            }
+        }
+        is_new
+    }
+}
 
 impl Shared {
     /// The descriptor of a tag, if this node is the one to answer.
@@ -34,23 +60,37 @@ impl Shared {
         };
         if answers.iter().any(|answer| answer.digest != first.digest) {
             self.metrics.tag(TagAnswer::Disputed);
-            let digests: Vec<_> = answers.iter().map(|answer| answer.digest).collect();
-            tracing::warn!(image = %reference, ?digests, "nodes disagree about a tag; it is refused");
+            let digests: BTreeSet<_> = answers.iter().map(|answer| answer.digest).collect();
+            if self.disputes.is_new(&reference, Instant::now()) {
+                tracing::warn!(image = %reference, ?digests, "nodes disagree about a tag; it is refused");
+            }
             return Err(NotHere::TagDisputed);
         }
         self.metrics.tag(TagAnswer::Known);
         Ok(answers.swap_remove(0))
     }
 
+    /// What peers answer: [`ASKED`] at a time, until some know the tag or all were asked.
     async fn ask(&self, reference: &Reference) -> Vec<Descriptor> {
         let mut peers = self.fetcher.network.tag_peers();
         peers.retain(|peer| self.gate.allows(&peer.id, Action::Tags));
-        let asked: Vec<_> = peers.sample(&mut rand::rng(), ASKED).map(Arc::clone).collect();
-        let mut answers: FuturesUnordered<_> =
-            asked.iter().map(|peer| self.fetcher.network.resolve(&peer.id, reference, LIMIT)).collect();
+        self.fetcher.peers.retain_unsuspected(&mut peers, Instant::now());
+        peers.shuffle(&mut rand::rng());
+        let mut end = Instant::now() + LIMIT;
         let mut known = Vec::new();
-        while let Some(answer) = answers.next().await {
-            known.extend(answer.ok().flatten());
+        for asked in peers.chunks(ASKED) {
+            let network = &self.fetcher.network;
+            let mut answers: FuturesUnordered<_> =
+                asked.iter().map(|peer| network.resolve(&peer.id, reference, LIMIT)).collect();
+            while let Ok(Some(answer)) = timeout_at(end, answers.next()).await {
+                if let Ok(Some(target)) = answer {
+                    known.push(target);
+                    end = end.min(Instant::now() + AGREE);
+                }
+            }
+            if !known.is_empty() || Instant::now() >= end {
+                break;
+            }
         }
         known
     }

@@ -163,7 +163,7 @@ impl Handler {
                 response.map(Answered::here).ok_or(NotHere::Unknown.into())
             }
             Route::Referrers(name, digest, artifact_type) => {
-                let referrers = self.backend.referrers(&name, &digest).await;
+                let referrers = self.backend.referrers(&name, &digest).await?;
                 let response = lists::referrers(&name, referrers, artifact_type.as_deref(), head);
                 Ok(Answered::here(response))
             }

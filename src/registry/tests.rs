@@ -113,18 +113,18 @@ impl Backend for Fake {
         self.tags.keys().filter(|_| here).map(|tag| tag.parse().unwrap()).collect()
     }
 
-    async fn referrers(&self, _: &Name, digest: &Digest) -> Vec<Referrer> {
+    async fn referrers(&self, _: &Name, digest: &Digest) -> Result<Vec<Referrer>, NotHere> {
         let referrer = |content: &[u8], manifest: &str| {
             let descriptor = Descriptor::new(Digest::sha256(content), 3, MANIFEST_MEDIA_TYPES[1]);
             Referrer::parse(descriptor, manifest.as_bytes()).expect("a manifest")
         };
-        match self.blobs.contains_key(digest) {
+        Ok(match self.blobs.contains_key(digest) {
             true => vec![
                 referrer(b"one", r#"{"artifactType":"sig/nature","annotations":{"a":"b"}}"#),
                 referrer(b"two", r#"{"artifactType":"","config":{"mediaType":"s/bom"}}"#),
             ],
             false => Vec::new(),
-        }
+        })
     }
 }
 

@@ -241,10 +241,9 @@ impl View {
     }
 
     /// Sizes in bytes that parents name for `digest`, held or not: image records, and all manifests that were read, also
-    /// those that no record leads to yet, as of a pull that still runs. Different ones, in order, at most 16. Empty:
-    /// unknown, also where parents contradict each other more than that, since a part of the sizes might lack the right
-    /// one.
-    pub fn expected_sizes(&self, digest: &Digest) -> Vec<u64> {
+    /// those that no record leads to yet, as of a pull that still runs. Different ones, in order, at most 16; none: unknown.
+    /// `None`: parents contradict each other more than that, and a part of the sizes might lack the right one.
+    pub fn expected_sizes(&self, digest: &Digest) -> Option<Vec<u64>> {
         self.read().claims.sizes(digest, EXPECTED_SIZES)
     }
 

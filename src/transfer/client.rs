@@ -135,6 +135,7 @@ impl Fetched {
             Ok(_) => Self::Content,
             Err(FetchError::NotFound) => Self::NotFound,
             Err(FetchError::Busy { .. }) => Self::Busy,
+            Err(FetchError::Queued) => Self::Queued,
             Err(FetchError::Unreachable(_)) => Self::Unreachable,
             Err(FetchError::Identity(_)) => Self::Identity,
             Err(FetchError::Protocol(_)) => Self::Protocol,
@@ -146,14 +147,13 @@ impl Shared {
     async fn fetch(self: &Arc<Self>, wanted: &Wanted, limit: Duration) -> Result<Segment, FetchError> {
         let began = Instant::now();
         let deadline = began + limit;
-        // The queue is this node's own.
-        let queued = || FetchError::Busy { queue: pool::REQUESTS_PER_PEER };
-        let permit = timeout_at(deadline, self.pool.permit(&wanted.peer)).await.map_err(|_| queued())?;
+        let queued = |_| FetchError::Queued;
+        let permit = timeout_at(deadline, self.pool.permit(&wanted.peer)).await.map_err(queued)?;
         loop {
-            let way = timeout_at(deadline, self.pool.way(&wanted.peer)).await.map_err(|_| queued())?;
+            let way = timeout_at(deadline, self.pool.way(&wanted.peer)).await.map_err(queued)?;
             if Instant::now() >= deadline {
                 // Its turn came because the time of those before it was up.
-                return Err(queued());
+                return Err(FetchError::Queued);
             }
             match timeout_at(deadline, self.request(wanted, way)).await {
                 Ok(Ok(Some((answer, connection)))) => {

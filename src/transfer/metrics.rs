@@ -69,6 +69,7 @@ pub(super) enum Fetched {
     Content,
     NotFound,
     Busy,
+    Queued,
     Unreachable,
     Identity,
     Protocol,

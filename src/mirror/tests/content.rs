@@ -139,3 +139,30 @@ async fn manifests_of_private_repositories_are_never_served_and_their_layers_are
     assert!(lab.mirror.tags(&name("team/secret")).is_empty());
     assert_eq!(lab.blob(&secret_layer).await.unwrap().0, bytes);
 }
+
+/// A client that reads nothing keeps whole contents in memory, and not more than there is a budget for.
+#[tokio::test]
+async fn small_content_in_memory_is_bounded() {
+    let lab = Lab::new(1);
+    let (artifact, layer, bytes) = image("library/app", 4 * MIB);
+    lab.hold(0, &artifact);
+    let mut answers = Vec::new();
+    let refusal = loop {
+        match lab.open(&layer, None).await {
+            Ok(answer) => answers.push(answer),
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!((refusal, answers.len()), (Refusal::NotHere(NotHere::PeersBusy), COLLECTED / 4096));
+    assert!(read(answers.pop().unwrap()).await.unwrap() == bytes);
+    assert!(lab.open(&layer, None).await.is_ok());
+}
+
+/// Signatures that are told incompletely would hide the others.
+#[tokio::test]
+async fn referrers_of_private_repositories_are_not_told() {
+    let lab = Lab::with(1, &Config { private: vec!["registry.test/team/**".into()], ..Config::default() });
+    let digest = Digest::sha256(b"");
+    assert_eq!(lab.mirror.referrers(&name("team/app"), &digest).await, Err(NotHere::Private));
+    assert_eq!(lab.mirror.referrers(&name("library/app"), &digest).await, Ok(Vec::new()));
+}

@@ -1,5 +1,7 @@
 //! Peers that send what they should not.
 
+use std::collections::HashSet;
+
 use super::*;
 
 #[tokio::test]
@@ -90,8 +92,90 @@ async fn what_else_came_from_a_liar_unverified_is_discarded() {
     hung_up.body.next().await.unwrap().unwrap();
     drop(hung_up);
     assert!(read_until_error(lab.open(&first_layer, None).await.unwrap()).await.1);
-    assert_eq!(lab.store.discarded(), [second_layer, first_layer]);
+    assert_eq!(discarded(&lab), [second_layer, first_layer].into());
     assert_eq!(lab.refused(&second_layer).await.0, NotHere::PeersFailed);
+}
+
+fn discarded(lab: &Lab) -> HashSet<Digest> {
+    lab.store.discarded().into_iter().collect()
+}
+
+/// Of small content nothing was passed on: the runtime's downloads get the right bytes elsewhere, and must not be taken away
+/// because one of them was wrong.
+#[tokio::test]
+async fn small_content_on_its_way_from_a_liar_is_not_discarded() {
+    let lab = Lab::new(1);
+    let images: Vec<_> = (0..3).map(|n| image(&format!("library/app{n}"), MIB)).collect();
+    for (artifact, _, _) in &images {
+        lab.hold(0, artifact);
+    }
+    lab.fault(0, Fault::Lie);
+    let refused = images.iter().map(|(_, layer, _)| lab.refused(layer));
+    futures::future::join_all(refused).await;
+    assert!(lab.asked(0) >= 3 && lab.conduct(0).digest_mismatches >= 3);
+    assert!(lab.store.discarded().is_empty());
+}
+
+/// Which of two sources lied cannot be told: what the runtime got of either and nobody judged goes.
+#[tokio::test]
+async fn what_came_from_two_sources_is_discarded_with_the_lie_of_one() {
+    let lab = Lab::new(2);
+    let (mixed, mixed_layer, _) = image("library/mixed", 12 * MIB);
+    let (left, left_layer, _) = image("library/left", 6 * MIB);
+    lab.hold(0, &mixed);
+    lab.hold(0, &left);
+    let mut hung_up = lab.open(&left_layer, None).await.unwrap();
+    hung_up.body.next().await.unwrap().unwrap();
+    drop(hung_up);
+    let mut answer = lab.open(&mixed_layer, None).await.unwrap();
+    answer.body.next().await.unwrap().unwrap();
+    // The first one goes on from here.
+    lab.hold(1, &mixed);
+    lab.fault(0, Fault::BreakAfter(0));
+    lab.fault(1, Fault::Lie);
+    assert!(read_until_error(answer).await.1);
+    assert_eq!(discarded(&lab), [left_layer, mixed_layer].into());
+    assert!((0..2).all(|holder| lab.conduct(holder).digest_mismatches == 1));
+}
+
+/// A client that is gone when the digest turns out to be wrong leaves its bad prefix behind all the same.
+#[tokio::test]
+async fn a_client_that_hangs_up_during_the_verdict_does_not_keep_the_poison() {
+    let lab = Lab::new(1);
+    let (artifact, layer, _) = image("library/app", 6 * MIB);
+    lab.hold(0, &artifact);
+    lab.fault(0, Fault::Lie);
+    let mut answer = lab.open(&layer, None).await.unwrap();
+    let mut got = 0;
+    while got < 6 * MIB - verify::HOLD_BACK {
+        got += answer.body.next().await.unwrap().unwrap().len();
+    }
+    drop(answer);
+    // It was left unverified; the next lie of the same peer says what to think of it.
+    assert!(lab.store.discarded().is_empty());
+    let (other, other_layer, _) = image("library/other", 6 * MIB);
+    lab.hold(0, &other);
+    assert!(read_until_error(lab.open(&other_layer, None).await.unwrap()).await.1);
+    assert_eq!(discarded(&lab), [layer, other_layer].into());
+}
+
+/// Known liars give nothing any more that would reach the runtime unverified; small content is verified first.
+#[tokio::test]
+async fn a_liar_is_left_out_for_all_that_is_streamed() {
+    let lab = Lab::new(1);
+    let (first, first_layer, _) = image("library/first", 6 * MIB);
+    let (second, second_layer, _) = image("library/second", 6 * MIB);
+    let (small, small_layer, bytes) = image("library/small", MIB);
+    for artifact in [&first, &second, &small] {
+        lab.hold(0, artifact);
+    }
+    lab.fault(0, Fault::Lie);
+    assert!(read_until_error(lab.open(&first_layer, None).await.unwrap()).await.1);
+    lab.fault(0, Fault::None);
+    assert_eq!(lab.refused(&second_layer).await.0, NotHere::PeersFailed);
+    let range = lab.open(&second_layer, Some("bytes=5-")).await.map(drop).unwrap_err();
+    assert_eq!(range, Refusal::NotHere(NotHere::PeersFailed));
+    assert!(lab.blob(&small_layer).await.unwrap().0 == bytes);
 }
 
 #[tokio::test]

@@ -62,3 +62,14 @@ async fn configured_tags_are_asked_of_peers_first() {
     let refusal = outcome(lab.manifest("team/app", "v1").await).unwrap_err();
     assert_eq!(refusal, Refusal::NotHere(NotHere::TagUpstream));
 }
+
+/// The one node that knows a tag is found among more peers than are asked at once.
+#[tokio::test]
+async fn one_of_many_peers_knows_a_tag() {
+    let lab = Lab::new(40);
+    let (artifact, _, _) = image("library/app", 10);
+    lab.hold(39, &artifact);
+    for _ in 0..5 {
+        assert_eq!(outcome(lab.manifest("library/app", "v1").await), Ok(artifact.target.digest));
+    }
+}

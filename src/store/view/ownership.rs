@@ -188,11 +188,11 @@ impl Claims {
         })
     }
 
-    /// Sizes that descriptors of `digest` name, held or not, in order; none where there are more than `limit`.
-    pub(super) fn sizes(&self, digest: &Digest, limit: usize) -> Vec<u64> {
+    /// Sizes that descriptors of `digest` name, held or not, in order; `None` where there are more than `limit`.
+    pub(super) fn sizes(&self, digest: &Digest, limit: usize) -> Option<Vec<u64>> {
         let claims = self.by_digest.get(digest).into_iter().flat_map(Parents::iter);
         let sizes: BTreeSet<u64> = claims.map(|((size, _), _)| *size).collect();
-        if sizes.len() > limit { Vec::new() } else { sizes.into_iter().collect() }
+        (sizes.len() <= limit).then(|| sizes.into_iter().collect())
     }
 
     /// Manifests whose subject is `digest`, held or not.

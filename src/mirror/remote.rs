@@ -1,0 +1,191 @@
+//! Content from peers: small content is verified whole before its first byte is passed on, larger content streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::download::{Context, Download};
+use super::fetch::{Flow, NoFlow, Want};
+use super::{Answer, BlobRequest, NotHere, Refusal, Shared, Source, empty, resolve, whole};
+use crate::oci::{ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Manifest, RangeHeader, is_manifest};
+
+/// Holders that a small content is asked of before giving up, when each sends wrong bytes.
+const SMALL_TRIES: usize = 4;
+/// How long the body of a manifest, and of another content that is verified before it is passed on, may take: less than
+/// the registry's deadlines (1 s and 3 s), so that another holder can be asked.
+const MANIFEST_BODY: Duration = Duration::from_millis(400);
+const SMALL_BODY: Duration = Duration::from_millis(1500);
+/// Busy peers are waited for less than the registry's deadline for manifests allows.
+const MANIFEST_BUSY: Duration = Duration::from_millis(500);
+
+/// A part of some content that is asked of peers.
+struct Part<'a> {
+    digest: &'a Digest,
+    start: u64,
+    length: u64,
+    /// See [`Want::busy`].
+    busy: Duration,
+    /// See [`Want::streamed`].
+    streamed: bool,
+}
+
+/// Content in memory with its share of the budget, which is given back when nobody has the bytes any more.
+struct Collected {
+    content: Bytes,
+    _share: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Collected {
+    fn as_ref(&self) -> &[u8] {
+        &self.content
+    }
+}
+
+impl Shared {
+    /// A whole, verified manifest from peers.
+    pub(super) async fn peer_manifest(&self, digest: &Digest) -> Result<(Descriptor, Bytes), NotHere> {
+        let busy = self.rules.load().busy_wait.min(MANIFEST_BUSY);
+        let (claimed, content) = self.small(digest, busy).await?;
+        // What the manifest says of itself is bound to its digest; a peer's word is not.
+        let manifest = Manifest::parse(&content).unwrap_or_default();
+        let media_type = manifest.media_type.as_deref().unwrap_or(&claimed);
+        let descriptor = Descriptor::new(*digest, content.len() as u64, media_type);
+        self.cache.put(descriptor.clone(), content.clone(), Instant::now());
+        self.cache.learn(&manifest.children);
+        Ok((descriptor, content))
+    }
+
+    /// Content of at most [`MANIFEST_LIMIT`] bytes from peers, with the media type that its peer claims. A peer that
+    /// sends wrong bytes is left out and the next one asked: nothing was passed on yet.
+    async fn small(&self, digest: &Digest, busy: Duration) -> Result<(Arc<str>, Bytes), NotHere> {
+        for _ in 0..SMALL_TRIES {
+            let part = Part { digest, start: 0, length: MANIFEST_LIMIT, busy, streamed: false };
+            let flow = self.open(&part, &self.sizes(digest)).await?;
+            if flow.size() > MANIFEST_LIMIT {
+                return Err(NotHere::Unsupported);
+            }
+            let claimed = Arc::clone(&flow.segment.descriptor.media_type);
+            if let Some(content) = self.collect(digest, flow, busy, MANIFEST_BODY).await? {
+                return Ok((claimed, content));
+            }
+        }
+        Err(NotHere::PeersFailed)
+    }
+
+    /// A blob from peers; `cause` is why it is not served from here.
+    pub(super) async fn peer_blob(&self, request: &BlobRequest, cause: NotHere) -> Result<Answer, Refusal> {
+        let (verify, busy, segment) = {
+            let rules = self.rules.load();
+            (rules.verify, rules.busy_wait, rules.segment)
+        };
+        let digest = &request.digest;
+        if !self.fetcher.is_held(digest) {
+            return Err(Refusal::NotHere(cause));
+        }
+        let sizes = self.sizes(digest);
+        let is_large = sizes.iter().any(|size| *size > MANIFEST_LIMIT);
+        for _ in 0..SMALL_TRIES {
+            // Where a suffix begins is known only with the size; its first answer is thrown away then.
+            let (start, length) = match request.range {
+                _ if request.head => (0, 1),
+                None | Some(RangeHeader::From(0)) => (0, segment),
+                // The client may hang up after a piece.
+                Some(RangeHeader::From(start)) => (start, segment.min(super::download::FIRST_SEGMENT)),
+                Some(RangeHeader::Between(start, last)) => {
+                    (start, segment.min((last - start).saturating_add(1)))
+                }
+                Some(RangeHeader::Suffix(_)) => (0, 1),
+            };
+            let streamed = !request.head && (!verify || is_large || request.range.is_some());
+            let part = Part { digest, start, length, busy, streamed };
+            let mut flow = self.open(&part, &sizes).await.map_err(Refusal::NotHere)?;
+            let size = flow.size();
+            let claimed = Descriptor::new(*digest, size, &flow.segment.descriptor.media_type);
+            if is_manifest(&claimed.media_type) && self.rules.load().is_private(&request.name) {
+                return Err(Refusal::NotHere(NotHere::Private));
+            }
+            let range = resolve(request.range, size)?;
+            if request.head {
+                return Ok(Answer { descriptor: claimed, range, body: empty(), source: Source::Peers });
+            }
+            let is_whole = range == ByteRange::whole(size);
+            let is_collected = verify && is_whole && size <= MANIFEST_LIMIT;
+            // Only now is it known to go to the runtime unverified: not from a known liar.
+            let is_refused = !is_collected && !streamed && self.fetcher.peers.is_liar(&flow.peer.id);
+            if is_refused || flow.segment.range.start != range.start {
+                let part = Part { start: range.start, length: segment, streamed: !is_collected, ..part };
+                flow = self.open(&part, &[size]).await.map_err(Refusal::NotHere)?;
+            }
+            if !is_collected {
+                let body = self.download(digest, flow, range, busy, verify && is_whole).into_stream();
+                return Ok(Answer { descriptor: claimed, range, body, source: Source::Peers });
+            }
+            let collected = self.collect(digest, flow, busy, SMALL_BODY).await;
+            if let Some(content) = collected.map_err(Refusal::NotHere)? {
+                return Ok(whole(claimed, content, false, Source::Peers));
+            }
+        }
+        Err(Refusal::NotHere(NotHere::PeersFailed))
+    }
+
+    /// Reads and verifies the whole of a small content; `None` if it was wrong or did not come.
+    async fn collect(
+        &self,
+        digest: &Digest,
+        flow: Flow,
+        busy: Duration,
+        limit: Duration,
+    ) -> Result<Option<Bytes>, NotHere> {
+        let size = flow.size();
+        let kib = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX);
+        let share = Arc::clone(&self.collected).try_acquire_many_owned(kib);
+        let share = share.map_err(|_| NotHere::PeersBusy)?;
+        let download = self.download(digest, flow, ByteRange::whole(size), busy, true);
+        let content = download.collect(limit).await.ok();
+        Ok(content.map(|content| Bytes::from_owner(Collected { content, _share: share })))
+    }
+
+    /// Sizes that `digest` may have; none: not known.
+    fn sizes(&self, digest: &Digest) -> Vec<u64> {
+        match (self.cache.sizes(digest), self.store.view().expected_sizes(digest)) {
+            (Some(mut sizes), Some(more)) => {
+                sizes.extend(more);
+                sizes
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    async fn open(&self, part: &Part<'_>, sizes: &[u64]) -> Result<Flow, NotHere> {
+        let Part { digest, start, length, busy, streamed } = *part;
+        let want = Want { digest: *digest, start, length, sizes: sizes.into(), busy, streamed };
+        self.fetcher.open(want, &[]).await.map_err(|reason| match reason {
+            NoFlow::Nobody => NotHere::Unknown,
+            NoFlow::Failed => NotHere::PeersFailed,
+            NoFlow::Busy => NotHere::PeersBusy,
+        })
+    }
+
+    fn download(
+        &self,
+        digest: &Digest,
+        flow: Flow,
+        range: ByteRange,
+        busy: Duration,
+        verify: bool,
+    ) -> Download {
+        let rules = self.rules.load();
+        let context = Context {
+            fetcher: self.fetcher.clone(),
+            store: Arc::clone(&self.store),
+            stall: rules.stall,
+            busy,
+            segment: rules.segment,
+            prefetches: Arc::clone(&self.prefetches),
+        };
+        Download::new(context, *digest, flow, range, verify)
+    }
+}
