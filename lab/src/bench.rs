@@ -6,6 +6,7 @@
 mod bed;
 mod cases;
 mod load;
+mod machine;
 
 use std::time::Duration;
 
@@ -90,7 +91,7 @@ impl Report {
 /// Measures everything and prints it. A case that cannot run is an error; the figures themselves are not judged.
 pub(crate) async fn run(options: &Options) -> Result<bool> {
     let bed = Bed::new(options.size, options.loopback).await?;
-    println!("measuring on {}, {} runs each", bed.place(), options.repeats);
+    println!("{}", json!({"machine": machine::describe(), "place": bed.place(), "repeats": options.repeats}));
     let wanted = |case: &str| case.contains(&options.only);
     if wanted("throughput") {
         cases::throughput(&bed, options.repeats).await?.print(bed.place());
@@ -107,6 +108,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
             None => println!("pull: not measured, it needs root and a containerd"),
         }
     }
+    println!("{}", json!({"load at the end": machine::load()}));
     Ok(true)
 }
 

@@ -4,7 +4,6 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use peili::oci::Digest;
@@ -80,6 +79,12 @@ impl Bed {
             network,
             files,
         };
+        wait::until("nginx", PATIENCE, async || {
+            let get = load::with(bed.namespace(0), bed.nginx(), |client| client.request("GET", "/v2/"));
+            get.await.ok()
+        })
+        .await?;
+        ensure!(bed.nginx.is_running(), "nginx ended: {}", bed.nginx.log_tail());
         if let Some(generation) = generation {
             let holder = bed.containerd(generation, 0).await?;
             let reference = bed.image.reference(REGISTRY);
@@ -273,8 +278,5 @@ fn nginx(files: &Path, image: &Image, address: SocketAddr, namespace: Option<&Na
     let program = requirements::program("nginx").context("no nginx")?;
     let mut command = Command::new(program);
     command.arg("-c").arg(&path).arg("-p").arg(files);
-    let mut process = Process::spawn("nginx", command, &files.join("nginx.out"), namespace)?;
-    std::thread::sleep(Duration::from_millis(300));
-    ensure!(process.is_running(), "nginx ended: {}", process.log_tail());
-    Ok(process)
+    Process::spawn("nginx", command, &files.join("nginx.out"), namespace)
 }

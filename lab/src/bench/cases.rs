@@ -36,9 +36,10 @@ pub(crate) async fn throughput(bed: &Bed, repeats: u32) -> Result<Report> {
     let [speed, cpu] = nginx;
     report.add("nginx GB/s", speed);
     report.add("nginx CPU s/GiB", cpu);
+    let path = blob_path(&bed.image.repository, &layer);
+    plain(bed, repeats, &path, &mut report).await?;
     for verify in [false, true] {
         let nodes = bed.nodes(2, Store::Holder, verify).await?;
-        let path = blob_path(&bed.image.repository, &layer);
         let mut figures = [const { Vec::new() }; 4];
         for round in 0..=repeats {
             let before = [cpu_of(&nodes[0])?, cpu_of(&nodes[1])?];
@@ -62,6 +63,25 @@ pub(crate) async fn throughput(bed: &Bed, repeats: u32) -> Result<Report> {
         }
     }
     Ok(report)
+}
+
+/// The same bytes from the holder's own registry, without TLS and without a second node: what TLS is compared with.
+async fn plain(bed: &Bed, repeats: u32, path: &str, report: &mut Report) -> Result<()> {
+    let nodes = bed.nodes(1, Store::Holder, true).await?;
+    let mut figures = [Vec::new(), Vec::new()];
+    for round in 0..=repeats {
+        let (before, path) = (cpu_of(&nodes[0])?, path.to_owned());
+        let get = load::with(bed.namespace(0), nodes[0].registry(), move |client| whole(client, &path));
+        let (bytes, elapsed) = get.await?;
+        if round > 0 {
+            figures[0].push(bytes / elapsed / 1e9);
+            figures[1].push((cpu_of(&nodes[0])? - before) / (bytes / GIB));
+        }
+    }
+    let [speed, cpu] = figures;
+    report.add("plain HTTP from the holder GB/s", speed);
+    report.add("plain HTTP from the holder CPU s/GiB", cpu);
+    Ok(())
 }
 
 /// Memory of three idle nodes, and of a holder and its four pullers while each gets the layer, twice.

@@ -101,7 +101,7 @@ impl Connection {
                 self.drive(context);
                 Pin::new(incoming).poll_frame(context)
             }
-            frame => frame,
+            frame @ Poll::Ready(_) => frame,
         }
     }
 
