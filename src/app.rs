@@ -147,8 +147,7 @@ impl App {
         };
         let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
 
-        let own = registry_sockets.addresses().iter().map(ToString::to_string).collect();
-        let prober = Arc::new(Prober::new(config.upstream.clone(), own));
+        let prober = Arc::new(Prober::new(config.upstream.clone(), registry_sockets.addresses()));
         let client = Client::new(&identity, transfer_metrics).context("cannot start the peer client")?;
         let held = Arc::clone(&store);
         let parts = Parts {
