@@ -6,6 +6,7 @@
 
 mod reload;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ struct App {
     registry: registry::Server,
     admin: admin::Server,
     problems: Arc<Problems>,
+    listening: Arc<AtomicBool>,
     _tasks: [AbortOnDropHandle<()>; 2],
     _watchdog: Watchdog,
 }
@@ -191,9 +193,12 @@ impl App {
             causes,
             problems: Arc::clone(&problems),
         };
+        let listening = Arc::new(AtomicBool::new(true));
+        let accepts = Arc::clone(&listening);
         let sources = Sources {
             ready: Arc::new(move || {
-                admin::readiness(true, held.view().was_read(), &watcher.health().borrow())
+                let accepts = accepts.load(Ordering::Relaxed);
+                admin::readiness(accepts, held.view().was_read(), &watcher.health().borrow())
             }),
             status: Arc::new(move || report.status()),
             metrics: Arc::new(metrics),
@@ -214,6 +219,7 @@ impl App {
             registry,
             admin,
             problems,
+            listening,
             _tasks: [executor, advertising],
             _watchdog: watchdog,
         })
@@ -221,6 +227,7 @@ impl App {
 
     /// Peers are told first, so that they ask others; transfers that run may end.
     async fn drain(self, limit: Duration) {
+        self.listening.store(false, Ordering::Relaxed);
         self.swarm.shutdown().await;
         let (registry, ()) = tokio::join!(self.registry.drain(limit), self.uploads.shutdown(limit));
         if !registry {

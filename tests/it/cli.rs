@@ -228,6 +228,8 @@ async fn drain() {
     })
     .await
     .unwrap();
+    let ready = pair.other.admin("/readyz").await.unwrap();
+    assert_eq!(ready.status, 503, "whoever is asked to serve must listen");
     let mut rest = first.to_vec();
     stream.read_to_end(&mut rest).unwrap();
     let head = rest.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
