@@ -208,7 +208,7 @@ impl Shared {
 
 /// containerd's grammar of identifiers: `[A-Za-z0-9]+([._-][A-Za-z0-9]+)*`, at most 76 characters. What does not keep
 /// to it could end a filter's quotes.
-fn is_namespace(text: &str) -> bool {
+pub fn is_namespace(text: &str) -> bool {
     let parts = |text: &str| text.split(['.', '_', '-']).all(|part| !part.is_empty());
     text.len() <= 76 && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c)) && parts(text)
 }
