@@ -5,6 +5,7 @@
 //! Only what an operator got wrong does: a configuration that cannot be, or an address that is taken.
 
 mod reload;
+mod vitals;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,8 @@ use crate::trust::PinnedTrust;
 use crate::upstream::probe::Prober;
 use crate::watchdog::Watchdog;
 
+use vitals::Vitals;
+
 /// What runs. Dropping it ends it.
 struct App {
     config: Config,
@@ -47,8 +50,8 @@ struct App {
     admin: admin::Server,
     problems: Arc<Problems>,
     listening: Arc<AtomicBool>,
+    vitals: Vitals,
     _tasks: [AbortOnDropHandle<()>; 2],
-    _watchdog: Watchdog,
 }
 
 /// What is wrong beside what the parts say of themselves.
@@ -68,14 +71,15 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut changes = watch::watch(&loaded).context("cannot watch the configuration")?;
     let mut app = App::start(loaded.config, log.clone())?;
+    app.vitals.add("configuration watch", {
+        let watch = changes.task();
+        move || !watch.is_finished()
+    });
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            change = changes.next() => match change {
-                Some(change) => app.reload(change.map(|loaded| loaded.config)),
-                None => break,
-            },
+            Some(change) = changes.next() => app.reload(change.map(|loaded| loaded.config)),
         }
     }
     let limit = app.config.node.drain;
@@ -152,6 +156,7 @@ impl App {
         let prober = Arc::new(Prober::new(config.upstream.clone(), registry_sockets.addresses()));
         let client = Client::new(&identity, transfer_metrics).context("cannot start the peer client")?;
         let held = Arc::clone(&store);
+        let stored = Arc::clone(&watcher);
         let parts = Parts {
             store,
             network: Arc::new(network.clone()),
@@ -204,6 +209,16 @@ impl App {
             metrics: Arc::new(metrics),
         };
         let admin = admin::Server::start(admin_sockets, sources, Some(&watchdog));
+        let mut vitals = Vitals::start(watchdog);
+        vitals.add("store", move || stored.is_running());
+        vitals.add("network", {
+            let network = network.clone();
+            move || network.is_running()
+        });
+        vitals.add("advertising", {
+            let advertising = advertising.abort_handle();
+            move || !advertising.is_finished()
+        });
         tracing::info!(
             registry = ?registry.addresses(), peers = ?uploads.addresses(), admin = ?admin.addresses(), "listening"
         );
@@ -220,14 +235,16 @@ impl App {
             admin,
             problems,
             listening,
+            vitals,
             _tasks: [executor, advertising],
-            _watchdog: watchdog,
         })
     }
 
     /// Peers are told first, so that they ask others; transfers that run may end.
     async fn drain(self, limit: Duration) {
         self.listening.store(false, Ordering::Relaxed);
+        // What ends from here on ends on purpose.
+        let _watchdog = self.vitals.end();
         self.swarm.shutdown().await;
         let (registry, ()) = tokio::join!(self.registry.drain(limit), self.uploads.shutdown(limit));
         if !registry {

@@ -51,7 +51,7 @@ pub struct ContainerdStore {
     shared: Arc<Shared>,
     rechecks: mpsc::Sender<Digest>,
     discards: Mutex<HashMap<Digest, AbortOnDropHandle<()>>>,
-    _synchronizer: AbortOnDropHandle<()>,
+    synchronizer: AbortOnDropHandle<()>,
 }
 
 /// How many ingests the first look of a discard found.
@@ -93,7 +93,7 @@ impl ContainerdStore {
             shared,
             rechecks,
             discards: Mutex::default(),
-            _synchronizer: AbortOnDropHandle::new(synchronizer),
+            synchronizer: AbortOnDropHandle::new(synchronizer),
         }
     }
 
@@ -193,6 +193,10 @@ impl Watcher for ContainerdStore {
 
     fn health(&self) -> watch::Receiver<Health> {
         self.shared.view.health()
+    }
+
+    fn is_running(&self) -> bool {
+        !self.synchronizer.is_finished()
     }
 }
 
