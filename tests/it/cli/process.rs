@@ -72,6 +72,13 @@ async fn blocked_log() {
     while rustix::io::write(&writer, &[b'x'; 4096]).is_ok() {}
     while rustix::io::write(&writer, b"x").is_ok() {}
     rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::empty()).unwrap();
+    // A start that fails ends, although its error cannot be written.
+    let mut wrong = Command::new(binary().unwrap());
+    wrong.args(["run", "--set", "mirror.segmnt=1"]).stderr(writer.try_clone().unwrap());
+    let mut wrong = Killed(wrong.spawn().unwrap());
+    let ended = wait::until("its end", CHANGE, async || wrong.0.try_wait().unwrap()).await.unwrap();
+    assert_eq!(ended.code(), Some(2));
+
     let mut child = Killed(command(&plan).stdin(Stdio::null()).stderr(writer).spawn().unwrap());
     let (admin, registry) = (loopback(plan.ports.admin), loopback(plan.ports.registry));
     wait::until("ready", CHANGE, async || (get(admin, "/readyz") == Some(200)).then_some(())).await.unwrap();
