@@ -169,13 +169,13 @@ async fn the_mirror_itself_is_never_asked() {
     }
 }
 
-/// Headers and certificates of a hosts file say who asks; a probe does not.
+/// Headers of a hosts file may say who asks; a probe does not. (Certificates: `tls`.)
 #[tokio::test]
 async fn a_probe_sends_nothing_that_is_configured() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve("200").await;
     let text = format!(
-        "[host.\"http://{}\"]\nclient = \"no-such.pem\"\n[host.\"http://{0}\".header]\n\
+        "[host.\"http://{}\"]\n[host.\"http://{0}\".header]\n\
          authorization = \"Basic c2VjcmV0\"\nx-api-key = [\"secret\"]\n",
         server.address
     );
