@@ -52,7 +52,7 @@ fn say(text: String) {
 
 /// One worker per core, but two at least: one that is held up must not stop the other work.
 fn runtime() -> io::Result<Runtime> {
-    let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
+    let cores = thread::available_parallelism().map_or(2, NonZero::get);
     Builder::new_multi_thread()
         .worker_threads(cores.max(2))
         .max_blocking_threads(BLOCKING_THREADS)
