@@ -10,7 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 /// `text` with some characters replaced.
-fn changed(text: String, changes: Vec<(prop::sample::Index, char)>) -> String {
+fn changed(text: &str, changes: Vec<(prop::sample::Index, char)>) -> String {
     let mut characters: Vec<char> = text.chars().collect();
     for (index, character) in changes {
         if !characters.is_empty() {
@@ -24,13 +24,13 @@ fn changed(text: String, changes: Vec<(prop::sample::Index, char)>) -> String {
 /// Texts of a shape, some of them with up to three changes.
 fn near(shape: &'static str) -> impl Strategy<Value = String> {
     (shape, vec((any::<prop::sample::Index>(), any::<char>()), 0..3))
-        .prop_map(|(text, changes)| changed(text, changes))
+        .prop_map(|(text, changes)| changed(&text, changes))
 }
 
 /// One of `texts`, some of them with up to three changes.
 fn near_any(texts: &'static [&'static str]) -> impl Strategy<Value = String> {
     (prop::sample::select(texts), vec((any::<prop::sample::Index>(), any::<char>()), 0..3))
-        .prop_map(|(text, changes)| changed(text.to_owned(), changes))
+        .prop_map(|(text, changes)| changed(text, changes))
 }
 
 fn digests() -> impl Strategy<Value = Vec<Digest>> {

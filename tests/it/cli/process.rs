@@ -112,7 +112,7 @@ async fn proxies() {
                 heads.push(String::from_utf8_lossy(&head[..length]).into_owned());
                 count.fetch_add(1, Ordering::Relaxed);
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::park_timeout(Duration::from_millis(5));
         }
         heads
     });
