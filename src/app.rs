@@ -5,7 +5,9 @@
 //! Only what an operator got wrong does: a configuration that cannot be, or an address that is taken.
 
 mod reload;
+mod vitals;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +34,8 @@ use crate::trust::PinnedTrust;
 use crate::upstream::probe::Prober;
 use crate::watchdog::Watchdog;
 
+use vitals::Vitals;
+
 /// What runs. Dropping it ends it.
 struct App {
     config: Config,
@@ -45,8 +49,9 @@ struct App {
     registry: registry::Server,
     admin: admin::Server,
     problems: Arc<Problems>,
+    listening: Arc<AtomicBool>,
+    vitals: Vitals,
     _tasks: [AbortOnDropHandle<()>; 2],
-    _watchdog: Watchdog,
 }
 
 /// What is wrong beside what the parts say of themselves.
@@ -65,15 +70,16 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     // Signals and changes that come while the parts start must not be lost.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut changes = watch::watch(&loaded).context("cannot watch the configuration")?;
-    let mut app = App::start(loaded.config, log)?;
+    let mut app = App::start(loaded.config, log.clone())?;
+    app.vitals.add("configuration watch", {
+        let watch = changes.task();
+        move || !watch.is_finished()
+    });
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            change = changes.next() => match change {
-                Some(change) => app.reload(change.map(|loaded| loaded.config)),
-                None => break,
-            },
+            Some(change) = changes.next() => app.reload(change.map(|loaded| loaded.config)),
         }
     }
     let limit = app.config.node.drain;
@@ -94,6 +100,8 @@ impl App {
         let watchdog = Watchdog::start().context("cannot start the watchdog")?;
         let executor = watchdog.watch_executor(&tokio::runtime::Handle::current());
         let mut metrics = telemetry::registry();
+        telemetry::register_runtime(&mut metrics, tokio::runtime::Handle::current());
+        log.register(&mut metrics);
 
         let registry_sockets = config.registry.bind()?;
         let admin_sockets = config.admin.bind()?;
@@ -145,10 +153,10 @@ impl App {
         };
         let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
 
-        let own = registry_sockets.addresses().iter().map(ToString::to_string).collect();
-        let prober = Arc::new(Prober::new(config.upstream.clone(), own));
+        let prober = Arc::new(Prober::new(config.upstream.clone(), registry_sockets.addresses()));
         let client = Client::new(&identity, transfer_metrics).context("cannot start the peer client")?;
         let held = Arc::clone(&store);
+        let stored = Arc::clone(&watcher);
         let parts = Parts {
             store,
             network: Arc::new(network.clone()),
@@ -190,14 +198,27 @@ impl App {
             causes,
             problems: Arc::clone(&problems),
         };
+        let listening = Arc::new(AtomicBool::new(true));
+        let accepts = Arc::clone(&listening);
         let sources = Sources {
             ready: Arc::new(move || {
-                admin::readiness(true, held.view().was_read(), &watcher.health().borrow())
+                let accepts = accepts.load(Ordering::Relaxed);
+                admin::readiness(accepts, held.view().was_read(), &watcher.health().borrow())
             }),
             status: Arc::new(move || report.status()),
             metrics: Arc::new(metrics),
         };
         let admin = admin::Server::start(admin_sockets, sources, Some(&watchdog));
+        let mut vitals = Vitals::start(watchdog);
+        vitals.add("store", move || stored.is_running());
+        vitals.add("network", {
+            let network = network.clone();
+            move || network.is_running()
+        });
+        vitals.add("advertising", {
+            let advertising = advertising.abort_handle();
+            move || !advertising.is_finished()
+        });
         tracing::info!(
             registry = ?registry.addresses(), peers = ?uploads.addresses(), admin = ?admin.addresses(), "listening"
         );
@@ -213,13 +234,17 @@ impl App {
             registry,
             admin,
             problems,
+            listening,
+            vitals,
             _tasks: [executor, advertising],
-            _watchdog: watchdog,
         })
     }
 
     /// Peers are told first, so that they ask others; transfers that run may end.
     async fn drain(self, limit: Duration) {
+        self.listening.store(false, Ordering::Relaxed);
+        // What ends from here on ends on purpose.
+        let _watchdog = self.vitals.end();
         self.swarm.shutdown().await;
         let (registry, ()) = tokio::join!(self.registry.drain(limit), self.uploads.shutdown(limit));
         if !registry {

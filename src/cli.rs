@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and what is printed about it. Parts are called, none is built here.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 70 is the watchdog's.
 
 mod commands;
 
@@ -36,7 +36,8 @@ enum Command {
     /// SIGHUP, or a change of the file, applies what can be changed live and says what needs a restart.
     #[command(
         after_help = "Examples:\n  peili run\n  peili run --config peili.yaml --set log.level=debug\n  \
-        PEILI_NODE__ZONE=eu-1a peili run\n\nExit codes: 0 done, 1 failed, 2 wrong usage or configuration."
+        PEILI_NODE__ZONE=eu-1a peili run\n\nExit codes: 0 ended by a signal, 1 failed (an address is taken), 2 wrong usage or \
+        configuration, 70 ended by the watchdog: a part of it hung or died, start it again."
     )]
     Run(Sources),
 
@@ -115,7 +116,7 @@ struct Pull {
     hosts_dir: Vec<PathBuf>,
 
     /// Ask this host only: the base of its API, http://127.0.0.1:5000/v2
-    #[arg(long, value_name = "URL", conflicts_with = "hosts_dir")]
+    #[arg(long, value_name = "URL", conflicts_with = "hosts_dir", value_parser = host)]
     host: Option<String>,
 
     /// The platform of a multi-platform image [default: this machine's]
@@ -208,6 +209,18 @@ impl From<config::Error> for Failure {
 impl Sources {
     fn load(self) -> Result<config::Loaded, config::Error> {
         Inputs::new(self.config, self.set).load()
+    }
+}
+
+/// A host without a user and a password: both would be shown in errors and summaries.
+fn host(text: &str) -> Result<String, String> {
+    let uri: http::Uri = text.parse().map_err(|error| format!("{error}"))?;
+    match (uri.scheme_str(), uri.authority()) {
+        (Some("http" | "https"), Some(authority)) if !authority.as_str().contains('@') => Ok(text.to_owned()),
+        (_, Some(authority)) if authority.as_str().contains('@') => {
+            Err("credentials are not sent: leave out the part before the @".to_owned())
+        }
+        _ => Err("the form is http://HOST:PORT/v2".to_owned()),
     }
 }
 

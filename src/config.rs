@@ -78,7 +78,7 @@ pub struct NodeConfig {
     #[schemars(with = "String")]
     pub drain: Duration,
     /// Move a corrupt identity file aside and make a new identity, of which the other nodes must then be told. Without
-    /// it, a corrupt file ends the start.
+    /// it, the node runs with a passing identity that no peer trusts, and the status says so.
     pub identity_recovery: bool,
 }
 
@@ -102,6 +102,8 @@ pub struct Loaded {
     pub inputs: Inputs,
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
+    /// The file before it was read.
+    stamp: watch::Stamp,
     tree: tree::Node,
     /// What named the node if no key did.
     name_source: &'static str,
@@ -140,6 +142,7 @@ impl Inputs {
     /// Reads and checks. Blocks on the file.
     pub fn load(&self) -> Result<Loaded, Error> {
         let path = self.path();
+        let stamp = watch::stamp(path);
         let text = match read(path) {
             Err(Error::Read { source, .. })
                 if self.path.is_none() && source.kind() == io::ErrorKind::NotFound =>
@@ -149,11 +152,17 @@ impl Inputs {
             Err(error) => return Err(error),
             Ok(text) => Some(text),
         };
+        Ok(Loaded { stamp, ..self.parse(text.as_deref())? })
+    }
+
+    /// Checks `text` as if the file had it; `None`: there is no file. Reads nothing but the host's name.
+    pub fn parse(&self, text: Option<&str>) -> Result<Loaded, Error> {
+        let path = self.path();
         let with_excerpt = |faults: Vec<Fault>| {
-            let text = text.as_deref().unwrap_or_default();
+            let text = text.unwrap_or_default();
             Error::Invalid(faults.into_iter().map(|fault| excerpted(fault, path, text)).collect())
         };
-        let root = match &text {
+        let root = match text {
             Some(text) => tree::Node::parse(text).map_err(|fault| with_excerpt(vec![fault]))?,
             None => tree::Node::empty(),
         };
@@ -171,7 +180,7 @@ impl Inputs {
             return Err(with_excerpt(faults));
         }
         let file = text.is_some().then(|| path.to_owned());
-        Ok(Loaded { config, inputs: self.clone(), file, tree, name_source })
+        Ok(Loaded { config, inputs: self.clone(), file, stamp: None, tree, name_source })
     }
 
     fn node_name(&self) -> (String, &'static str) {

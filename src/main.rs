@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
@@ -27,16 +29,30 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Nobody is left to be told if this cannot be written.
-            let _ = writeln!(io::stderr(), "error: {failure}");
+            say(format!("error: {failure}\n"));
             ExitCode::from(failure.code())
         }
     }
 }
 
+/// Writes to standard error from a thread of its own: it may be a pipe that nobody reads, and the end must not wait for
+/// that.
+fn say(text: String) {
+    let (written, done) = mpsc::channel::<()>();
+    let writer = thread::Builder::new().spawn(move || {
+        // Nobody is left to be told if this cannot be written.
+        let _ = io::stderr().write_all(text.as_bytes());
+        drop(written);
+    });
+    if writer.is_ok() {
+        // Either end of the wait is the end of it.
+        let _ = done.recv_timeout(SHUTDOWN);
+    }
+}
+
 /// One worker per core, but two at least: one that is held up must not stop the other work.
 fn runtime() -> io::Result<Runtime> {
-    let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
+    let cores = thread::available_parallelism().map_or(2, NonZero::get);
     Builder::new_multi_thread()
         .worker_threads(cores.max(2))
         .max_blocking_threads(BLOCKING_THREADS)

@@ -3,6 +3,18 @@
 //! Pure: it parses, compares and hashes, and never reads a file, a clock or a socket. Everything here that comes from
 //! outside (a client, a peer, a registry, a label of containerd) is parsed by a bounded parser, and those are fuzzed.
 //!
+//! ```
+//! use peili::oci::{Digest, Reference};
+//!
+//! let image: Reference = "nginx:1.27".parse()?;
+//! assert_eq!(image.to_string(), "docker.io/library/nginx:1.27");
+//! assert_eq!(image.name.registry.as_str(), "docker.io");
+//!
+//! let digest = Digest::sha256(b"content");
+//! assert_eq!(digest.to_string().parse(), Ok(digest));
+//! # Ok::<(), peili::oci::ReferenceError>(())
+//! ```
+//!
 //! It also holds the one question that enforcement points ask about a peer, [`Gate`], so that `network` and
 //! `transfer` can enforce what `trust` decides without knowing it.
 

@@ -7,6 +7,19 @@
 //!
 //! It never sends a secret: where a registry asks for a bearer token, an anonymous one is fetched. It does not
 //! unpack, verify signatures, or follow the URLs of layers that are not distributable.
+//!
+//! ```no_run
+//! use peili::pull::{Destination, Host, Options, Silent, pull};
+//!
+//! # async fn example() -> anyhow::Result<()> {
+//! let image: peili::oci::Reference = "ghcr.io/acme/app:v1".parse()?;
+//! let hosts = Host::load(&["/etc/containerd/certs.d".into()], &image.name.registry)?;
+//! let options = Options::new(image, hosts, Destination::Layout("/srv/images".into()));
+//! let summary = pull(options, &Silent).await?;
+//! println!("{} has {} bytes", summary.digest, summary.bytes);
+//! # Ok(())
+//! # }
+//! ```
 
 mod destination;
 mod fetch;
@@ -42,6 +55,9 @@ const DEPTH_LIMIT: usize = 4;
 
 /// Manifests of one image, all platforms and attestations together. The largest official images have about 40.
 const MANIFESTS_LIMIT: usize = 1000;
+
+/// Children of all manifests of one pull together: each manifest may have 20,000.
+const CHILDREN_LIMIT: usize = 100_000;
 
 /// What to pull, from where and to where.
 #[derive(Debug)]
@@ -270,6 +286,7 @@ struct Walk<'a> {
     platforms: &'a Platforms,
     seen: HashSet<Digest>,
     manifests: usize,
+    children: usize,
     blobs: Vec<Descriptor>,
     contents: Vec<Fetched>,
 }
@@ -282,6 +299,7 @@ impl<'a> Walk<'a> {
             platforms,
             seen: HashSet::new(),
             manifests: 0,
+            children: 0,
             blobs: Vec::new(),
             contents: Vec::new(),
         }
@@ -319,6 +337,10 @@ impl<'a> Walk<'a> {
             }
             if is_index(&media_type) {
                 manifest.children = self.platforms.choose(digest, &bytes, manifest.children)?;
+            }
+            self.children += manifest.children.len();
+            if self.children > CHILDREN_LIMIT {
+                return Err(refused("its image has more than 100000 parts"));
             }
             // The first child is next, so that contents come in the order of their manifests.
             left.extend(manifest.children.into_iter().rev().map(|child| (child, depth + 1)));

@@ -66,6 +66,11 @@ pub trait Watcher: Send + Sync {
 
     /// Whether the view can be kept right, and why not.
     fn health(&self) -> watch::Receiver<Health>;
+
+    /// Whether the task that keeps the view right still runs, or says of its end in the health.
+    fn is_running(&self) -> bool {
+        true
+    }
 }
 
 /// A snapshot and the changes after it.

@@ -1,11 +1,8 @@
 //! Whatever parses as a name is printed in a form that parses to the same name.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use peili::oci::Reference;
+#[path = "../invariants.rs"]
+#[allow(dead_code, reason = "each target needs one of them")]
+mod invariants;
 
-fuzz_target!(|text: &str| {
-    if let Ok(reference) = text.parse::<Reference>() {
-        assert_eq!(Reference::parse_full(&reference.to_string()), Ok(reference));
-    }
-});
+libfuzzer_sys::fuzz_target!(|text: &str| invariants::reference(text));

@@ -68,8 +68,8 @@ fn heading(page: &mut Page, status: &Status) {
     page.line("Store    ", &format!("{}, {health}", known(&store.source)));
     page.line("Holds    ", &format!("{images}, {digests} ({} advertised){bytes}", network.advertised));
     page.line("Peers    ", &format!("{connected} of {} connected", network.peers.len()));
-    let problems = status.problems.iter().chain(&network.problems);
-    for (index, problem) in problems.enumerate() {
+    // The network's are among them.
+    for (index, problem) in status.problems.iter().enumerate() {
         if index == 0 {
             page.text.push_str("\nProblems\n");
         }

@@ -60,7 +60,10 @@ fn sample() -> Status {
             to_peers: Amount { requests: 77, bytes: 0 },
             not_here: 3,
         },
-        problems: vec!["containerd does not answer\nhint: systemctl status containerd".into()],
+        problems: vec![
+            "containerd does not answer\nhint: systemctl status containerd".into(),
+            "network: peers.peili.svc: no such name".into(),
+        ],
         causes: vec![
             cause(5, "private", "r.io/secret:v1", 12),
             cause(4_000, "tag-upstream", "docker.io/library/nginx:1", 1),
@@ -80,7 +83,7 @@ fn status_for_people() {
     Problems
       - containerd does not answer
         hint: systemctl status containerd
-      - peers.peili.svc: no such name
+      - network: peers.peili.svc: no such name
 
     Served to                  REQUESTS  BYTES
       the runtime, from here   10        1.0 MiB
@@ -117,7 +120,7 @@ fn status_on_a_narrow_terminal() {
     Problems
       - containerd does not answer
         hint: systemctl status containerd
-      - peers.peili.svc: no such name
+      - network: peers.peili.svc: no such name
 
     Served to                  REQUESTS  BYTES
       the runtime, from here   10        1.0 MiB

@@ -2,6 +2,7 @@
 
 use super::App;
 use crate::config::{Config, Error, diff};
+use crate::{mirror, network, registry, telemetry};
 
 impl App {
     /// Takes over what can be changed live.
@@ -26,19 +27,7 @@ impl App {
             format!("configuration: a restart is needed for {}", changes.restart.join(", "))
         });
         self.problems.set_configuration(problem);
-        // What needs a restart keeps its old value, so that the next change is compared with what is in force.
-        let old = std::mem::replace(&mut self.config, config);
-        self.config.node = old.node;
-        self.config.store = old.store;
-        self.config.transfer = old.transfer;
-        self.config.admin = old.admin;
-        self.config.registry.listen = old.registry.listen;
-        self.config.registry.allow_wide = old.registry.allow_wide;
-        self.config.registry.default_registry = old.registry.default_registry;
-        self.config.network.listen = old.network.listen;
-        self.config.network.advertise = old.network.advertise;
-        self.config.mirror.prefetch_budget = old.mirror.prefetch_budget;
-        self.config.log.format = old.log.format;
+        self.config = in_force(&self.config, config);
     }
 
     fn apply(&self, config: &Config) -> anyhow::Result<()> {
@@ -59,5 +48,83 @@ impl App {
             self.uploads.recheck();
         }
         Ok(())
+    }
+}
+
+/// `new` with the old values of what needs a restart, so that the next change is compared with what is in force.
+fn in_force(old: &Config, new: Config) -> Config {
+    let old = old.clone();
+    Config {
+        node: old.node,
+        store: old.store,
+        transfer: old.transfer,
+        admin: old.admin,
+        registry: registry::Config {
+            listen: old.registry.listen,
+            allow_wide: old.registry.allow_wide,
+            default_registry: old.registry.default_registry,
+            ..new.registry
+        },
+        network: network::Config {
+            listen: old.network.listen,
+            advertise: old.network.advertise,
+            ..new.network
+        },
+        mirror: mirror::Config { prefetch_budget: old.mirror.prefetch_budget, ..new.mirror },
+        log: telemetry::Config { format: old.log.format, ..new.log },
+        upstream: new.upstream,
+        trust: new.trust,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::Inputs;
+
+    /// Every key with another value than its default.
+    const OTHER: &str = "
+node: {name: a, zone: z, data-dir: /x, drain: 1s, identity-recovery: true}
+store: {source: layout:/x, socket: /x, namespaces: [a], content-root: /x}
+registry:
+  {listen: ['0.0.0.0:1'], allow-wide: true, default-registry: r.test, lists: held, manifest-deadline: 2s,
+  blob-deadline: 2s}
+mirror:
+  {private: [a/b], tags-peers-first: [a/b], verify: false, segment: 1MiB, prefetch-budget: 64MiB, stall: 3s,
+  busy-wait: 3s}
+network:
+  {listen: ['0.0.0.0:2'], advertise: ['10.0.0.1:1'], dns: ['a:1'],
+  peers: [{id: 12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp}]}
+transfer: {listen: ['0.0.0.0:3'], uploads: 3, uploads-per-peer: 3, queue: 3, upload-rate: 3MiB}
+upstream: {hosts-dirs: [/x], cache: 20s, limit: 1s}
+trust: {allow: [a/b], deny: [a/b], unowned: true}
+admin: {listen: ['0.0.0.0:4'], allow-wide: true}
+log: {level: debug, format: json}
+";
+
+    /// What the status says of a change, and what is done with it, are one.
+    #[test]
+    fn what_is_said_to_need_a_restart_is_what_is_kept() {
+        let old = Config::default();
+        let new = Inputs::default().parse(Some(OTHER)).unwrap().config;
+        let said = diff(&old, &new);
+        let sections = serde_json::to_value(&old).unwrap();
+        let all: BTreeSet<String> = sections
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(section, keys)| {
+                keys.as_object().unwrap().keys().map(move |key| format!("{section}.{key}"))
+            })
+            .collect();
+        let changed: BTreeSet<String> = said.live.iter().chain(&said.restart).cloned().collect();
+        assert_eq!(changed, all, "every key has another value in this test");
+
+        let in_force = in_force(&old, new.clone());
+        let (done, left) = (diff(&old, &in_force), diff(&in_force, &new));
+        assert_eq!((done.live, done.restart), (said.live, vec![]));
+        assert_eq!((left.live, left.restart), (vec![], said.restart));
     }
 }

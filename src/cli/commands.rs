@@ -58,7 +58,7 @@ async fn pull(arguments: Pull) -> Result<(), Failure> {
     let hosts = hosts.await.context("cannot read the hosts")?.context("cannot use the registry's hosts")?;
     let mut options = Options::new(arguments.reference, hosts, Destination::Layout(arguments.to));
     options.platforms = platforms;
-    let quiet = arguments.quiet || arguments.json || !io::stderr().is_terminal();
+    let quiet = arguments.quiet || arguments.json;
     let progress: Box<dyn Progress> = if quiet { Box::new(Silent) } else { Box::new(Bars::new()) };
     let summary = pull::pull(options, progress.as_ref()).await.context("cannot pull")?;
     drop(progress);

@@ -1,3 +1,5 @@
+//! The help of every command, and what arguments may be.
+
 use clap::CommandFactory;
 
 use super::*;
@@ -25,6 +27,16 @@ fn every_command_has_help() {
     walk(&mut command, "");
 }
 
+/// The watchdog's exit code is what a supervisor sees.
+#[test]
+fn run_names_all_its_exit_codes() {
+    let mut command = Cli::command();
+    let help = command.find_subcommand_mut("run").unwrap().render_long_help().to_string();
+    for code in [0, 1, 2, crate::watchdog::EXIT_CODE] {
+        assert!(help.split_whitespace().any(|word| word == code.to_string()), "{code}: {help}");
+    }
+}
+
 #[test]
 fn arguments_are_checked() {
     let check = |line: &str, valid: bool| {
@@ -37,6 +49,9 @@ fn arguments_are_checked() {
     check("peili pull nginx", false);
     check("peili pull nginx --to layout:/tmp/x --host http://a/v2 --hosts-dir /x", false);
     check("peili pull nginx --to layout:/tmp/x --host http://a/v2", true);
+    check("peili pull nginx --to layout:/tmp/x --host https://user:secret@a/v2", false);
+    check("peili pull nginx --to layout:/tmp/x --host ftp://a/v2", false);
+    check("peili pull nginx --to layout:/tmp/x --host a/v2", false);
     check("peili pull NGINX --to layout:/tmp/x", false);
     check("peili config check", true);
     check("peili config", false);

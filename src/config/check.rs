@@ -9,7 +9,9 @@ use bytesize::ByteSize;
 use super::Config;
 use super::error::Fault;
 use super::tree::Node;
-use crate::oci::{Name, Patterns, Registry};
+use crate::oci::{Patterns, Registry};
+use crate::store::containerd::is_namespace;
+use crate::store::layout::Spec;
 
 /// Peers that one file may name; the network of this version carries ten.
 const PEER_LIMIT: usize = 10_000;
@@ -78,21 +80,10 @@ impl Check<'_> {
     fn store(&mut self, config: &Config) {
         let source = &config.store.source;
         let hint = Some("`containerd`, or layout:PATH, or layout:PATH,name=REGISTRY/REPOSITORY");
-        match source.strip_prefix("layout:") {
-            _ if source == "containerd" => {}
-            None => self.fault("store.source", format!("`{source}` is not a store"), hint),
-            Some(layout) => {
-                let (path, name) = match layout.split_once(",name=") {
-                    Some((path, name)) => (path, Some(name)),
-                    None => (layout, None),
-                };
-                if path.is_empty() {
-                    self.fault("store.source", "the layout has no path", hint);
-                }
-                if let Some(Err(error)) = name.map(str::parse::<Name>) {
-                    self.fault("store.source", error.to_string(), hint);
-                }
-            }
+        if source != "containerd"
+            && let Err(error) = source.parse::<Spec>()
+        {
+            self.fault("store.source", error.to_string(), hint);
         }
         if source == "containerd" && config.store.namespaces.is_empty() {
             self.fault(
@@ -102,10 +93,7 @@ impl Check<'_> {
             );
         }
         for (index, namespace) in config.store.namespaces.iter().enumerate() {
-            // containerd's `identifiers`: letters, digits and single separators, at most 76.
-            let valid = (1..=76).contains(&namespace.len())
-                && namespace.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
-            if !valid {
+            if !is_namespace(namespace) {
                 self.fault(
                     &format!("store.namespaces[{index}]"),
                     format!("`{namespace}` is not a namespace"),

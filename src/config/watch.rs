@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -25,19 +26,19 @@ const INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Watch {
     receiver: mpsc::Receiver<Result<Loaded, Error>>,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 /// What tells one state of a file from another; `None`: it is not there.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
+pub(super) type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 /// Begins to watch. What `loaded` was made of is read again after a change of its file and after SIGHUP. Must be called
 /// within a runtime; an error means that signals cannot be received.
 pub fn watch(loaded: &Loaded) -> io::Result<Watch> {
     let signal = signal(SignalKind::hangup())?;
     let (sender, receiver) = mpsc::channel(1);
-    let inputs = loaded.inputs.clone();
-    Ok(Watch { receiver, _task: AbortOnDropHandle::new(tokio::spawn(follow(inputs, signal, sender))) })
+    let following = follow(loaded.inputs.clone(), loaded.stamp, signal, sender);
+    Ok(Watch { receiver, task: AbortOnDropHandle::new(tokio::spawn(following)) })
 }
 
 impl Watch {
@@ -46,13 +47,24 @@ impl Watch {
     pub async fn next(&mut self) -> Option<Result<Loaded, Error>> {
         self.receiver.recv().await
     }
+
+    /// The task that watches, to be looked at.
+    pub fn task(&self) -> AbortHandle {
+        self.task.abort_handle()
+    }
 }
 
-async fn follow(inputs: Inputs, mut signal: Signal, sender: mpsc::Sender<Result<Loaded, Error>>) {
+/// `known` is from before the configuration in force was read, so that no change after it is missed.
+async fn follow(
+    inputs: Inputs,
+    mut known: Stamp,
+    mut signal: Signal,
+    sender: mpsc::Sender<Result<Loaded, Error>>,
+) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known = look(inputs.path().to_owned()).await;
     let mut last = known;
+    let mut was_there = known.is_some();
     loop {
         let hangup = tokio::select! {
             _ = ticks.tick() => false,
@@ -65,8 +77,9 @@ async fn follow(inputs: Inputs, mut signal: Signal, sender: mpsc::Sender<Result<
             continue;
         }
         known = now;
+        was_there |= now.is_some();
         let load = inputs.clone();
-        let Ok(result) = tokio::task::spawn_blocking(move || load_present(&load, now)).await else { return };
+        let result = off_executor(inputs.path(), move || load_present(&load, was_there)).await;
         if sender.send(result).await.is_err() {
             return;
         }
@@ -74,18 +87,71 @@ async fn follow(inputs: Inputs, mut signal: Signal, sender: mpsc::Sender<Result<
 }
 
 /// A file that was there and is gone is an error, although none is needed at the start: it takes all settings with it.
-fn load_present(inputs: &Inputs, stamp: Stamp) -> Result<Loaded, Error> {
-    match stamp {
-        Some(_) => inputs.load(),
-        None => Err(Error::Read { path: inputs.path().to_owned(), source: io::ErrorKind::NotFound.into() }),
+fn load_present(inputs: &Inputs, was_there: bool) -> Result<Loaded, Error> {
+    match inputs.load() {
+        Ok(Loaded { file: None, .. }) if was_there => {
+            Err(Error::Read { path: inputs.path().to_owned(), source: io::ErrorKind::NotFound.into() })
+        }
+        result => result,
     }
+}
+
+/// A load that panics is a configuration that cannot be used, not the end of the watch.
+async fn off_executor(
+    path: &Path,
+    load: impl FnOnce() -> Result<Loaded, Error> + Send + 'static,
+) -> Result<Loaded, Error> {
+    let read = |error| Error::Read { path: path.to_owned(), source: io::Error::other(error) };
+    tokio::task::spawn_blocking(load).await.unwrap_or_else(|error| Err(read(error)))
 }
 
 async fn look(path: PathBuf) -> Stamp {
     tokio::task::spawn_blocking(move || stamp(&path)).await.unwrap_or_default()
 }
 
-fn stamp(path: &Path) -> Stamp {
+pub(super) fn stamp(path: &Path) -> Stamp {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Longest wait for two looks at the file.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    async fn next(watch: &mut Watch) -> Result<Loaded, Error> {
+        tokio::time::timeout(LIMIT, watch.next()).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_change_between_the_load_and_the_first_look_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        fs::write(&path, "log: {level: info}").unwrap();
+        let loaded = Inputs { path: Some(path.clone()), ..Inputs::default() }.load().unwrap();
+        fs::write(&path, "log: {level: debug}").unwrap();
+        let mut watch = watch(&loaded).unwrap();
+        assert_eq!(next(&mut watch).await.unwrap().config.log.level, "debug");
+    }
+
+    /// The default file may be absent: from the start that is no error, once it was there it is.
+    #[test]
+    fn only_a_file_that_was_there_is_missed() {
+        let absent = Inputs { set: vec!["log.level=debug".into()], ..Inputs::default() };
+        if absent.path().exists() {
+            return;
+        }
+        assert_eq!(load_present(&absent, false).unwrap().config.log.level, "debug");
+        assert!(matches!(load_present(&absent, true), Err(Error::Read { .. })));
+        let named = Inputs { path: Some("/no/such/file".into()), ..Inputs::default() };
+        assert!(matches!(load_present(&named, false), Err(Error::Read { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_load_that_panics_is_an_error() {
+        let error = off_executor(Path::new("/x.yaml"), || panic!("a fault of the parser")).await.unwrap_err();
+        assert!(error.to_string().contains("/x.yaml") && error.to_string().contains("panic"), "{error}");
+    }
 }

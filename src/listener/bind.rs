@@ -54,14 +54,22 @@ pub struct NotLoopback {
 }
 
 impl Sockets {
-    /// Binds `addresses`, which `setting` names; port 0 takes a free one. `[::1]` on a machine without IPv6 is left out
-    /// with a warning if another address can be bound. Must be called within a tokio runtime.
+    /// Binds `addresses`, which `setting` names; port 0 takes a free one. On a machine without IPv6 its addresses are
+    /// left out if another address can be bound. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// No address, or one that cannot be bound; none stays bound then.
     pub fn bind(setting: &'static str, addresses: &[SocketAddr]) -> Result<Self, BindError> {
+        Self::bind_by(bind, setting, addresses)
+    }
+
+    fn bind_by(
+        bind: impl Fn(SocketAddr) -> io::Result<TcpListener>,
+        setting: &'static str,
+        addresses: &[SocketAddr],
+    ) -> Result<Self, BindError> {
         let mut bound = Vec::new();
-        let mut missing = None;
+        let mut missing = Vec::new();
         for &address in addresses {
             match bind(address).and_then(|listener| Ok((listener.local_addr()?, listener))) {
                 Ok(listener) => bound.push(listener),
@@ -75,18 +83,19 @@ impl Sockets {
                     if !is_missing_ipv6(&error) {
                         return Err(error);
                     }
-                    missing = Some(error);
+                    missing.push(error);
                 }
             }
         }
-        match missing {
-            Some(error) if bound.is_empty() => return Err(error),
-            Some(BindError::Address { address, source, .. }) => {
-                tracing::warn!(%address, setting, error = %source, "this machine has no IPv6 loopback, going on without it");
-            }
-            _ => {}
+        if bound.is_empty() {
+            return Err(missing.pop().unwrap_or(BindError::None { setting }));
         }
-        if bound.is_empty() { Err(BindError::None { setting }) } else { Ok(Self(bound)) }
+        for error in missing {
+            if let BindError::Address { address, source, .. } = error {
+                tracing::info!(%address, setting, error = %source, "this machine has no IPv6, going on without it");
+            }
+        }
+        Ok(Self(bound))
     }
 
     /// The addresses that are bound, with their real ports.
@@ -135,10 +144,15 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// No IPv6 at all (`ipv6.disable=1`), or none on loopback (`disable_ipv6`). Another address that is missing is the
+/// operator's mistake.
 fn is_missing_ipv6(error: &BindError) -> bool {
     let BindError::Address { address, source, .. } = error else { return false };
-    let missing = matches!(Errno::from_io_error(source), Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT));
-    missing && address.is_ipv6() && address.ip().is_loopback()
+    match Errno::from_io_error(source) {
+        Some(Errno::AFNOSUPPORT) => address.is_ipv6(),
+        Some(Errno::ADDRNOTAVAIL) => address.is_ipv6() && address.ip().is_loopback(),
+        _ => false,
+    }
 }
 
 fn hint(address: SocketAddr, setting: &str, error: &io::Error) -> String {
@@ -157,5 +171,31 @@ fn hint(address: SocketAddr, setting: &str, error: &io::Error) -> String {
         }
         Some(Errno::MFILE | Errno::NFILE) => "too many open files; raise the limit (`ulimit -n`)".into(),
         _ => format!("change `{setting}`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine where sockets of IPv6 fail with `errno`.
+    fn without_ipv6(addresses: &[&str], errno: Errno) -> Result<Vec<SocketAddr>, BindError> {
+        let addresses: Vec<SocketAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let bind = |address: SocketAddr| if address.is_ipv6() { Err(errno.into()) } else { bind(address) };
+        Sockets::bind_by(bind, "x.listen", &addresses).map(|sockets| sockets.addresses())
+    }
+
+    /// Guards the start with the default configuration under `ipv6.disable=1`.
+    #[tokio::test]
+    async fn a_machine_without_ipv6_goes_on_with_ipv4() {
+        for other in ["[::]:0", "[::1]:0", "[2001:db8::1]:0"] {
+            let bound = without_ipv6(&["127.0.0.1:0", other], Errno::AFNOSUPPORT).unwrap();
+            assert!(matches!(bound[..], [address] if address.is_ipv4()), "{other}: {bound:?}");
+            assert!(without_ipv6(&[other], Errno::AFNOSUPPORT).is_err(), "{other} alone");
+        }
+        assert!(without_ipv6(&["127.0.0.1:0", "[::1]:0"], Errno::ADDRNOTAVAIL).is_ok());
+        // An address that is not this machine's.
+        assert!(without_ipv6(&["127.0.0.1:0", "[2001:db8::1]:0"], Errno::ADDRNOTAVAIL).is_err());
+        assert!(without_ipv6(&["127.0.0.1:0", "[::]:0"], Errno::ADDRINUSE).is_err());
     }
 }

@@ -210,11 +210,12 @@ impl Identity {
             // The error that matters is the first one; a temporary file that stays is replaced by the next attempt.
             let _ = fs::remove_file(&temporary);
         }
-        if written? {
-            File::open(folder)?.sync_all()?;
-            return Ok(true);
+        let written = written?;
+        if written && let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+            // The key is there and counts. A crash of the machine may lose it, and then a new one is made.
+            tracing::warn!(folder = %folder.display(), %error, "the new identity may not survive a crash");
         }
-        Ok(false)
+        Ok(written)
     }
 }
 

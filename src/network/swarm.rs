@@ -132,6 +132,11 @@ impl SwarmNetwork {
         &self.shared.id
     }
 
+    /// Whether the task of the network runs: until [`Swarm::shutdown`], or a panic.
+    pub fn is_running(&self) -> bool {
+        !self.commands.is_closed()
+    }
+
     /// The gate's answers have changed: closes connections that it allows no more, and tells and believes the rest
     /// as it says now. Reads of the view obey the gate at once even without this.
     pub fn recheck(&self) {

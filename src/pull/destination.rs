@@ -5,10 +5,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -26,6 +29,13 @@ const LOCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// Bytes read at once when content that is there is hashed.
 const CHUNK: usize = 1 << 20;
+
+/// A link in the place of a file is not followed: opening it fails with [`LOOP`]. Nor is a pipe waited for.
+const NO_FOLLOW: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+const LOOP: i32 = Errno::LOOP.raw_os_error();
+
+/// Pulls of one process that make the same layout at once write files of their own.
+static ATTEMPTS: AtomicU32 = AtomicU32::new(0);
 
 /// The annotation by which containerd names images in a layout.
 const IMAGE_NAME: &str = "io.containerd.image.name";
@@ -57,7 +67,8 @@ impl Folder {
                 Ok(content) => check_marker(&marker, &content)?,
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     refuse_foreign(&path)?;
-                    let temporary = path.join(format!("oci-layout.{}", std::process::id()));
+                    let (process, attempt) = (std::process::id(), ATTEMPTS.fetch_add(1, Ordering::Relaxed));
+                    let temporary = path.join(format!("oci-layout.{process}-{attempt}"));
                     fs::write(&temporary, r#"{"imageLayoutVersion":"1.0.0"}"#)
                         .and_then(|()| fs::rename(&temporary, &marker))
                         .map_err(io_error(&marker))?;
@@ -77,9 +88,11 @@ impl Folder {
     pub(super) async fn has(&self, descriptor: &Descriptor) -> Result<bool, Error> {
         let (path, descriptor) = (self.blob(&descriptor.digest), descriptor.clone());
         blocking(path.clone(), move || {
-            let right = match File::open(&path) {
+            let right = match OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(&path) {
                 Ok(file) => is_right(file, &descriptor).map_err(io_error(&path))?,
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+                // A link: what it leads to is not the layout's.
+                Err(error) if error.raw_os_error() == Some(LOOP) => false,
                 Err(error) => return Err(io_error(&path)(error)),
             };
             if !right {
@@ -193,7 +206,9 @@ impl Partial {
     /// Puts the file into its place, on disk before it has its name.
     pub(super) fn commit(&self) -> io::Result<()> {
         self.file.sync_data()?;
-        fs::rename(&self.path, &self.target)
+        fs::rename(&self.path, &self.target)?;
+        // The name too, before `index.json` leads to it.
+        self.target.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     }
 }
 
@@ -218,7 +233,10 @@ async fn lock(path: &Path) -> Result<File, Error> {
 /// The locked file, or its length if another pull holds it.
 fn try_lock(path: &Path) -> io::Result<Result<File, u64>> {
     loop {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        // Whoever may write to the folder could plant a link to a file that only this process may write to.
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).custom_flags(NO_FOLLOW);
+        let file = options.open(path)?;
         match file.try_lock() {
             // The one who held it may have renamed or removed it since it was opened here.
             Ok(()) if !is_same(path, &file)? => {}

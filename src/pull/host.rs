@@ -28,6 +28,8 @@ pub struct Host {
     pub pull: bool,
     /// The client with the host's CA, client certificate, headers and timeouts.
     pub client: Client,
+    /// For token servers elsewhere: what this host is sent, and what it is forgiven, is not theirs.
+    elsewhere: hosts::Host,
 }
 
 /// A host within one pull, which is of one repository.
@@ -36,6 +38,7 @@ pub(super) struct Endpoint {
     pub(super) resolve: bool,
     pub(super) pull: bool,
     client: Client,
+    elsewhere: hosts::Host,
     name: Name,
     header_limit: Duration,
     /// `ns` is sent to mirrors only, as containerd does.
@@ -63,7 +66,13 @@ impl Host {
     /// # Errors
     /// A certificate, key or header that cannot be used.
     pub fn new(host: &hosts::Host) -> Result<Self, hosts::Error> {
-        Ok(Self { url: host.url.clone(), resolve: host.resolve, pull: host.pull, client: host.client()? })
+        Ok(Self {
+            url: host.url.clone(),
+            resolve: host.resolve,
+            pull: host.pull,
+            client: host.client()?,
+            elsewhere: hosts::Host { skip_verify: false, ..host.anonymous() },
+        })
     }
 
     /// The hosts that `config_path` gives for a registry, the registry itself last. Reads files and blocks.
@@ -84,6 +93,7 @@ impl Endpoint {
             resolve: host.resolve,
             pull: host.pull,
             client: host.client.clone(),
+            elsewhere: host.elsewhere.clone(),
             name,
             header_limit,
             token: Mutex::default(),
@@ -157,7 +167,16 @@ impl Endpoint {
             url.query_pairs_mut().append_pair("service", service);
         }
         let prefix = |error: String| format!("its token server: {error}");
-        let response = self.within(self.client.get(url).send()).await.map_err(prefix)?;
+        let is_own = Url::parse(&self.url).is_ok_and(|own| own.origin() == url.origin());
+        let client = if is_own {
+            self.client.clone()
+        } else {
+            let host = hosts::Host { url: url.to_string(), ..self.elsewhere.clone() };
+            let client = tokio::task::spawn_blocking(move || host.client()).await;
+            let client = client.map_err(|error| prefix(error.to_string()))?;
+            client.map_err(|error| prefix(error.to_string()))?
+        };
+        let response = self.within(client.get(url).send()).await.map_err(prefix)?;
         if !response.status().is_success() {
             return Err(prefix(format!("answers {}", response.status())));
         }

@@ -20,6 +20,8 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::oci::{Algorithm, RangeHeader};
 
+mod bounds;
+
 const REPOSITORY: &str = "team/app";
 const NAME: &str = "registry.test:5000/team/app:v1";
 
@@ -40,8 +42,12 @@ struct Fault {
     no_digest: bool,
     /// Requests need this token.
     token: Option<&'static str>,
+    /// Tokens are given by the registry of this URL; `None`: by this one.
+    realm: Option<String>,
     /// Nothing is answered.
     hang: bool,
+    /// Blobs are never answered.
+    hold_blobs: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +55,7 @@ struct Seen {
     line: String,
     query: Option<String>,
     range: Option<String>,
+    key: Option<String>,
 }
 
 struct Registry {
@@ -115,9 +122,14 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     let (method, path, range) = (request.method().clone(), request.uri().path().to_owned(), text("range"));
     let line = format!("{method} {}", path.trim_start_matches("/v2/team/app/"));
     let query = request.uri().query().map(ToOwned::to_owned);
-    state.seen.lock().unwrap().push(Seen { line, query: query.clone(), range: range.clone() });
+    state.seen.lock().unwrap().push(Seen {
+        line,
+        query: query.clone(),
+        range: range.clone(),
+        key: text("x-api-key"),
+    });
     let fault = state.fault.lock().unwrap().clone();
-    if fault.hang {
+    if fault.hang || fault.hold_blobs && path.contains("/blobs/") {
         std::future::pending::<()>().await;
     }
     let empty = |status: u16| Response::builder().status(status).body(body(Bytes::new(), None)).unwrap();
@@ -129,7 +141,8 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     if let Some(token) = fault.token
         && text("authorization") != Some(format!("Bearer {token}"))
     {
-        let challenge = format!("Bearer realm=\"{}/token\",service=\"test\"", state.url);
+        let realm = fault.realm.as_ref().unwrap_or(&state.url);
+        let challenge = format!("Bearer realm=\"{realm}/token\",service=\"test\"");
         let mut response = empty(401);
         response.headers_mut().insert("www-authenticate", challenge.parse().unwrap());
         return Ok(response);
@@ -333,7 +346,8 @@ async fn next_host_after_any_failure() {
         let folder = tempfile::tempdir().unwrap();
         let bad = Registry::start(&image, fault.clone()).await;
         let refuses = host(&format!("http://{unused}/v2"));
-        let pull_only = Host { resolve: false, ..bad.host() };
+        let mut pull_only = bad.host();
+        pull_only.resolve = false;
         let hosts = vec![refuses, bad.host(), pull_only, good.host()];
         let summary = pull(options(folder.path(), hosts), &Silent).await.unwrap();
         assert_eq!(summary.failures.len(), 2, "{fault:?}: {:?}", summary.failures);

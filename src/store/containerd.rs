@@ -51,7 +51,7 @@ pub struct ContainerdStore {
     shared: Arc<Shared>,
     rechecks: mpsc::Sender<Digest>,
     discards: Mutex<HashMap<Digest, AbortOnDropHandle<()>>>,
-    _synchronizer: AbortOnDropHandle<()>,
+    synchronizer: AbortOnDropHandle<()>,
 }
 
 /// How many ingests the first look of a discard found.
@@ -93,7 +93,7 @@ impl ContainerdStore {
             shared,
             rechecks,
             discards: Mutex::default(),
-            _synchronizer: AbortOnDropHandle::new(synchronizer),
+            synchronizer: AbortOnDropHandle::new(synchronizer),
         }
     }
 
@@ -194,6 +194,10 @@ impl Watcher for ContainerdStore {
     fn health(&self) -> watch::Receiver<Health> {
         self.shared.view.health()
     }
+
+    fn is_running(&self) -> bool {
+        !self.synchronizer.is_finished()
+    }
 }
 
 impl Shared {
@@ -208,7 +212,7 @@ impl Shared {
 
 /// containerd's grammar of identifiers: `[A-Za-z0-9]+([._-][A-Za-z0-9]+)*`, at most 76 characters. What does not keep
 /// to it could end a filter's quotes.
-fn is_namespace(text: &str) -> bool {
+pub fn is_namespace(text: &str) -> bool {
     let parts = |text: &str| text.split(['.', '_', '-']).all(|part| !part.is_empty());
     text.len() <= 76 && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c)) && parts(text)
 }

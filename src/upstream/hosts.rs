@@ -91,9 +91,14 @@ pub fn load(dirs: &[PathBuf], registry: &Registry) -> Result<Vec<Host>, Error> {
     let file = folder.join("hosts.toml");
     match read(&file)? {
         // containerd takes an empty file for none.
-        Some(bytes) if !bytes.is_empty() => parse::hosts(&folder, &file, &bytes, registry),
+        Some(bytes) if !bytes.is_empty() => parse(&folder, &bytes, registry),
         _ => certificates(&folder, registry),
     }
+}
+
+/// The hosts that a `hosts.toml` of `folder` with this text means for `registry`. Reads nothing.
+pub fn parse(folder: &Path, text: &[u8], registry: &Registry) -> Result<Vec<Host>, Error> {
+    parse::hosts(folder, &folder.join("hosts.toml"), text, registry)
 }
 
 /// The folder that configures `registry`: the first candidate that exists.
@@ -183,6 +188,12 @@ impl Host {
             headers: Vec::new(),
             dial_timeout: None,
         }
+    }
+
+    /// This host without what says who asks: headers and client certificates.
+    #[must_use]
+    pub fn anonymous(&self) -> Self {
+        Self { headers: Vec::new(), client: Vec::new(), ..self.clone() }
     }
 
     /// The registry itself, as containerd reaches it where nothing is configured: Docker Hub has an address of its

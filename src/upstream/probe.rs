@@ -1,9 +1,13 @@
 //! The probe: an anonymous `GET /v2/` to each host that the runtime would ask after this node, all at once.
 //!
 //! Answers are cached for a while, one probe runs per registry at a time, and a cached answer that is asked for late in
-//! its life is renewed in the background. It sends no credentials and reads no body. Proxy variables count here.
+//! its life is renewed in the background. It sends no credentials, no configured headers and no client certificate, and
+//! reads no body. Proxy variables count here.
 
 use std::collections::HashMap;
+use std::error::Error as _;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -31,8 +35,8 @@ pub struct Prober {
 }
 
 struct Shared {
-    /// `host:port` of this mirror as hosts files name it.
-    own: Vec<String>,
+    /// Where this mirror listens.
+    own: Vec<SocketAddr>,
     config: Mutex<Config>,
     entries: Mutex<HashMap<Registry, Entry>>,
     permits: Semaphore,
@@ -50,9 +54,8 @@ struct Entry {
 }
 
 impl Prober {
-    /// A prober; `own` are addresses (`127.0.0.1:5000`) of this node's mirror. Hosts with them are never probed.
-    pub fn new(config: Config, own: Vec<String>) -> Self {
-        let own = own.into_iter().map(|address| address.to_ascii_lowercase()).collect();
+    /// A prober; `own` is where this node's mirror listens. Hosts that lead there are never probed.
+    pub fn new(config: Config, own: Vec<SocketAddr>) -> Self {
         let shared = Shared {
             own,
             config: Mutex::new(config),
@@ -156,8 +159,10 @@ async fn probe(shared: &Shared, registry: &Registry, dirs: Vec<PathBuf>) -> bool
     let mut probes = JoinSet::new();
     for (client, url) in clients.unwrap_or_default() {
         probes.spawn(async move {
-            let response = client.get(url).send().await;
-            response.is_ok_and(|response| counts(response.status()))
+            match client.get(url).send().await {
+                Ok(response) => counts(response.status()),
+                Err(error) => is_refusal(&error),
+            }
         });
     }
     while let Some(result) = probes.join_next().await {
@@ -173,7 +178,22 @@ fn counts(status: StatusCode) -> bool {
     status.as_u16() < 500 && status != StatusCode::TOO_MANY_REQUESTS
 }
 
-fn clients(dirs: &[PathBuf], registry: &Registry, own: &[String]) -> Vec<(reqwest::Client, String)> {
+/// Whether the server is there and ended the TLS handshake by an alert: it wants a client's certificate, and answers
+/// whoever has one.
+fn is_refusal(error: &reqwest::Error) -> bool {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if matches!(tls, Some(rustls::Error::AlertReceived(_))) {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}
+
+fn clients(dirs: &[PathBuf], registry: &Registry, own: &[SocketAddr]) -> Vec<(reqwest::Client, String)> {
     let hosts = hosts::load(dirs, registry).unwrap_or_else(|error| {
         // containerd does the same: it logs the file's error and asks the registry itself.
         tracing::debug!(%registry, %error, "cannot use the hosts file");
@@ -181,9 +201,10 @@ fn clients(dirs: &[PathBuf], registry: &Registry, own: &[String]) -> Vec<(reqwes
     });
     let mut clients = Vec::new();
     for host in candidates(hosts, own) {
+        let host = host.anonymous();
         let client = host.client().or_else(|error| {
             tracing::debug!(url = host.url, %error, "probing without certificates");
-            // Without authorities or with unreadable certificates: nothing secret is sent, and who fakes an answer
+            // Without authorities or with unreadable ones: nothing secret is sent, and who fakes an answer
             // gains that the runtime goes to its own upstream, which it checks by itself.
             Host { skip_verify: true, ..Host::new(&host.url) }.client()
         });
@@ -196,19 +217,42 @@ fn clients(dirs: &[PathBuf], registry: &Registry, own: &[String]) -> Vec<(reqwes
 }
 
 /// The hosts after this mirror; all but this mirror where it is not among them.
-fn candidates(hosts: Vec<Host>, own: &[String]) -> Vec<Host> {
-    let is_own = |host: &Host| {
-        let authority = Url::parse(&host.url).ok().and_then(|url| {
-            let port = url.port_or_known_default()?;
-            Some(format!("{}:{port}", url.host_str()?))
-        });
-        authority.is_some_and(|authority| {
-            let alias = authority.replace("localhost:", "127.0.0.1:");
-            own.iter().any(|own| *own == authority || *own == alias)
-        })
+fn candidates(hosts: Vec<Host>, own: &[SocketAddr]) -> Vec<Host> {
+    let after = hosts.iter().position(|host| is_own(host, own)).map_or(0, |index| index + 1);
+    hosts.into_iter().skip(after).filter(|host| !is_own(host, own)).collect()
+}
+
+/// Whether a host leads to one of `own`, by any address of this machine where that is bound to all of them.
+fn is_own(host: &Host, own: &[SocketAddr]) -> bool {
+    let Ok(url) = Url::parse(&host.url) else { return false };
+    let (Some(name), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return false };
+    let mut own = own.iter().filter(|own| own.port() == port).map(|own| own.ip().to_canonical());
+    if name == "localhost" {
+        return own.any(|own| own.is_loopback() || own.is_unspecified());
+    }
+    let Ok(address) = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() else {
+        return false;
     };
-    let after = hosts.iter().position(is_own).map_or(0, |index| index + 1);
-    hosts.into_iter().skip(after).filter(|host| !is_own(host)).collect()
+    let address = address.to_canonical();
+    own.any(|own| {
+        own == address
+            || own.is_unspecified() && own.is_ipv4() == address.is_ipv4() && is_of_this_machine(address)
+    })
+}
+
+/// Whether what is sent to `address` would come from it. Sends nothing. Binding it would be no proof: that works for
+/// every address where `ip_nonlocal_bind` is set.
+fn is_of_this_machine(address: IpAddr) -> bool {
+    if address.is_loopback() {
+        return true;
+    }
+    let any: IpAddr =
+        if address.is_ipv4() { [0, 0, 0, 0].into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == address)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -14,6 +14,8 @@ use super::probe::Prober;
 use super::{Config, Upstream, memory::Memory};
 use crate::oci::Registry;
 
+mod tls;
+
 const LIMIT: Duration = Duration::from_millis(300);
 
 /// How a server behaves, and what that means.
@@ -52,9 +54,9 @@ async fn serve(behaviour: &'static str) -> Server {
             let mut buffer = [0; 4096];
             let read = stream.read(&mut buffer).await.unwrap_or(0);
             let head = String::from_utf8_lossy(&buffer[..read]);
-            assert!(
-                head.starts_with("GET /v2/ HTTP/1.1\r\n") && !head.to_lowercase().contains("authorization")
-            );
+            let head = head.to_lowercase();
+            assert!(head.starts_with("get /v2/ http/1.1\r\n"), "{head}");
+            assert!(!head.contains("authorization") && !head.contains("secret"), "{head}");
             count.fetch_add(1, Ordering::SeqCst);
             if behaviour == "held" {
                 permitted.acquire().await.unwrap().forget();
@@ -77,7 +79,7 @@ fn registry(text: &str) -> Registry {
 
 fn prober(dir: &std::path::Path, own: &[&str], cache: Duration) -> Prober {
     let config = Config { hosts_dirs: vec![dir.to_owned()], cache, limit: LIMIT };
-    Prober::new(config, own.iter().map(|own| (*own).to_owned()).collect())
+    Prober::new(config, own.iter().map(|own| own.parse().unwrap()).collect())
 }
 
 fn write(dir: &std::path::Path, registry: &str, text: &str) {
@@ -138,6 +140,49 @@ async fn hosts_after_the_mirror_are_asked_and_the_first_yes_wins() {
     assert!(!prober.answers(&registry("b.test")).await);
 }
 
+/// What hosts files call this node's own mirror leads to no other registry, however it is bound.
+#[tokio::test]
+async fn the_mirror_itself_is_never_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mirror = serve("200").await;
+    let port = mirror.address.rsplit_once(':').unwrap().1.to_owned();
+    let check = async |own: &str, host: &str, is_own: bool| {
+        let text = format!("server = \"http://127.0.0.1:1\"\n[host.\"http://{host}:{port}\"]\n");
+        write(dir.path(), "a.test", &text);
+        let prober = prober(dir.path(), &[&format!("{own}:{port}")], Duration::from_secs(10));
+        assert_eq!(prober.answers(&registry("a.test")).await, !is_own, "{host} with {own} bound");
+    };
+    check("127.0.0.1", "127.0.0.1", true).await;
+    check("127.0.0.1", "localhost", true).await;
+    check("[::1]", "localhost", true).await;
+    check("0.0.0.0", "localhost", true).await;
+    check("0.0.0.0", "127.0.0.1", true).await;
+    check("0.0.0.0", "127.0.0.2", true).await;
+    check("[::]", "[::1]", true).await;
+    // The same port of another address is another server.
+    check("127.0.0.2", "127.0.0.1", false).await;
+    check("[::]", "127.0.0.1", false).await;
+    let route = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    if route.connect("192.0.2.1:9").is_ok() {
+        let address = route.local_addr().unwrap().ip().to_string();
+        check("0.0.0.0", &address, true).await;
+    }
+}
+
+/// Headers of a hosts file may say who asks; a probe does not. (Certificates: `tls`.)
+#[tokio::test]
+async fn a_probe_sends_nothing_that_is_configured() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve("200").await;
+    let text = format!(
+        "[host.\"http://{}\"]\n[host.\"http://{0}\".header]\n\
+         authorization = \"Basic c2VjcmV0\"\nx-api-key = [\"secret\"]\n",
+        server.address
+    );
+    write(dir.path(), "a.test", &text);
+    assert!(prober(dir.path(), &[], Duration::from_secs(10)).answers(&registry("a.test")).await);
+}
+
 #[tokio::test]
 async fn many_requests_are_one_probe_and_the_cache_ends() {
     let dir = tempfile::tempdir().unwrap();
@@ -167,8 +212,8 @@ async fn an_answer_that_ends_during_its_renewal_is_not_a_no() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve("held").await;
     write(dir.path(), "a.test", &format!("server = \"http://{}\"", server.address));
-    let cache = Duration::from_secs(1);
-    let limit = Duration::from_secs(10);
+    let cache = Duration::from_secs(8);
+    let limit = Duration::from_secs(7);
     let prober = Prober::new(Config { hosts_dirs: vec![dir.path().to_owned()], cache, limit }, Vec::new());
     let name = registry("a.test");
     assert!(prober.answers(&name).await);

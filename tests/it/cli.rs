@@ -1,5 +1,7 @@
 //! The program from a shell, and its registry on loopback over OCI layouts: no root, no containerd.
 
+mod metrics;
+mod process;
 mod registry;
 
 use std::process::{Command, Output};
@@ -24,6 +26,8 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("cli::changes_while_it_runs", &[], changes),
         Case::new("cli::a_signal_drains", &[], drain),
     ];
+    cases.extend(metrics::cases());
+    cases.extend(process::cases());
     cases.extend(registry::cases());
     cases
 }
@@ -100,6 +104,11 @@ async fn identity() {
     assert_eq!(first.status.code(), Some(0), "{first:?}");
     assert!(text(&first.stdout).starts_with("12D3KooW"), "{first:?}");
     assert_eq!(peili(&arguments).await.stdout, first.stdout, "made once");
+    // Processes that make it at once agree.
+    let raced = scratch.path().join("raced");
+    let race = (0..8).map(async |_| peili(&["identity", "--data-dir", raced.to_str().unwrap()]).await);
+    let made = futures::future::join_all(race).await;
+    assert!(made.iter().all(|one| one.status.success() && one.stdout == made[0].stdout), "{made:?}");
     let mut files = 0;
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
@@ -150,13 +159,20 @@ async fn configuration() {
 
 async fn status() {
     let image = Image::builder("library/app", "v1").layer(4096).build().unwrap();
-    let pair = Pair::start(&[&image], &json!({})).await;
+    let nowhere = "no-such.invalid:5001";
+    let pair = Pair::start(&[&image], &json!({"network": {"dns": [nowhere]}})).await;
     pair.known().await;
     let address = format!("127.0.0.1:{}", pair.other.plan.ports.admin);
+    wait::until("the missing name reported", CHANGE, async || {
+        pair.other.status().await.ok()?["problems"].to_string().contains(nowhere).then_some(())
+    })
+    .await
+    .unwrap();
     let output = peili(&["status", "--address", &address]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let shown = text(&output.stdout);
     assert!(shown.contains("other") && shown.contains("holder"), "{shown}");
+    assert_eq!(shown.matches(nowhere).count(), 1, "each problem once: {shown}");
     let output = peili(&["status", "--json", "--address", &address]).await;
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(status["node"]["name"], "other");
@@ -204,6 +220,35 @@ async fn changes() {
     pair.other.rewrite().unwrap();
     pair.other.process().unwrap().signal(rustix::process::Signal::HUP).unwrap();
     answers(&pair, 200, "public again").await;
+
+    // What the holder gives away changes live too, also for peers that are connected.
+    pair.holder.plan.merge(&json!({"trust": {"deny": [format!("{REGISTRY}/library/*")]}}));
+    pair.holder.rewrite().unwrap();
+    answers(&pair, 404, "denied by the holder").await;
+    pair.holder.plan.merge(&json!({"trust": {"deny": []}}));
+    pair.holder.rewrite().unwrap();
+    answers(&pair, 200, "given again").await;
+
+    let problems = async |pair: &Pair, what: &str, expected: &dyn Fn(&str) -> bool| {
+        wait::until(what, CHANGE, async || {
+            let problems = pair.other.status().await.ok()?["problems"].to_string();
+            expected(&problems).then_some(())
+        })
+        .await
+        .unwrap();
+    };
+    pair.other.plan.merge(&json!({"registry": {"default-registry": "r.test"}, "log": {"level": "debug"}}));
+    pair.other.rewrite().unwrap();
+    let needed = |problems: &str| problems.contains("a restart is needed for registry.default-registry\"");
+    problems(&pair, "what needs a restart", &needed).await;
+    wait::until("log.level applied", CHANGE, async || {
+        pair.other.log_tail().contains("\"DEBUG\"").then_some(())
+    })
+    .await
+    .unwrap();
+    pair.other.plan.merge(&json!({"registry": {"default-registry": "docker.io"}}));
+    pair.other.rewrite().unwrap();
+    problems(&pair, "as at the start", &|problems: &str| !problems.contains("configuration")).await;
     assert_eq!(pair.other.process().unwrap().id(), process);
 }
 
@@ -228,6 +273,8 @@ async fn drain() {
     })
     .await
     .unwrap();
+    let ready = pair.other.admin("/readyz").await.unwrap();
+    assert_eq!(ready.status, 503, "whoever is asked to serve must listen");
     let mut rest = first.to_vec();
     stream.read_to_end(&mut rest).unwrap();
     let head = rest.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;

@@ -143,6 +143,10 @@ async fn pull() {
     let reference = format!("{REGISTRY}/no/such:v1");
     let output = peili(&["pull", &reference, "--to", &to, "--host", &host]).await;
     assert_eq!(output.status.code(), Some(1));
+    // Without a terminal the progress is plain lines; here why the host failed.
+    let said = text(&output.stderr);
+    assert!(said.starts_with("http://") && said.contains("404") && said.contains("\nerror: "), "{said}");
+    let output = peili(&["pull", &reference, "--to", &to, "--host", &host, "--quiet"]).await;
     assert!(text(&output.stderr).starts_with("error: "), "{}", text(&output.stderr));
     let output = peili(&["pull", "NOT a reference", "--to", &to]).await;
     assert_eq!(output.status.code(), Some(2));

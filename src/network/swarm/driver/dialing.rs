@@ -28,18 +28,30 @@ use crate::oci::PeerId;
 impl Driver {
     /// Listens where that is not so yet.
     pub(super) fn listen(&mut self) {
+        let mut failures = Vec::new();
         for (address, listener) in &mut self.listen {
             if listener.is_some() {
                 continue;
             }
-            let problem = match self.swarm.listen_on(multiaddr(*address)) {
+            match self.swarm.listen_on(multiaddr(*address)) {
                 Ok(id) => {
                     *listener = Some(id);
-                    None
+                    self.shared.problem(Subject::Listen(*address), None);
                 }
-                Err(error) => Some(format!("cannot listen at {address}: {}", root_cause(&error))),
-            };
-            self.shared.problem(Subject::Listen(*address), problem);
+                Err(error) => failures.push((*address, error)),
+            }
+        }
+        let listens = self.listen.iter().any(|(_, listener)| listener.is_some());
+        for (address, error) in failures {
+            let cause = root_cause(&error);
+            if listens && address.is_ipv6() && is_missing_family(&error) {
+                tracing::info!(%address, error = cause, "this machine has no IPv6, going on without it");
+                self.listen.retain(|(other, _)| *other != address);
+                self.shared.problem(Subject::Listen(address), None);
+            } else {
+                let problem = format!("cannot listen at {address}: {cause}");
+                self.shared.problem(Subject::Listen(address), Some(problem));
+            }
         }
     }
 
@@ -288,8 +300,13 @@ fn denial(cause: &ConnectionDenied) -> String {
     }
 }
 
-/// The innermost error, which names the cause; as part of a sentence, system errors without their number.
-fn root_cause(error: &(dyn Error + 'static)) -> String {
+/// Whether the system knows no such addresses at all: IPv6 is off.
+fn is_missing_family(error: &(dyn Error + 'static)) -> bool {
+    let code = innermost(error).downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    code == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let mut innermost = error;
     loop {
         // Both hide what they wrap from `source`.
@@ -304,10 +321,14 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
         };
         match inner {
             Some(inner) => innermost = inner,
-            None => break,
+            None => return innermost,
         }
     }
-    let text = innermost.to_string();
+}
+
+/// The innermost error, which names the cause; as part of a sentence, system errors without their number.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let text = innermost(error).to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut characters = text.chars();
     match (characters.next(), characters.next()) {
@@ -315,5 +336,25 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
             first.to_lowercase().chain(text[first.len_utf8()..].chars()).collect()
         }
         _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_family_is_told_from_a_missing_address() {
+        let check = |errno: Errno, expected: bool| {
+            let error = TransportError::Other(io::Error::from(errno));
+            assert_eq!(is_missing_family(&error), expected, "{errno}");
+        };
+        check(Errno::AFNOSUPPORT, true);
+        check(Errno::ADDRNOTAVAIL, false);
+        check(Errno::ADDRINUSE, false);
+        let multiaddr = "/ip6/::1".parse().unwrap();
+        assert!(!is_missing_family(&TransportError::<io::Error>::MultiaddrNotSupported(multiaddr)));
     }
 }

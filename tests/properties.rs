@@ -1,0 +1,184 @@
+//! Properties of the parsers that read what clients, peers, registries and operators write: random texts, texts of the
+//! right shape, and right ones with a change. The fuzz targets have the same invariants.
+
+#[path = "../fuzz/invariants.rs"]
+mod invariants;
+
+use peili::network::swarm::message::{Hello, Inventory, Message, Position, State, encode};
+use peili::oci::{Algorithm, Descriptor, Digest};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// `text` with some characters replaced.
+fn changed(text: &str, changes: Vec<(prop::sample::Index, char)>) -> String {
+    let mut characters: Vec<char> = text.chars().collect();
+    for (index, character) in changes {
+        if !characters.is_empty() {
+            let at = index.index(characters.len());
+            characters[at] = character;
+        }
+    }
+    characters.into_iter().collect()
+}
+
+/// Texts of a shape, some of them with up to three changes.
+fn near(shape: &'static str) -> impl Strategy<Value = String> {
+    (shape, vec((any::<prop::sample::Index>(), any::<char>()), 0..3))
+        .prop_map(|(text, changes)| changed(&text, changes))
+}
+
+/// One of `texts`, some of them with up to three changes.
+fn near_any(texts: &'static [&'static str]) -> impl Strategy<Value = String> {
+    (prop::sample::select(texts), vec((any::<prop::sample::Index>(), any::<char>()), 0..3))
+        .prop_map(|(text, changes)| changed(text, changes))
+}
+
+fn digests() -> impl Strategy<Value = Vec<Digest>> {
+    vec((any::<bool>(), any::<u64>()), 0..20).prop_map(|all| {
+        let algorithm = |long| if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
+        all.into_iter().map(|(long, seed)| Digest::of(algorithm(long), &seed.to_be_bytes())).collect()
+    })
+}
+
+fn messages() -> impl Strategy<Value = Message> {
+    let hello = (any::<u64>(), "[a-z.-]{0,20}", "\\PC{0,10}", vec(any::<std::net::SocketAddr>(), 0..10))
+        .prop_map(|(incarnation, node, zone, transfer)| {
+            let have = Position { incarnation, version: 1 };
+            let version = "0.1.0".into();
+            Message::Hello(Hello { incarnation, node, zone, version, transfer, control: Vec::new(), have })
+        });
+    let inventory = (any::<u64>(), any::<Option<u32>>(), any::<bool>(), digests(), digests()).prop_map(
+        |(incarnation, page, last, added, removed)| {
+            Message::Inventory(Inventory { incarnation, from: 1, to: 2, page, last, added, removed })
+        },
+    );
+    let state = (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(incarnation, version, pages)| {
+        Message::State(State { have: Position { incarnation, version }, pages })
+    });
+    let resolved = (any::<u64>(), "\\PC{0,30}").prop_map(|(size, media_type)| {
+        Message::Resolved(Some(Descriptor::new(Digest::sha256(&[1]), size, &media_type)))
+    });
+    prop_oneof![hello, inventory, state, resolved]
+}
+
+/// Pieces of manifests, right and wrong.
+fn json() -> impl Strategy<Value = serde_json::Value> {
+    let keys =
+        ["layers", "manifests", "config", "mediaType", "digest", "size", "subject", "annotations", "blobs"];
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<i64>().prop_map(Into::into),
+        any::<f64>().prop_map(Into::into),
+        "\\PC{0,20}".prop_map(Into::into),
+        Just(digest.into()),
+        Just("application/vnd.oci.image.index.v1+json".into()),
+    ];
+    leaf.prop_recursive(4, 64, 8, move |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..8).prop_map(Into::into),
+            vec((prop::sample::select(keys.to_vec()), inner), 0..8).prop_map(|entries| {
+                entries
+                    .into_iter()
+                    .map(|(key, value)| (key.to_owned(), value))
+                    .collect::<serde_json::Map<_, _>>()
+                    .into()
+            }),
+        ]
+    })
+}
+
+const RANGES: [&str; 5] =
+    ["bytes=0-", "bytes=5-9", "bytes=-10", "bytes 0-9/10", "bytes=18446744073709551615-"];
+
+const HOSTS: [&str; 4] = [
+    "server = \"https://r.test\"\n[host.\"http://127.0.0.1:5000\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+    "[host.\"https://u:p@m.test:8443/x\"]\nskip_verify = true\nca = [\"a.crt\", \"b.crt\"]\ndial_timeout = \"1m3.5s\"\n",
+    "[host.\"m.test\"]\noverride_path = true\nclient = [[\"a.cert\", \"a.key\"], [\"b.cert\", \"b.key\"]]\n\
+     [host.\"m.test\".header]\nx = [\"1\", \"2\"]\n",
+    "[host]\n[host.\"http://[fd77::1]:5000\"]\ncapabilities = [\"push\"]\n",
+];
+
+const CONFIGURATIONS: [&str; 5] = [
+    "node: {name: n1, zone: \"a: b\", drain: 1m 30s}\nlog: {level: \"info,peili=debug\", format: json}\n",
+    "mirror:\n  segment: 4MiB\n  private: [\"r.io/a/*\", 'r.io/\"b\"/**']\n  stall: 1500ms\n  verify: false\n",
+    "network:\n  dns: [a.test:5001]\n  listen: [\"[::1]:0\"]\n  peers:\n    - id: \
+     12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp\n      addresses: [\"10.0.0.7:5001\"]\n",
+    "store: {source: \"layout:/a b,name=r.io/x/y\", namespaces: [a, b-c]}\nupstream: {cache: 20s}\n",
+    "registry: &r {lists: held, manifest-deadline: 2s}\ntransfer: {uploads: 7}\n",
+];
+
+proptest! {
+    #[test]
+    fn references(random in "\\PC{0,40}", shaped in near("([a-z0-9.-]{1,12}(:[0-9]{1,5})?/)?[a-z0-9._/-]{1,20}(:[A-Za-z0-9._-]{1,10})?(@sha256:[0-9a-f]{64})?")) {
+        invariants::reference(&random);
+        invariants::reference(&shaped);
+    }
+
+    #[test]
+    fn digests_have_one_text(random in "\\PC{0,40}", shaped in near("sha(256:[0-9a-f]{64}|512:[0-9a-f]{128})")) {
+        invariants::digest(&random);
+        invariants::digest(&shaped);
+    }
+
+    #[test]
+    fn ranges(size: u64, random in "\\PC{0,30}", shaped in near("bytes[= ][0-9]{0,20}-[0-9]{0,20}(/[0-9]{1,20})?"), right in near_any(&RANGES)) {
+        for size in [size, size % 100, 0] {
+            invariants::range(size, &random);
+            invariants::range(size, &shaped);
+            invariants::range(size, &right);
+        }
+    }
+
+    #[test]
+    fn manifests(bytes: Vec<u8>, shaped in json()) {
+        invariants::manifest(&bytes);
+        invariants::manifest(shaped.to_string().as_bytes());
+    }
+
+    #[test]
+    fn patterns(random in "\\PC{0,30}", shaped in near("[a-z*?{}\\[\\],!/.-]{1,20}")) {
+        let name = "ghcr.io/acme/app".parse().unwrap();
+        invariants::pattern(&random, &name);
+        invariants::pattern(&shaped, &name);
+    }
+
+    #[test]
+    fn hosts_files(bytes: Vec<u8>, near in near_any(&HOSTS)) {
+        for registry in ["r.test:5000", "docker.io", "[::1]:5000"] {
+            invariants::hosts_file(&bytes, &registry.parse().unwrap());
+            invariants::hosts_file(near.as_bytes(), &registry.parse().unwrap());
+        }
+    }
+
+    #[test]
+    fn configurations(random in "[ -~\n]{0,60}", near in near_any(&CONFIGURATIONS)) {
+        invariants::configuration(&random);
+        invariants::configuration(&near);
+    }
+
+    #[test]
+    fn control_messages(bytes: Vec<u8>, message in messages(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..3)) {
+        invariants::message(&bytes);
+        let mut bytes = encode(&message);
+        invariants::message(&bytes);
+        for (index, byte) in changes {
+            let at = index.index(bytes.len());
+            bytes[at] = byte;
+        }
+        invariants::message(&bytes);
+    }
+}
+
+/// The texts that the others are made of are right themselves, so that their neighbours are near.
+#[test]
+fn the_seeds_are_right() {
+    for text in CONFIGURATIONS {
+        let inputs = peili::config::Inputs { path: Some("c.yaml".into()), ..Default::default() };
+        inputs.parse(Some(text)).unwrap_or_else(|error| panic!("{error}"));
+    }
+    for text in HOSTS {
+        let folder = std::path::Path::new("/certs.d/a");
+        peili::upstream::hosts::parse(folder, text.as_bytes(), &"r.test".parse().unwrap()).unwrap();
+    }
+}
