@@ -235,6 +235,11 @@ impl Provider for LayoutStore {
     async fn discard_ingests(&self, _digest: &Digest) -> Result<usize, Error> {
         Ok(0)
     }
+
+    /// Nothing, likewise.
+    async fn discard_stuck(&self, _digest: &Digest) -> Result<bool, Error> {
+        Ok(false)
+    }
 }
 
 impl Watcher for LayoutStore {

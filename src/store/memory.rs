@@ -56,6 +56,7 @@ struct State {
     manifests: HashMap<Digest, Arc<Manifest>>,
     failure: Option<String>,
     discarded: Vec<Digest>,
+    watched: Vec<Digest>,
 }
 
 impl Stored {
@@ -217,6 +218,11 @@ impl MemoryStore {
         self.state().discarded.clone()
     }
 
+    /// Digests whose unfinished downloads were to be watched, in order.
+    pub fn watched(&self) -> Vec<Digest> {
+        self.state().watched.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,6 +264,11 @@ impl Provider for MemoryStore {
     async fn discard_ingests(&self, digest: &Digest) -> Result<usize, Error> {
         self.state().discarded.push(*digest);
         Ok(0)
+    }
+
+    async fn discard_stuck(&self, digest: &Digest) -> Result<bool, Error> {
+        self.state().watched.push(*digest);
+        Ok(false)
     }
 }
 
