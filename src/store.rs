@@ -94,6 +94,8 @@ pub struct Blob {
     pub descriptor: Descriptor,
     /// Repositories that this node knows it under: from the trees of image records, else from labels. Empty: unknown.
     pub repositories: Vec<Name>,
+    /// Those of them whose registry may have any port: a label names it without, and no image record tells.
+    pub portless: Vec<Name>,
 }
 
 /// Whether a store can keep its view right.
