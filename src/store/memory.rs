@@ -288,7 +288,7 @@ impl State {
         let sources = blob.labels.iter().flat_map(|(key, value)| Source::parse_label(key, value));
         self.blobs.insert(digest, (blob.bytes.clone(), sources.collect()));
         if is_manifest(&blob.descriptor.media_type)
-            && let Ok(manifest) = Manifest::parse(&blob.bytes)
+            && let Ok((manifest, _)) = Manifest::parse_known(&blob.bytes)
         {
             self.manifests.insert(digest, Arc::new(manifest));
         }

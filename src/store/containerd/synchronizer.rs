@@ -334,9 +334,10 @@ impl Session {
                 // What cannot be read now is tried again by the next reconciliation.
                 let Some(bytes) = self.read_small(&digest, size).await? else { continue };
                 let manifest = if Digest::of(digest.algorithm(), &bytes) == digest {
-                    Manifest::parse(&bytes)
+                    Manifest::parse_known(&bytes)
                         .inspect_err(|error| tracing::debug!(%digest, %error, "not a manifest"))
                         .ok()
+                        .map(|(manifest, _)| manifest)
                 } else {
                     tracing::warn!(%digest, "a manifest is damaged in containerd's store");
                     None

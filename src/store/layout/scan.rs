@@ -386,7 +386,7 @@ impl Loaded {
         if Digest::of(digest.algorithm(), content) != *digest {
             return Self::Damaged;
         }
-        Manifest::parse(content).map_or(Self::Opaque, |manifest| Self::Read(Arc::new(manifest)))
+        Manifest::parse_known(content).map_or(Self::Opaque, |(manifest, _)| Self::Read(Arc::new(manifest)))
     }
 }
 
