@@ -27,6 +27,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
@@ -35,11 +36,15 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::content::within;
 use super::{Config, Content, Error, Health, Provider, View, Watch, Watcher};
 use crate::oci::Digest;
 
 use api::{Api, ApiError};
 use synchronizer::Synchronizer;
+
+/// What a disk may take to open a file, to list a folder, or to read a small file; beyond it the disk hangs.
+const DISK: Duration = Duration::from_secs(5);
 
 /// Digests whose listing turned out to be old, on their way to the synchronizer. More are found by the next
 /// reconciliation.
@@ -224,12 +229,10 @@ async fn open_file(path: PathBuf, digest: &Digest, size: u64) -> Result<Option<F
     let opened = match cached {
         Ok(file) => Ok(File::from(file)),
         Err(rustix::io::Errno::NOENT) => return Ok(None),
-        Err(_) => tokio::task::spawn_blocking(move || {
-            rustix::fs::open(&path, FLAGS, Mode::empty()).map(File::from).map_err(io::Error::from)
-        })
-        .await
-        .map_err(io::Error::other)
-        .flatten(),
+        Err(_) => {
+            let open = move || Ok(File::from(rustix::fs::open(&path, FLAGS, Mode::empty())?));
+            within(DISK, open).await
+        }
     };
     let file = match opened {
         Ok(file) => file,
