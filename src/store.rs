@@ -5,7 +5,7 @@
 //! background and say by [`Health`] when they cannot. One conformance suite (`conformance`) runs against all of them.
 //!
 //! A store never asks another machine, never decides who may read what, and changes nothing, but for one thing: it
-//! discards a poisoned download ([`Provider::discard_ingests`]).
+//! discards a poisoned download ([`Provider::discard_ingests`], [`Provider::discard_stuck`]).
 
 mod content;
 mod view;
@@ -53,10 +53,11 @@ pub trait Provider: Send + Sync {
     /// top of a wrong prefix. Returns how many. Stores without unfinished downloads have nothing to do.
     async fn discard_ingests(&self, digest: &Digest) -> Result<usize, Error>;
 
-    /// Looks after an unfinished download of `digest`.
-    async fn discard_stuck(&self, _digest: &Digest) -> Result<bool, Error> {
-        Ok(false)
-    }
+    /// Watches unfinished downloads of `digest`, of which a part may be wrong, for about a minute, longer while one
+    /// grows, and discards one that is complete and wrong: the runtime would try to commit it for ever and ask nobody
+    /// again. Whether it discarded one; `false` also if the content came to be held, or nobody downloads it, or a later
+    /// call for the digest goes on with the watch.
+    async fn discard_stuck(&self, digest: &Digest) -> Result<bool, Error>;
 }
 
 /// Tells what is held here and how that changes.
@@ -98,6 +99,8 @@ pub struct Blob {
     pub descriptor: Descriptor,
     /// Repositories that this node knows it under: from the trees of image records, else from labels. Empty: unknown.
     pub repositories: Vec<Name>,
+    /// Those of them whose registry may have any port: a label names it without, and no image record tells.
+    pub portless: Vec<Name>,
 }
 
 /// Whether a store can keep its view right.

@@ -78,6 +78,10 @@ impl Gate for PinnedTrust {
             && !table.deny.matches(repository)
             && (table.config.allow.is_empty() || table.allow.matches(repository))
     }
+
+    fn serves_portless(&self, peer: &PeerId, repository: &Name) -> bool {
+        self.serves(peer, repository) && !self.table.load().deny.matches_any_port(repository)
+    }
 }
 
 impl Table {

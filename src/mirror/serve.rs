@@ -37,10 +37,20 @@ impl Serve {
         }
         // Manifests of private repositories are nobody's but upstream's to give, under whatever other name they are
         // known too: anybody can make an index that names a manifest.
-        if is_manifest(&blob.descriptor.media_type) && rules.is_private_content(&blob.repositories) {
+        let is_private = || {
+            rules.is_private_content(&blob.repositories)
+                || blob.portless.iter().any(|name| rules.private.matches_any_port(name))
+        };
+        if is_manifest(&blob.descriptor.media_type) && is_private() {
             return false;
         }
-        blob.repositories.iter().any(|name| self.gate.serves(peer, name))
+        blob.repositories.iter().any(|name| {
+            if blob.portless.contains(name) {
+                self.gate.serves_portless(peer, name)
+            } else {
+                self.gate.serves(peer, name)
+            }
+        })
     }
 }
 

@@ -1,8 +1,10 @@
 //! Descriptors, media types, and the children of manifests and indexes.
 
+use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::Digest;
 
@@ -54,9 +56,12 @@ pub enum ManifestError {
     /// Larger than [`MANIFEST_LIMIT`].
     #[error("a manifest of {0} bytes is larger than 4 MiB")]
     TooLarge(u64),
-    /// Not JSON of the right shape, or a descriptor with an unknown digest.
+    /// Not JSON of the right shape.
     #[error("not an image manifest or index: {0}")]
     Form(String),
+    /// Descriptors that are none, or have a digest of an unknown algorithm.
+    #[error("a manifest has {0} descriptors that cannot be read")]
+    Unknown(usize),
     /// More than 20,000 children.
     #[error("a manifest with {0} children is refused")]
     TooMany(usize),
@@ -80,22 +85,38 @@ impl Descriptor {
 impl Manifest {
     /// Reads a manifest or an index, OCI's or Docker's. Unknown fields are ignored, as the specification asks.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        match Self::parse_known(bytes)? {
+            (manifest, 0) => Ok(manifest),
+            (_, unknown) => Err(ManifestError::Unknown(unknown)),
+        }
+    }
+
+    /// Reads as [`Manifest::parse`], but leaves descriptors out that cannot be read, and tells how many. For those who ask
+    /// what a manifest says about content that they have.
+    pub fn parse_known(bytes: &[u8]) -> Result<(Self, usize), ManifestError> {
         if bytes.len() as u64 > MANIFEST_LIMIT {
             return Err(ManifestError::TooLarge(bytes.len() as u64));
         }
         let wire: Wire =
             serde_json::from_slice(bytes).map_err(|error| ManifestError::Form(error.to_string()))?;
-        let count =
-            usize::from(wire.config.is_some()) + wire.layers.len() + wire.blobs.len() + wire.manifests.len();
-        if count > CHILDREN_LIMIT {
-            return Err(ManifestError::TooMany(count));
+        let mut unknown = wire.layers.unknown + wire.blobs.unknown + wire.manifests.unknown;
+        let mut one = |lenient: Option<Lenient>| match lenient {
+            Some(Lenient::Known(descriptor)) => Some(descriptor),
+            Some(Lenient::Unknown(_)) => {
+                unknown += 1;
+                None
+            }
+            None => None,
+        };
+        let (config, subject) = (one(wire.config), one(wire.subject));
+        let lists = [wire.layers, wire.blobs, wire.manifests];
+        let children = config.into_iter().chain(lists.into_iter().flat_map(|list| list.known));
+        let children: Vec<_> = children.map(Descriptor::from).collect();
+        if children.len() > CHILDREN_LIMIT {
+            return Err(ManifestError::TooMany(children.len()));
         }
-        let children = wire.config.into_iter().chain(wire.layers).chain(wire.blobs).chain(wire.manifests);
-        Ok(Self {
-            media_type: wire.media_type.map(Into::into),
-            children: children.map(Into::into).collect(),
-            subject: wire.subject.map(Into::into),
-        })
+        let media_type = wire.media_type.map(Into::into);
+        Ok((Self { media_type, children, subject: subject.map(Into::into) }, unknown))
     }
 }
 
@@ -103,15 +124,60 @@ impl Manifest {
 struct Wire {
     #[serde(rename = "mediaType")]
     media_type: Option<String>,
-    config: Option<WireDescriptor>,
+    config: Option<Lenient>,
     #[serde(default)]
-    layers: Vec<WireDescriptor>,
+    layers: List,
     /// OCI artifact manifests of 1.1's release candidates.
     #[serde(default)]
-    blobs: Vec<WireDescriptor>,
+    blobs: List,
     #[serde(default)]
-    manifests: Vec<WireDescriptor>,
-    subject: Option<WireDescriptor>,
+    manifests: List,
+    subject: Option<Lenient>,
+}
+
+/// A list of descriptors, `null` for an empty one, as Go writes it. Only those that can be read take memory.
+#[derive(Default)]
+struct List {
+    known: Vec<WireDescriptor>,
+    unknown: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Lenient {
+    Known(WireDescriptor),
+    Unknown(IgnoredAny),
+}
+
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ListVisitor)
+    }
+}
+
+struct ListVisitor;
+
+impl<'de> Visitor<'de> for ListVisitor {
+    type Value = List;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of descriptors")
+    }
+
+    fn visit_unit<E>(self) -> Result<List, E> {
+        Ok(List::default())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List, A::Error> {
+        let mut list = List::default();
+        while let Some(item) = items.next_element()? {
+            match item {
+                Lenient::Known(descriptor) => list.known.push(descriptor),
+                Lenient::Unknown(_) => list.unknown += 1,
+            }
+        }
+        Ok(list)
+    }
 }
 
 #[derive(Deserialize)]
@@ -159,15 +225,25 @@ mod tests {
     }
 
     #[test]
+    fn descriptors_that_cannot_be_read_cost_only_themselves() {
+        let layer = Digest::sha256(b"l");
+        let good = format!(r#"{{"digest":"{layer}","size":5,"mediaType":"a/b"}}"#);
+        for bad in [r#"{"digest":"md5:00","size":1}"#, r#"{"size":1}"#, "1", "null", "[[]]"] {
+            let text = format!(r#"{{"config":{bad},"layers":[{bad},{good}],"subject":{good}}}"#);
+            let (manifest, unknown) = Manifest::parse_known(text.as_bytes()).unwrap();
+            let expected = Descriptor::new(layer, 5, "a/b");
+            assert_eq!((manifest.children, manifest.subject), (vec![expected.clone()], Some(expected)));
+            assert_eq!(unknown, if bad == "null" { 1 } else { 2 }, "{bad}");
+            assert_eq!(Manifest::parse(text.as_bytes()), Err(ManifestError::Unknown(unknown)), "{bad}");
+        }
+        // Go's nil slices.
+        let text = r#"{"config":null,"layers":null,"manifests":null,"blobs":null,"subject":null}"#;
+        assert_eq!(Manifest::parse(text.as_bytes()), Ok(Manifest::default()));
+    }
+
+    #[test]
     fn refuses_what_is_not_a_manifest() {
-        for text in [
-            "",
-            "[]",
-            "1",
-            r#"{"layers":[{"digest":"md5:00","size":1}]}"#,
-            r#"{"layers":[{"size":1}]}"#,
-            r#"{"config":{"digest":"sha256:00","size":-1}}"#,
-        ] {
+        for text in ["", "[]", "1", r#"{"layers":1}"#, r#"{"layers":{}}"#] {
             assert!(matches!(Manifest::parse(text.as_bytes()), Err(ManifestError::Form(_))), "{text}");
         }
         let large = vec![b' '; MANIFEST_LIMIT as usize + 1];

@@ -56,6 +56,12 @@ pub trait Gate: Send + Sync {
     /// Whether content that this node knows under `repository` may be sent to `peer`.
     fn serves(&self, peer: &PeerId, repository: &Name) -> bool;
 
+    /// The same where the registry of `repository` has lost its port: content that is denied under any port is not sent.
+    /// A gate that does not look at registries need not say more than [`Gate::serves`].
+    fn serves_portless(&self, peer: &PeerId, repository: &Name) -> bool {
+        self.serves(peer, repository)
+    }
+
     /// Whether `peer` may take part in `action`: the level in force reaches the one that the action needs.
     fn allows(&self, peer: &PeerId, action: Action) -> bool {
         self.level(peer, action) >= action.needs()

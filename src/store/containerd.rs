@@ -10,7 +10,7 @@
 //! last view stands, its files stay readable, and [`Health`] names the cause. Only content that a configured
 //! namespace lists is opened, although the files are shared by all namespaces.
 //!
-//! It writes nothing but one thing: it aborts ingests that a mirror found to be poisoned (`ingests`).
+//! It changes nothing but one thing: it aborts ingests that are poisoned (`ingests`, `stuck`).
 
 mod api;
 #[cfg(test)]
@@ -19,27 +19,32 @@ mod fake;
 mod faults;
 mod ingests;
 mod model;
+mod stuck;
 mod synchronizer;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use futures::StreamExt;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::content::within;
 use super::{Config, Content, Error, Health, Provider, View, Watch, Watcher};
 use crate::oci::Digest;
 
 use api::{Api, ApiError};
 use synchronizer::Synchronizer;
+
+/// What a disk may take to open a file, to list a folder, or to read a small file; beyond it the disk hangs.
+const DISK: Duration = Duration::from_secs(5);
 
 /// Digests whose listing turned out to be old, on their way to the synchronizer. More are found by the next
 /// reconciliation.
@@ -50,12 +55,10 @@ const RECHECKS: usize = 256;
 pub struct ContainerdStore {
     shared: Arc<Shared>,
     rechecks: mpsc::Sender<Digest>,
-    discards: Mutex<HashMap<Digest, AbortOnDropHandle<()>>>,
+    discards: ingests::Following,
+    watches: ingests::Following,
     synchronizer: AbortOnDropHandle<()>,
 }
-
-/// How many ingests the first look of a discard found.
-type FirstLook = oneshot::Receiver<Result<usize, ApiError>>;
 
 /// What the synchronizer finds out and readers use.
 #[derive(Debug)]
@@ -92,7 +95,8 @@ impl ContainerdStore {
         Self {
             shared,
             rechecks,
-            discards: Mutex::default(),
+            discards: ingests::Following::default(),
+            watches: ingests::Following::default(),
             synchronizer: AbortOnDropHandle::new(synchronizer),
         }
     }
@@ -102,26 +106,9 @@ impl ContainerdStore {
         self.shared.root.load().as_deref().cloned()
     }
 
-    /// Runs `discard` in a task of its own, since whoever wants it may go away while containerd hangs; gives it back if
-    /// there are too many.
-    fn remember(&self, digest: &Digest, discard: ingests::Discard) -> Result<FirstLook, ingests::Discard> {
-        let mut discards = self.discards.lock().unwrap_or_else(PoisonError::into_inner);
-        discards.retain(|_, running| !running.is_finished());
-        if discards.len() >= ingests::FOLLOWED && !discards.contains_key(digest) {
-            return Err(discard);
-        }
-        let (sender, first) = oneshot::channel();
-        let running = AbortOnDropHandle::new(tokio::spawn(discard.follow(sender)));
-        // One that still runs for the digest knew of fewer ingests.
-        discards.insert(*digest, running);
-        Ok(first)
-    }
-
     /// Opens by the API in the first namespace that has it.
     async fn open_by_api(&self, digest: &Digest, size: u64, offset: u64) -> Result<Content, Error> {
-        let Some(api) = self.shared.api.load_full() else {
-            return Err(Error::Unavailable(self.shared.cause()));
-        };
+        let api = self.shared.connected().map_err(|error| Error::Unavailable(error.to_string()))?;
         for namespace in &self.shared.namespaces {
             let found = api.info(namespace, digest).await;
             let read = match found {
@@ -176,11 +163,23 @@ impl Provider for ContainerdStore {
     }
 
     async fn discard_ingests(&self, digest: &Digest) -> Result<usize, Error> {
-        let discard = ingests::Discard::new(&self.shared, digest);
-        let outcome = match self.remember(digest, discard) {
+        let discard = || ingests::Discard::new(&self.shared, digest);
+        let outcome = match self.discards.run(digest, |first| discard().follow(first)) {
             // It ends without an answer if a later call for the digest took over, or the store is gone.
-            Ok(first) => first.await.unwrap_or(Ok(0)),
-            Err(discard) => discard.run().await,
+            Some(first) => first.await.unwrap_or(Ok(0)),
+            None => discard().run().await,
+        };
+        outcome.map_err(|error| Error::Unavailable(error.to_string()))
+    }
+
+    async fn discard_stuck(&self, digest: &Digest) -> Result<bool, Error> {
+        let watch = stuck::Watch::new(&self.shared, digest);
+        let outcome = match self.watches.run(digest, |outcome| watch.follow(outcome)) {
+            Some(outcome) => outcome.await.unwrap_or(Ok(false)),
+            None => {
+                tracing::warn!(%digest, "too many downloads are watched: this one is not");
+                Ok(false)
+            }
         };
         outcome.map_err(|error| Error::Unavailable(error.to_string()))
     }
@@ -201,6 +200,10 @@ impl Watcher for ContainerdStore {
 }
 
 impl Shared {
+    fn connected(&self) -> Result<Arc<Api>, ApiError> {
+        self.api.load_full().ok_or_else(|| ApiError::Failed(self.cause()))
+    }
+
     /// Why containerd cannot be asked now.
     fn cause(&self) -> String {
         match &*self.view.health().borrow() {
@@ -230,12 +233,10 @@ async fn open_file(path: PathBuf, digest: &Digest, size: u64) -> Result<Option<F
     let opened = match cached {
         Ok(file) => Ok(File::from(file)),
         Err(rustix::io::Errno::NOENT) => return Ok(None),
-        Err(_) => tokio::task::spawn_blocking(move || {
-            rustix::fs::open(&path, FLAGS, Mode::empty()).map(File::from).map_err(io::Error::from)
-        })
-        .await
-        .map_err(io::Error::other)
-        .flatten(),
+        Err(_) => {
+            let open = move || Ok(File::from(rustix::fs::open(&path, FLAGS, Mode::empty())?));
+            within(DISK, open).await
+        }
     };
     let file = match opened {
         Ok(file) => file,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -20,6 +21,10 @@ const CHUNK: usize = 256 << 10;
 /// hangs; the reader's connection ends, and its client goes on elsewhere.
 const READ: Duration = Duration::from_secs(10);
 
+/// Threads of the blocking pool, of 64, that may be with the stores' disk at the same time. One that hangs keeps each
+/// thread that it got, long after whoever asked went away.
+static DISK: Semaphore = Semaphore::const_new(16);
+
 /// Content that is being read, from an offset to its end.
 pub struct Content {
     size: u64,
@@ -28,9 +33,9 @@ pub struct Content {
 }
 
 enum Source {
-    /// The file, and the last chunk: its memory is used again once its reader has let go of it, which saves an
-    /// allocation and the zeroing of it for each.
-    File(Arc<File>, Bytes),
+    /// The file, where in it the content begins, and the last chunk: its memory is used again once its reader has let go
+    /// of it, which saves an allocation and the zeroing of it for each.
+    File(Arc<File>, u64, Bytes),
     /// The stream, and what it gave beyond the last limit.
     Stream(BoxStream<'static, io::Result<Bytes>>, Bytes),
 }
@@ -38,7 +43,12 @@ enum Source {
 impl Content {
     /// The rest of `file`, whose content has `size` bytes, from `offset`; an offset after the end counts as the end.
     pub fn file(file: File, size: u64, offset: u64) -> Self {
-        Self { size, position: offset.min(size), source: Source::File(Arc::new(file), Bytes::new()) }
+        Self::part(Arc::new(file), 0, size, offset)
+    }
+
+    /// The same of content that begins at `base` of a file that holds others too.
+    pub fn part(file: Arc<File>, base: u64, size: u64, offset: u64) -> Self {
+        Self { size, position: offset.min(size), source: Source::File(file, base, Bytes::new()) }
     }
 
     /// A content of `size` bytes whose bytes from `offset` on come from `stream`.
@@ -72,10 +82,10 @@ impl Content {
         }
         let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
         let chunk = match &mut self.source {
-            Source::File(file, last) => {
+            Source::File(file, base, last) => {
                 let mut buffer = std::mem::take(last).try_into_mut().unwrap_or_default();
                 buffer.resize(wanted, 0);
-                let chunk = read_at(file, self.position, buffer).await?;
+                let chunk = read_at(file, *base + self.position, buffer).await?;
                 *last = chunk.clone();
                 chunk
             }
@@ -133,19 +143,34 @@ async fn read_at(file: &Arc<File>, position: u64, buffer: BytesMut) -> io::Resul
     within(READ, read).await
 }
 
-/// Runs `read` where it may block. One that has begun goes on after the limit, as nothing can end it; one that still
-/// waits for a thread never begins.
-async fn within<T: Send + 'static>(
+/// Runs `work` on the stores' disk where it may block, at most 16 at once. Work that has begun goes on after the limit,
+/// as nothing can end it; what still waits for its turn never begins.
+pub(super) async fn within<T: Send + 'static>(
     limit: Duration,
-    read: impl FnOnce() -> io::Result<T> + Send + 'static,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    let reading = AbortOnDropHandle::new(tokio::task::spawn_blocking(read));
-    match timeout(limit, reading).await {
-        Ok(read) => read.map_err(io::Error::other)?,
-        Err(_) => {
-            Err(io::Error::new(io::ErrorKind::TimedOut, format!("the disk did not answer within {limit:?}")))
-        }
-    }
+    within_of(&DISK, limit, work).await
+}
+
+async fn within_of<T: Send + 'static>(
+    disk: &'static Semaphore,
+    limit: Duration,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let working = async {
+        let turn = disk.acquire().await.map_err(io::Error::other)?;
+        let work = move || {
+            let _turn = turn;
+            work()
+        };
+        AbortOnDropHandle::new(tokio::task::spawn_blocking(work)).await.map_err(io::Error::other)?
+    };
+    timeout(limit, working).await.unwrap_or_else(|_| {
+        Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("the disk does not answer (nothing within {limit:?})"),
+        ))
+    })
 }
 
 /// `Err` gives the buffer back: nothing is cached there, or the file system cannot tell.
@@ -201,6 +226,8 @@ mod tests {
             check(Content::stream(stream(&whole, offset), size, at), &whole, offset).await;
             check(Content::bytes(&whole.clone().into(), at), &whole, offset).await;
         }
+        let part = Content::part(Arc::new(file.try_clone().unwrap()), 1000, 70_000, 3);
+        check(part, &whole[1000..71_000], 3).await;
         check(Content::bytes(&whole.clone().into(), size + 9), &whole, whole.len()).await;
         check(Content::file(file, size, size + 9), &whole, whole.len()).await;
     }
@@ -239,6 +266,31 @@ mod tests {
             within(READ, || Ok(())).await.unwrap();
         });
         assert!(!began.load(std::sync::atomic::Ordering::Relaxed), "nobody waits for it");
+    }
+
+    #[test]
+    fn a_disk_that_hangs_keeps_no_more_than_its_threads() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let begun = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+            let disk = Box::leak(Box::new(Semaphore::new(2)));
+            let (release, hang) = std::sync::mpsc::channel::<()>();
+            let hang = Arc::new(std::sync::Mutex::new(hang));
+            for _ in 0..5 {
+                let (hang, begun) = (Arc::clone(&hang), Arc::clone(&begun));
+                let work = move || {
+                    begun.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    hang.lock().unwrap().recv().map_err(io::Error::other)
+                };
+                let outcome = within_of(disk, Duration::from_millis(20), work).await;
+                assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            }
+            assert_eq!(begun.load(std::sync::atomic::Ordering::Relaxed), 2);
+            for _ in 0..2 {
+                release.send(()).unwrap();
+            }
+            within_of(disk, READ, || Ok(())).await.unwrap();
+        });
     }
 
     #[tokio::test]

@@ -16,8 +16,10 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use super::content::within;
 use super::{Content, Error, Health, Provider, View, Watch, Watcher};
 use crate::oci::{Digest, Name, ReferenceError, Registry};
 
@@ -88,6 +91,8 @@ struct Shared {
     view: View,
     /// The archive, if the layout is one.
     archive: Mutex<Option<Arc<Archive>>>,
+    /// Content was taken out of the view since the last look began, whatever that look found.
+    doubt: AtomicBool,
 }
 
 impl FromStr for Spec {
@@ -127,8 +132,12 @@ impl LayoutStore {
     }
 
     pub(crate) fn start_polling(spec: Spec, poll: Duration) -> Self {
-        let shared =
-            Arc::new(Shared { path: spec.path.clone(), view: View::new(), archive: Mutex::default() });
+        let shared = Arc::new(Shared {
+            path: spec.path.clone(),
+            view: View::new(),
+            archive: Mutex::default(),
+            doubt: AtomicBool::new(false),
+        });
         let task = tokio::spawn(watch_layout(Arc::clone(&shared), Scanner::new(spec), poll)).abort_handle();
         Self { shared, task }
     }
@@ -148,6 +157,9 @@ async fn watch_layout(shared: Arc<Shared>, scanner: Scanner, poll: Duration) {
         interval.tick().await;
         let path = shared.path.clone();
         let mut current = scanner.take().unwrap_or_else(|| Scanner::new(Spec { path, name: None }));
+        if shared.doubt.swap(false, Ordering::Acquire) {
+            current.doubt();
+        }
         let mut look = tokio::task::spawn_blocking(move || {
             let found = current.scan();
             (current, found)
@@ -211,19 +223,19 @@ impl Provider for LayoutStore {
             return archive.open(digest, size, offset);
         }
         let (path, digest) = (self.shared.path.clone(), *digest);
-        let open = tokio::task::spawn_blocking(move || folder::open_blob(&path, &digest));
-        let unavailable = |reason: String| Error::Unavailable(reason);
-        let file = match timeout(HANG, open).await {
-            Ok(Ok(Ok(Some(file)))) => file,
-            Ok(Ok(Ok(None))) => {
+        let open = move || {
+            let file = folder::open_blob(&path, &digest).map_err(io::Error::other)?;
+            file.map(|file| Ok((file.metadata()?.len(), file))).transpose()
+        };
+        let (stored, file) = match within(HANG, open).await {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
                 self.shared.view.remove(&digest);
+                self.shared.doubt.store(true, Ordering::Release);
                 return Err(Error::NotFound(digest));
             }
-            Ok(Ok(Err(reason))) => return Err(unavailable(reason)),
-            Ok(Err(error)) => return Err(unavailable(error.to_string())),
-            Err(_) => return Err(unavailable(format!("opening {digest} takes more than {HANG:?}"))),
+            Err(error) => return Err(Error::Unavailable(error.to_string())),
         };
-        let stored = file.metadata().map_err(|error| unavailable(error.to_string()))?.len();
         if stored != size {
             let reason = format!("it has {stored} bytes, its descriptor says {size}");
             return Err(Error::Corrupt { digest, reason });
@@ -234,6 +246,11 @@ impl Provider for LayoutStore {
     /// Nothing: a layout has no runtime's downloads.
     async fn discard_ingests(&self, _digest: &Digest) -> Result<usize, Error> {
         Ok(0)
+    }
+
+    /// Nothing, likewise.
+    async fn discard_stuck(&self, _digest: &Digest) -> Result<bool, Error> {
+        Ok(false)
     }
 }
 

@@ -56,6 +56,7 @@ struct State {
     manifests: HashMap<Digest, Arc<Manifest>>,
     failure: Option<String>,
     discarded: Vec<Digest>,
+    watched: Vec<Digest>,
 }
 
 impl Stored {
@@ -217,6 +218,11 @@ impl MemoryStore {
         self.state().discarded.clone()
     }
 
+    /// Digests whose unfinished downloads were to be watched, in order.
+    pub fn watched(&self) -> Vec<Digest> {
+        self.state().watched.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -259,6 +265,11 @@ impl Provider for MemoryStore {
         self.state().discarded.push(*digest);
         Ok(0)
     }
+
+    async fn discard_stuck(&self, digest: &Digest) -> Result<bool, Error> {
+        self.state().watched.push(*digest);
+        Ok(false)
+    }
 }
 
 impl Watcher for MemoryStore {
@@ -277,7 +288,7 @@ impl State {
         let sources = blob.labels.iter().flat_map(|(key, value)| Source::parse_label(key, value));
         self.blobs.insert(digest, (blob.bytes.clone(), sources.collect()));
         if is_manifest(&blob.descriptor.media_type)
-            && let Ok(manifest) = Manifest::parse(&blob.bytes)
+            && let Ok((manifest, _)) = Manifest::parse_known(&blob.bytes)
         {
             self.manifests.insert(digest, Arc::new(manifest));
         }

@@ -85,6 +85,29 @@ async fn a_label_that_names_denied_and_allowed_repositories_allows() {
     assert!(node.gives(&both).await && !node.gives(&only).await);
 }
 
+/// A label drops the registry's port: until an image record tells, content may be what a pattern with a port means.
+#[tokio::test]
+async fn content_whose_port_is_unknown_is_kept_where_any_port_is_denied_or_private() {
+    let deny = vec!["registry.test:5000/secret/**".into()];
+    let node = served(trust::Config { deny, ..trust::Config::default() }, &["registry.test:*/team/**"]);
+    let manifest = Artifact::image("", &[b"in flight"]).blobs.pop().unwrap();
+    let labelled = |blob: Stored, repository: &str| {
+        let blob = blob.labelled("registry.test", repository);
+        node.store.put_stored(&blob);
+        blob.descriptor.digest
+    };
+    let secret = labelled(Stored::new(LAYER, b"secret".to_vec()), "secret/app");
+    let open = labelled(Stored::new(LAYER, b"open".to_vec()), "library/app");
+    let layer = labelled(Stored::new(LAYER, b"private layer".to_vec()), "team/app");
+    let private = labelled(manifest, "team/app");
+    assert!(!node.gives(&secret).await && !node.gives(&private).await);
+    assert!(node.gives(&open).await && node.gives(&layer).await);
+    // Its port is known now, and is another one than those of the patterns.
+    node.store.put_image("registry.test/secret/other:v1", &[b"tells the port"]);
+    assert!(node.gives(&secret).await);
+    assert!(node.gives(&private).await);
+}
+
 #[tokio::test]
 async fn private_manifests_are_for_no_peer_and_their_layers_are() {
     let node = served(trust::Config::default(), &["registry.test/team/**"]);

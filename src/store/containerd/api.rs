@@ -1,6 +1,7 @@
 //! containerd's gRPC API, as far as the store needs it. Every call has a time limit, since containerd may hang, and
 //! every answer is bounded and parsed here; no type of the protocol leaves this file.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -14,17 +15,19 @@ use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{
     AbortRequest, GetImageRequest, ImageCreate, Info, InfoRequest, ListContentRequest, ListImagesRequest,
-    ListStatusesRequest, PluginsRequest, ReadContentRequest, SubscribeRequest,
+    ListStatusesRequest, PluginsRequest, ReadContentRequest, Status as WireStatus, StatusRequest,
+    SubscribeRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use containerd_client::types::{Descriptor as WireDescriptor, Envelope};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use prost::Message;
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::model::Entry;
 use crate::oci::{Descriptor, Digest};
@@ -36,6 +39,8 @@ const CALL: Duration = Duration::from_secs(2);
 const LIST: Duration = Duration::from_secs(10);
 /// The next message of a content that is read; beyond it the read has stalled.
 const READ: Duration = Duration::from_secs(5);
+/// Before containerd gives an unfinished download to a writer, it hashes what is there: 60 GiB at 500 MB/s.
+const HASH: Duration = Duration::from_secs(120);
 /// Largest message: an image list of some 50,000 records.
 const MESSAGE_LIMIT: usize = 64 << 20;
 /// Content of one namespace that is read. A node holds some 10,000; a million would take 500 MiB here.
@@ -74,6 +79,24 @@ pub(super) enum Event {
 pub(super) struct Ingest {
     pub(super) reference: String,
     pub(super) started: Option<SystemTime>,
+    /// The last write.
+    pub(super) updated: Option<SystemTime>,
+    /// Bytes that are written.
+    pub(super) offset: u64,
+    /// Bytes that there will be; 0: unknown.
+    pub(super) total: u64,
+}
+
+/// The writer of an unfinished download. While it is there, nobody else can write to the download, commit it or begin
+/// it anew.
+pub(super) struct Writer {
+    /// Digest of what is written. `None`: one that is not known here.
+    pub(super) digest: Option<Digest>,
+    /// Bytes that are written.
+    pub(super) offset: u64,
+    /// Dropping it ends the requests.
+    open: oneshot::Sender<Infallible>,
+    answers: Streaming<WriteContentResponse>,
 }
 
 impl Api {
@@ -206,13 +229,52 @@ impl Api {
         let request = within(namespace, ListStatusesRequest::default())?;
         let response = optional(call("list ingests", CALL, client.list_statuses(request)).await)?;
         let statuses = response.map(|response| response.statuses).unwrap_or_default();
-        Ok(statuses
-            .into_iter()
-            .map(|status| Ingest {
-                reference: status.r#ref,
-                started: status.started_at.and_then(|time| SystemTime::try_from(time).ok()),
-            })
-            .collect())
+        Ok(statuses.into_iter().map(ingest).collect())
+    }
+
+    /// One unfinished download; `None`: there is none of this reference.
+    pub(super) async fn ingest(&self, namespace: &str, reference: &str) -> Result<Option<Ingest>, ApiError> {
+        let mut client = ContentClient::new(self.channel.clone());
+        let request = within(namespace, StatusRequest { r#ref: reference.to_owned() })?;
+        let response = optional(call("ingest", CALL, client.status(request)).await)?;
+        Ok(response.and_then(|response| response.status).map(ingest))
+    }
+
+    /// Becomes the writer of an unfinished download of `digest`; `None`: another one is at it, or the content is
+    /// complete. Where there is no such download, this begins an empty one.
+    pub(super) async fn writer(
+        &self,
+        namespace: &str,
+        reference: &str,
+        digest: &Digest,
+    ) -> Result<Option<Writer>, ApiError> {
+        let (open, closed) = oneshot::channel::<Infallible>();
+        let request = WriteContentRequest {
+            action: WriteAction::Stat.into(),
+            r#ref: reference.to_owned(),
+            expected: digest.to_string(),
+            ..WriteContentRequest::default()
+        };
+        let last = futures::stream::once(closed).filter_map(|_| std::future::ready(None));
+        let requests = within(namespace, futures::stream::iter([request]).chain(last))?;
+        let mut client = ContentClient::new(self.channel.clone());
+        let opened = async {
+            let mut answers = client.write(requests).await?.into_inner();
+            Ok::<_, Status>((answers.message().await?, answers))
+        };
+        let (answer, answers) = match limited("open ingest", HASH, async { Ok(opened.await) }).await? {
+            Ok(opened) => opened,
+            Err(status) if matches!(status.code(), Code::Unavailable | Code::AlreadyExists) => {
+                return Ok(None);
+            }
+            Err(status) => return Err(failure("open ingest", &status)),
+        };
+        Ok(answer.map(|answer| Writer {
+            digest: answer.digest.parse().ok(),
+            offset: bytes(answer.offset),
+            open,
+            answers,
+        }))
     }
 
     /// Discards an unfinished download; whether it was there.
@@ -240,6 +302,16 @@ impl Api {
                 })
             })
             .boxed())
+    }
+}
+
+impl Writer {
+    /// Leaves the download to others.
+    pub(super) async fn close(self) {
+        let Self { open, mut answers, .. } = self;
+        drop(open);
+        // Whatever it says, the writer is gone: at the latest when this ends.
+        let _ = answer("close ingest", CALL, answers.message()).await;
     }
 }
 
@@ -298,6 +370,21 @@ fn optional<T>(result: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
 fn text_of(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+fn ingest(status: WireStatus) -> Ingest {
+    Ingest {
+        reference: status.r#ref,
+        started: status.started_at.and_then(|time| SystemTime::try_from(time).ok()),
+        updated: status.updated_at.and_then(|time| SystemTime::try_from(time).ok()),
+        offset: bytes(status.offset),
+        total: bytes(status.total),
+    }
+}
+
+/// The protocol has signed counts; a negative one is none.
+fn bytes(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or_default()
 }
 
 fn descriptor(wire: &WireDescriptor) -> Option<Descriptor> {

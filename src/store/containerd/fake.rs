@@ -1,17 +1,18 @@
 //! A containerd in memory for tests: the calls that the store makes, each of which can be made to fail.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use containerd_client::services::v1::{
     AbortRequest, GetImageRequest, GetImageResponse, Image, ImageCreate, Info, InfoRequest, InfoResponse,
     ListContentResponse, ListImagesResponse, ListStatusesResponse, PluginsResponse, ReadContentRequest,
-    ReadContentResponse, Status, VersionResponse,
+    ReadContentResponse, Status, StatusRequest, StatusResponse, VersionResponse, WriteContentRequest,
+    WriteContentResponse,
 };
 use containerd_client::types::{Descriptor as WireDescriptor, Envelope};
 use futures::future::BoxFuture;
@@ -43,10 +44,29 @@ struct State {
     version: &'static str,
     images: BTreeMap<String, Descriptor>,
     content: BTreeMap<String, Stored>,
-    ingests: BTreeSet<String>,
-    began: SystemTime,
+    ingests: BTreeMap<String, Ingest>,
+    /// When the next ingest begins: no clock of this machine says so.
+    begins: SystemTime,
+    calls: HashMap<String, usize>,
     /// Calls of a method that succeed, and then that fail.
     failing: HashMap<&'static str, (usize, usize)>,
+}
+
+struct Ingest {
+    data: Vec<u8>,
+    total: usize,
+    started: SystemTime,
+    /// Somebody writes or commits.
+    is_locked: bool,
+}
+
+/// The only writer of an ingest.
+struct Lock(Fake, String);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.0.lock_ingest(&self.1, false);
+    }
 }
 
 impl Fake {
@@ -55,8 +75,9 @@ impl Fake {
             version,
             images: BTreeMap::new(),
             content: BTreeMap::new(),
-            ingests: BTreeSet::new(),
-            began: SystemTime::now(),
+            ingests: BTreeMap::new(),
+            begins: SystemTime::now() + Duration::from_secs(3600),
+            calls: HashMap::new(),
             failing: HashMap::new(),
         };
         Self { state: Arc::new(Mutex::new(state)), events: broadcast::Sender::new(16) }
@@ -112,12 +133,55 @@ impl Fake {
         self.events.receiver_count()
     }
 
+    /// Begins an ingest in place of the one that may be there.
     pub(super) fn begin_ingest(&self, reference: &str) {
-        self.state().ingests.insert(reference.to_owned());
+        self.write_ingest(reference, b"", 0);
     }
 
-    pub(super) fn ingests(&self) -> usize {
-        self.state().ingests.len()
+    /// An ingest that began just now and has these bytes of `total`.
+    pub(super) fn write_ingest(&self, reference: &str, data: &[u8], total: usize) {
+        let mut state = self.state();
+        state.begins += Duration::from_secs(1);
+        let ingest = Ingest { data: data.to_vec(), total, started: state.begins, is_locked: false };
+        state.ingests.insert(reference.to_owned(), ingest);
+    }
+
+    /// Whether somebody writes to an ingest or commits it.
+    pub(super) fn lock_ingest(&self, reference: &str, is_locked: bool) {
+        if let Some(ingest) = self.state().ingests.get_mut(reference) {
+            ingest.is_locked = is_locked;
+        }
+    }
+
+    pub(super) fn ingests(&self) -> Vec<String> {
+        self.state().ingests.keys().cloned().collect()
+    }
+
+    /// Calls of this method so far.
+    pub(super) fn calls(&self, method: &str) -> usize {
+        self.state().calls.get(method).copied().unwrap_or_default()
+    }
+
+    /// Becomes the writer of an ingest, and begins it if it is not there.
+    fn writer(&self, request: &WriteContentRequest) -> Result<(WriteContentResponse, Lock), Code> {
+        *self.state().calls.entry("Content/Write".to_owned()).or_default() += 1;
+        if self.state().content.contains_key(&request.expected) {
+            return Err(Code::AlreadyExists);
+        }
+        if !self.state().ingests.contains_key(&request.r#ref) {
+            self.begin_ingest(&request.r#ref);
+        }
+        let mut state = self.state();
+        let ingest = state.ingests.get_mut(&request.r#ref).ok_or(Code::NotFound)?;
+        if std::mem::replace(&mut ingest.is_locked, true) {
+            return Err(Code::Unavailable);
+        }
+        let answer = WriteContentResponse {
+            offset: ingest.data.len().try_into().unwrap(),
+            digest: Digest::sha256(&ingest.data).to_string(),
+            ..WriteContentResponse::default()
+        };
+        Ok((answer, Lock(self.clone(), request.r#ref.clone())))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -127,6 +191,7 @@ impl Fake {
     /// The messages that answer a call.
     fn answer(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, Code> {
         let mut state = self.state();
+        *state.calls.entry(method.to_owned()).or_default() += 1;
         match state.failing.get_mut(method) {
             Some((good, _)) if *good > 0 => *good -= 1,
             Some((_, bad)) if *bad > 0 => {
@@ -151,6 +216,14 @@ impl Fake {
             size: blob.descriptor.size.try_into().unwrap(),
             labels: blob.labels.iter().cloned().collect(),
             ..Info::default()
+        };
+        let status = |(reference, ingest): (&String, &Ingest)| Status {
+            r#ref: reference.clone(),
+            offset: ingest.data.len().try_into().unwrap(),
+            total: ingest.total.try_into().unwrap(),
+            started_at: Some(ingest.started.into()),
+            updated_at: Some(ingest.started.into()),
+            ..Status::default()
         };
         Ok(match method {
             "Version/Version" => {
@@ -179,16 +252,16 @@ impl Fake {
                 message(&ReadContentResponse { offset: 0, data })
             }
             "Content/ListStatuses" => {
-                let status = |reference: &String| Status {
-                    r#ref: reference.clone(),
-                    started_at: Some(state.began.into()),
-                    ..Status::default()
-                };
                 message(&ListStatusesResponse { statuses: state.ingests.iter().map(status).collect() })
+            }
+            "Content/Status" => {
+                let reference = StatusRequest::decode(request).unwrap().r#ref;
+                let found = state.ingests.get_key_value(&reference).map(status).ok_or(Code::NotFound)?;
+                message(&StatusResponse { status: Some(found) })
             }
             "Content/Abort" => {
                 let reference = AbortRequest::decode(request).unwrap().r#ref;
-                state.ingests.remove(&reference).then_some(()).ok_or(Code::NotFound)?;
+                state.ingests.remove(&reference).ok_or(Code::NotFound)?;
                 message(&())
             }
             _ => return Err(Code::Unimplemented),
@@ -216,9 +289,32 @@ impl tower::Service<http::Request<Body>> for Fake {
             // `/containerd.services.content.v1.Content/Read`
             let path = request.uri().path().to_owned();
             let method = path.rsplit('.').next().unwrap();
-            let request = request.into_body().collect().await.unwrap().to_bytes();
             let frame = |bytes: Vec<u8>| Ok::<_, tonic::Status>(Frame::data(Bytes::from(bytes)));
             let response = http::Response::builder().header("content-type", "application/grpc");
+            let trailers = |code: Code| {
+                let status = http::HeaderValue::from(code as u16);
+                Frame::trailers([("grpc-status".parse().unwrap(), status)].into_iter().collect())
+            };
+            if method == "Content/Write" {
+                let mut requests = request.into_body();
+                let first = requests.frame().await.unwrap().unwrap().into_data().unwrap();
+                let first = WriteContentRequest::decode(first.get(5..).unwrap()).unwrap();
+                let frames = match fake.writer(&first) {
+                    Err(code) => futures::stream::iter([Ok(trailers(code))]).boxed(),
+                    // Held until the client has no more to ask.
+                    Ok((answer, lock)) => {
+                        let last = async move {
+                            while requests.frame().await.is_some() {}
+                            drop(lock);
+                            Ok(trailers(Code::Ok))
+                        };
+                        let answer = std::future::ready(frame(message(&answer)));
+                        futures::stream::once(answer).chain(futures::stream::once(last)).boxed()
+                    }
+                };
+                return Ok(response.body(Body::new(StreamBody::new(frames))).unwrap());
+            }
+            let request = request.into_body().collect().await.unwrap().to_bytes();
             if method == "Events/Subscribe" {
                 let events = futures::stream::unfold(fake.events.subscribe(), move |mut events| async move {
                     Some((events.recv().await.ok()?, events))
@@ -230,9 +326,7 @@ impl tower::Service<http::Request<Body>> for Fake {
                 Ok(messages) => (Some(messages), Code::Ok),
                 Err(code) => (None, code),
             };
-            let status = http::HeaderValue::from(code as u16);
-            let trailers = Frame::trailers([("grpc-status".parse().unwrap(), status)].into_iter().collect());
-            let frames = messages.map(frame).into_iter().chain([Ok(trailers)]);
+            let frames = messages.map(frame).into_iter().chain([Ok(trailers(code))]);
             Ok(response.body(Body::new(StreamBody::new(futures::stream::iter(frames)))).unwrap())
         }
         .boxed()

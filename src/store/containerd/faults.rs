@@ -1,5 +1,7 @@
 //! Calls that fail at the worst moment, against a containerd in memory.
 
+use std::time::Duration;
+
 use tokio_util::task::AbortOnDropHandle;
 
 use super::fake::{Fake, socket};
@@ -91,7 +93,11 @@ async fn check_discarded(case: &Case, digest: &Digest) {
     case.fake.begin_ingest("layer-of-another");
     let outcome = case.store.discard_ingests(digest).await;
     assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
-    assert_eq!(case.fake.ingests(), 2);
+    assert_eq!(case.fake.ingests().len(), 2);
+}
+
+async fn gone(case: &Case) {
+    eventually("the discard", || case.fake.ingests() == ["layer-of-another"]).await;
 }
 
 #[tokio::test]
@@ -99,7 +105,7 @@ async fn a_discard_is_remembered_while_containerd_is_away() {
     let case = Case::new("v2.1.0");
     check_discarded(&case, &Digest::sha256(b"poison")).await;
     let _server = case.serve();
-    eventually("the discard", || case.fake.ingests() == 1).await;
+    gone(&case).await;
 }
 
 #[tokio::test]
@@ -109,7 +115,34 @@ async fn a_discard_that_failed_is_tried_again() {
     case.ready().await;
     case.fake.fail_after("Content/ListStatuses", 0, 2);
     check_discarded(&case, &Digest::sha256(b"poison")).await;
-    eventually("the discard", || case.fake.ingests() == 1).await;
+    gone(&case).await;
+}
+
+/// The fake's ingests begin an hour ahead of this machine's clock, as after a clock that was set back.
+#[tokio::test]
+async fn a_discard_needs_no_clock() {
+    let case = Case::new("v2.1.0");
+    let _server = case.serve();
+    case.ready().await;
+    let digest = Digest::sha256(b"poison");
+    case.fake.begin_ingest(&format!("layer-{digest}"));
+    assert_eq!(case.store.discard_ingests(&digest).await.unwrap(), 1);
+    assert!(case.fake.ingests().is_empty());
+}
+
+#[tokio::test]
+async fn a_new_attempt_is_not_discarded_by_a_request_that_knew_of_an_older_one() {
+    let case = Case::new("v2.1.0");
+    let _server = case.serve();
+    case.ready().await;
+    case.fake.fail_after("Content/Abort", 0, 1);
+    let digest = Digest::sha256(b"poison");
+    check_discarded(&case, &digest).await;
+    // Before the next look the poisoned one is gone, and another has begun under its reference.
+    case.fake.begin_ingest(&format!("layer-{digest}"));
+    let looks = case.fake.calls("Content/Status");
+    eventually("all looks", || case.fake.calls("Content/Status") == looks + 3).await;
+    assert_eq!(case.fake.ingests().len(), 2);
 }
 
 #[tokio::test]
@@ -122,5 +155,72 @@ async fn remembered_discards_are_bounded() {
             assert!(store.discard_ingests(&digest).await.is_err());
         }
     }
-    assert_eq!(store.discards.lock().unwrap().len(), ingests::FOLLOWED);
+    assert_eq!(store.discards.len(), ingests::FOLLOWED);
+}
+
+const WHOLE: &[u8] = b"a layer, whole";
+
+/// A containerd with an unfinished download of [`WHOLE`] that has these bytes.
+async fn downloading(data: &[u8]) -> (Case, AbortOnDropHandle<()>, Digest, String) {
+    let case = Case::new("v2.1.0");
+    let server = case.serve();
+    case.ready().await;
+    let digest = Digest::sha256(WHOLE);
+    let reference = format!("layer-{digest}");
+    case.fake.write_ingest("layer-of-another", b"wrong", 5);
+    case.fake.write_ingest(&reference, data, WHOLE.len());
+    (case, server, digest, reference)
+}
+
+#[tokio::test]
+async fn a_download_that_is_complete_and_wrong_is_discarded() {
+    let (case, _server, digest, _) = downloading(b"a lie, as long").await;
+    assert!(case.store.discard_stuck(&digest).await.unwrap());
+    assert_eq!(case.fake.ingests(), ["layer-of-another"]);
+}
+
+#[tokio::test]
+async fn a_download_that_is_complete_and_right_is_left() {
+    let (case, _server, digest, _) = downloading(WHOLE).await;
+    assert!(!case.store.discard_stuck(&digest).await.unwrap());
+    assert_eq!(case.fake.ingests().len(), 2);
+}
+
+/// A commit may take long, and looks like a download that is stuck.
+#[tokio::test]
+async fn a_download_that_somebody_writes_or_commits_is_left() {
+    let (case, _server, digest, reference) = downloading(b"a lie, as long").await;
+    case.fake.lock_ingest(&reference, true);
+    let stuck = case.store.discard_stuck(&digest);
+    let released = async {
+        eventually("two questions", || case.fake.calls("Content/Write") >= 2).await;
+        assert_eq!(case.fake.ingests().len(), 2, "held by another");
+        case.fake.lock_ingest(&reference, false);
+    };
+    let (discarded, ()) = tokio::join!(stuck, released);
+    assert!(discarded.unwrap(), "once nobody holds it");
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_the_content() {
+    let (case, _server, digest, _) = downloading(b"a layer,").await;
+    case.fake.put(&Stored::new("application/octet-stream", WHOLE));
+    // No event tells of it: the store finds it by its first reconciliation after the start.
+    assert!(!case.store.discard_stuck(&digest).await.unwrap());
+    assert_eq!(case.fake.calls("Content/Write"), 0, "it is not complete");
+    assert_eq!(case.fake.ingests().len(), 2);
+}
+
+#[tokio::test]
+async fn watches_cost_nothing_without_containerd_and_are_bounded() {
+    let case = Case::new("v2.1.0");
+    let digests = (0..ingests::FOLLOWED + 10).map(|number| Digest::sha256(&number.to_be_bytes()));
+    let watches = digests.map(async |digest| {
+        let waiting = tokio::time::timeout(Duration::from_millis(50), case.store.discard_stuck(&digest));
+        waiting.await.ok()
+    });
+    let outcomes = futures::future::join_all(watches).await;
+    assert_eq!(case.store.watches.len(), ingests::FOLLOWED);
+    let refused = outcomes.iter().flatten().filter(|outcome| matches!(outcome, Ok(false)));
+    assert_eq!((outcomes.iter().flatten().count(), refused.count()), (10, 10));
 }

@@ -15,20 +15,22 @@
 //! where the folder is not mounted, from a list at each reconciliation, and for 10 s after any activity.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{Api, ApiError, Event};
 use super::model::{Model, Namespace, Unpublished};
-use super::{Shared, blob_path};
+use super::{DISK, Shared, blob_path};
 use crate::oci::{Digest, MANIFEST_LIMIT, Manifest};
 use crate::store::Health;
+use crate::store::content::within;
 
 /// Pauses between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -58,8 +60,8 @@ const OWNER_AGAIN: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(5)];
 /// New content that waits for its owner.
 const OWNERLESS: usize = 10_000;
-/// How long one manifest may take to be read.
-const MANIFEST_READ: Duration = Duration::from_secs(5);
+/// How long manifests that cannot be read may keep everything else waiting.
+const UNREADABLE: Duration = Duration::from_secs(10);
 
 /// The task's state across connections.
 pub(super) struct Synchronizer {
@@ -76,6 +78,8 @@ struct Session {
     model: Model,
     pending: HashSet<Event>,
     reconcile_at: Instant,
+    /// Manifests that containerd could not read, so that each is told of once.
+    unreadable: HashSet<Digest>,
     /// Content without an owner: when to ask again, and how often that was done.
     ownerless: Vec<(Instant, Event, usize)>,
     ingests: Ingests,
@@ -136,6 +140,7 @@ impl Synchronizer {
             model: std::mem::take(&mut self.model),
             pending: HashSet::new(),
             reconcile_at: Instant::now() + RECONCILE_SOON,
+            unreadable: HashSet::new(),
             ownerless: Vec::new(),
             ingests: Ingests { needed: !has_content_events(&version), ..Ingests::default() },
         };
@@ -236,7 +241,7 @@ impl Session {
         if *self.model.unpublished() != Unpublished::Nothing {
             self.model.forget();
         }
-        self.publish().await;
+        self.publish().await?;
         if self.ingests.needed && self.shared.root.load().is_none() {
             self.ingests.active_until.get_or_insert_with(Instant::now);
             self.list_ingests().await?;
@@ -262,7 +267,7 @@ impl Session {
             }
         }
         self.read_manifests().await?;
-        self.publish().await;
+        self.publish().await?;
         Ok(())
     }
 
@@ -322,21 +327,42 @@ impl Session {
         if marked {
             self.read_manifests().await?;
         }
-        self.publish().await;
+        self.publish().await?;
         Ok(())
     }
 
-    /// Reads manifests that are held and not known yet, until they lead to no others.
+    /// Reads manifests that are held and not known yet, until they lead to no others. What cannot be read now is tried
+    /// again by the next reconciliation.
     async fn read_manifests(&mut self) -> Result<(), ApiError> {
+        let patient_until = Instant::now() + UNREADABLE;
+        let mut failed = HashSet::new();
         loop {
             let mut progress = false;
-            for (digest, size) in self.model.unread() {
-                // What cannot be read now is tried again by the next reconciliation.
-                let Some(bytes) = self.read_small(&digest, size).await? else { continue };
+            let mut unread = self.model.unread();
+            unread.retain(|(digest, _)| !failed.contains(digest));
+            for (digest, size) in unread {
+                let bytes = match self.read_small(&digest, size).await {
+                    Ok(Some(bytes)) => bytes,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        // Is it this one, or containerd? Only that ends the connection.
+                        self.api.version().await?;
+                        failed.insert(digest);
+                        if self.unreadable.insert(digest) {
+                            tracing::warn!(%digest, %error, "a manifest in containerd's store cannot be read");
+                        }
+                        if Instant::now() > patient_until {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                };
+                self.unreadable.remove(&digest);
                 let manifest = if Digest::of(digest.algorithm(), &bytes) == digest {
-                    Manifest::parse(&bytes)
+                    Manifest::parse_known(&bytes)
                         .inspect_err(|error| tracing::debug!(%digest, %error, "not a manifest"))
                         .ok()
+                        .map(|(manifest, _)| manifest)
                 } else {
                     tracing::warn!(%digest, "a manifest is damaged in containerd's store");
                     None
@@ -352,11 +378,10 @@ impl Session {
 
     /// Small content whole: by its file, else by the API. `None`: it is gone, or has another size.
     async fn read_small(&self, digest: &Digest, size: u64) -> Result<Option<Vec<u8>>, ApiError> {
-        if let Some(root) = self.shared.root.load_full() {
-            let file = timeout(MANIFEST_READ, read_file(&root, digest, size)).await;
-            if let Ok(Some(bytes)) = file {
-                return Ok(Some(bytes));
-            }
+        if let Some(root) = self.shared.root.load_full()
+            && let Some(bytes) = read_file(&root, digest, size).await
+        {
+            return Ok(Some(bytes));
         }
         for namespace in &self.shared.namespaces {
             let mut stream = match self.api.read(namespace, digest, 0).await {
@@ -378,9 +403,9 @@ impl Session {
     }
 
     /// Tells the view what it does not know yet.
-    async fn publish(&mut self) {
+    async fn publish(&mut self) -> Result<(), ApiError> {
         match self.model.unpublished() {
-            Unpublished::Nothing => return,
+            Unpublished::Nothing => return Ok(()),
             Unpublished::Contents(contents) => {
                 for digest in contents {
                     match self.model.held(digest) {
@@ -392,21 +417,28 @@ impl Session {
             Unpublished::Everything => {
                 // Off the executor: with thousands of images it takes a tenth of a second.
                 let (shared, snapshot) = (Arc::clone(&self.shared), self.model.snapshot());
-                let replaced = tokio::task::spawn_blocking(move || shared.view.replace(snapshot)).await;
-                if let Err(error) = replaced {
-                    tracing::error!(%error, "cannot make the view of containerd");
-                    return;
+                let (begin, begun) = oneshot::channel();
+                let replace = AbortOnDropHandle::new(tokio::task::spawn_blocking(move || {
+                    let _ = begin.send(());
+                    shared.view.replace(snapshot);
+                }));
+                let failed = |reason: &str| ApiError::Failed(format!("cannot make the view: {reason}"));
+                // Only the wait for a thread has no end of its own.
+                if timeout(DISK, begun).await.is_err() {
+                    return Err(failed("no thread is free, as when a disk does not answer"));
                 }
+                replace.await.map_err(|error| failed(&error.to_string()))?;
             }
         }
         self.model.published();
+        Ok(())
     }
 
     async fn poll_ingests(&mut self) -> Result<(), ApiError> {
         match self.shared.root.load_full() {
             Some(root) => {
-                let folder = tokio::fs::metadata(root.join("ingest")).await;
-                let changed = folder.and_then(|folder| folder.modified()).ok();
+                let path = root.join("ingest");
+                let changed = disk(move || std::fs::metadata(path)?.modified()).await?.ok();
                 let same = changed == self.ingests.changed;
                 self.ingests.changed = changed;
                 if same && self.ingests.known.is_empty() {
@@ -477,21 +509,22 @@ async fn subscribe(api: Api, namespaces: Vec<String>, sender: mpsc::Sender<Resul
 }
 
 /// The content root, if it is a content root that can be read here.
-async fn find_root(shared: &Shared, api: &Api) -> Result<Option<std::path::PathBuf>, ApiError> {
+async fn find_root(shared: &Shared, api: &Api) -> Result<Option<PathBuf>, ApiError> {
     let root = match &shared.configured_root {
         Some(root) => Some(root.clone()),
         None => api.content_root().await?,
     };
     let Some(root) = root else { return Ok(None) };
-    let mut readable = tokio::fs::read_dir(root.join("blobs")).await;
-    if readable.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+    let list = |path: PathBuf| disk(move || std::fs::read_dir(path).map(drop));
+    let mut readable = list(root.join("blobs")).await?;
+    if readable.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         // A containerd that never held anything has not made the folder yet. One that is not mounted has no parent here;
         // of a configured path, which may be a mount right below `/`, the parent says nothing.
         let parent = root.parent().filter(|_| shared.configured_root.is_none());
-        readable = tokio::fs::read_dir(parent.unwrap_or(&root)).await;
+        readable = list(parent.unwrap_or(&root).to_owned()).await?;
     }
     match readable {
-        Ok(_) => Ok(Some(root)),
+        Ok(()) => Ok(Some(root)),
         Err(error) => {
             tracing::debug!(path = %root.display(), %error, "containerd's content root cannot be read here");
             Ok(None)
@@ -501,12 +534,22 @@ async fn find_root(shared: &Shared, api: &Api) -> Result<Option<std::path::PathB
 
 async fn read_file(root: &Path, digest: &Digest, size: u64) -> Option<Vec<u8>> {
     let mut content = super::open_file(blob_path(root, digest), digest, size).await.ok()??;
-    let read = tokio::task::spawn_blocking(move || {
+    let read = within(DISK, move || {
         let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::Read::take(&mut content, MANIFEST_LIMIT), &mut bytes)?;
-        Ok::<_, std::io::Error>(bytes)
+        io::Read::read_to_end(&mut io::Read::take(&mut content, MANIFEST_LIMIT), &mut bytes)?;
+        Ok(bytes)
     });
-    read.await.ok()?.ok().filter(|bytes| bytes.len() as u64 == size)
+    read.await.ok().filter(|bytes| bytes.len() as u64 == size)
+}
+
+/// Asks the disk; fails as a call to containerd does if it hangs.
+async fn disk<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<io::Result<T>, ApiError> {
+    match within(DISK, work).await {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(ApiError::Failed(error.to_string())),
+        answer => Ok(answer),
+    }
 }
 
 /// `layer-sha256:...` and its like end in the digest.

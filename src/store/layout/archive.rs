@@ -10,8 +10,6 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::StreamExt;
 use tar::EntryType;
 
 use super::super::{Content, Error};
@@ -28,9 +26,6 @@ const NAME_LIMIT: usize = 1024;
 
 /// Bytes that one member's headers may take. The tar format lets a long name be as long as the file.
 const HEADERS_LIMIT: u64 = 64 << 10;
-
-/// Bytes read at once: as `Content` reads files.
-const CHUNK: u64 = 256 << 10;
 
 /// `oci-layout` has 30 bytes.
 const MARKER_LIMIT: u64 = 4096;
@@ -142,19 +137,7 @@ impl Archive {
             let reason = format!("it has {} bytes, its descriptor says {size}", member.size);
             return Err(Error::Corrupt { digest: *digest, reason });
         }
-        let file = Arc::clone(&self.file);
-        let chunks = futures::stream::try_unfold((file, offset), move |(file, at)| async move {
-            let wanted = CHUNK.min(size - at);
-            if wanted == 0 {
-                return Ok(None);
-            }
-            let part = Member { offset: member.offset + at, size: wanted };
-            let from = Arc::clone(&file);
-            let chunk = tokio::task::spawn_blocking(move || read(&from, part, CHUNK)).await;
-            let chunk = Bytes::from(chunk.map_err(io::Error::other)??);
-            Ok::<_, io::Error>(Some((chunk, (file, at + wanted))))
-        });
-        Ok(Content::stream(chunks.boxed(), size, offset))
+        Ok(Content::part(Arc::clone(&self.file), member.offset, size, offset))
     }
 }
 

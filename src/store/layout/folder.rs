@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -151,6 +152,14 @@ fn open_at(folder: &impl AsFd, name: &str, flags: OFlags) -> Result<Option<Owned
 }
 
 impl Mark {
+    /// By the file system's clock, which may be another one than this machine's.
+    pub(super) fn was_modified_before(&self, time: SystemTime) -> bool {
+        let seconds = u64::try_from(self.modified.0).unwrap_or_default();
+        SystemTime::UNIX_EPOCH
+            .checked_add(Duration::from_secs(seconds))
+            .is_some_and(|modified| modified < time)
+    }
+
     pub(super) fn of_file(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         Ok(Self {

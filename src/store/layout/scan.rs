@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -22,6 +22,9 @@ const SETTLE: u32 = 4;
 
 /// All is listed at least this often.
 const RECONCILE: Duration = Duration::from_secs(10);
+
+/// A file that was last written to so long ago is not being written to: the coarsest clock of a file system (FAT).
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// A file with another size than its descriptor says is taken for unfinished until it has not changed for so long.
 const ABANDONED: Duration = Duration::from_secs(10);
@@ -62,6 +65,8 @@ pub(super) struct Scanner {
     listed: Option<Instant>,
     cause: Option<String>,
     shown: Shown,
+    /// The view may differ from what it was told.
+    doubted: bool,
     archive: Option<Arc<Archive>>,
 }
 
@@ -123,8 +128,15 @@ impl Scanner {
             listed: None,
             cause: None,
             shown: Shown::default(),
+            doubted: false,
             archive: None,
         }
+    }
+
+    /// The view was changed by another: the next look that succeeds tells it everything again.
+    pub(super) fn doubt(&mut self) {
+        self.doubted = true;
+        self.listed = None;
     }
 
     /// Looks. Blocks.
@@ -142,7 +154,11 @@ impl Scanner {
             }
             Err(Unusable::Gone(cause)) => {
                 let was_archive = self.archive.is_some();
-                *self = Self { shown: std::mem::take(&mut self.shown), ..Self::new(self.spec.clone()) };
+                *self = Self {
+                    shown: std::mem::take(&mut self.shown),
+                    doubted: self.doubted,
+                    ..Self::new(self.spec.clone())
+                };
                 Found {
                     snapshot: self.show(Trees::default(), HashMap::new()),
                     archive: was_archive.then_some(None),
@@ -322,6 +338,7 @@ impl Scanner {
     /// What of a folder's blobs is complete.
     fn complete(&mut self, trees: &Trees, blobs: HashMap<Digest, Mark>) -> HashMap<Digest, u64> {
         let now = Instant::now();
+        let old = SystemTime::now().checked_sub(SETTLED).unwrap_or(SystemTime::UNIX_EPOCH);
         let before = std::mem::take(&mut self.blobs);
         self.unfinished = false;
         let mut held = HashMap::new();
@@ -334,7 +351,10 @@ impl Scanner {
             let complete = if trees.damaged.contains(&digest) {
                 false
             } else if trees.sizes.contains(&(digest, mark.size)) {
-                true
+                // A copy that got its whole size before its bytes is written to until it is done.
+                let written = seen.same > 0 || mark.was_modified_before(old);
+                self.unfinished |= !written;
+                written
             } else if trees.reached.contains(&digest) {
                 // Given up for finished, it is shown to the view, which knows it for damaged and says so.
                 let abandoned = now.duration_since(seen.since) > ABANDONED;
@@ -358,7 +378,8 @@ impl Scanner {
             manifests: trees.manifests.keys().copied().collect(),
             held,
         };
-        if shown == self.shown {
+        let doubted = std::mem::take(&mut self.doubted);
+        if shown == self.shown && !doubted {
             return None;
         }
         let held = shown.held.iter().map(|(digest, size)| Held {
@@ -386,7 +407,7 @@ impl Loaded {
         if Digest::of(digest.algorithm(), content) != *digest {
             return Self::Damaged;
         }
-        Manifest::parse(content).map_or(Self::Opaque, |manifest| Self::Read(Arc::new(manifest)))
+        Manifest::parse_known(content).map_or(Self::Opaque, |(manifest, _)| Self::Read(Arc::new(manifest)))
     }
 }
 

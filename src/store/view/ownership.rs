@@ -37,6 +37,13 @@ pub(super) struct Claims {
     names: HashSet<Name>,
 }
 
+/// The repository that a label means.
+enum Owner {
+    Known(Name),
+    /// Its registry may have any port.
+    Portless(Name),
+}
+
 /// What descriptors say that a digest is: size in bytes and media type.
 type Claim = (u64, Arc<str>);
 
@@ -179,12 +186,20 @@ impl Claims {
         let media_type = best.or(own.filter(|own| is_manifest(own))).unwrap_or(OCTET_STREAM);
         let trees = fitting().map(|(_, trees)| trees).chain(self.referrers.get(&held.digest));
         let mut names: BTreeSet<Name> = self.names_of(trees);
+        let mut portless = BTreeSet::new();
         if names.is_empty() {
-            names = held.sources.iter().filter_map(|source| self.owner(source)).collect();
+            for owner in held.sources.iter().filter_map(|source| self.owner(source)) {
+                if let Owner::Portless(name) = &owner {
+                    portless.insert(name.clone());
+                }
+                let (Owner::Known(name) | Owner::Portless(name)) = owner;
+                names.insert(name);
+            }
         }
         Ok(Blob {
             descriptor: Descriptor::new(held.digest, held.size, media_type),
             repositories: names.into_iter().collect(),
+            portless: portless.into_iter().collect(),
         })
     }
 
@@ -204,21 +219,22 @@ impl Claims {
 
     /// The repository that a label means. Its key has lost the port, so the registry is the one of that host that an
     /// image record names. Where records name several registries of one host, only a record with the same repository
-    /// can tell them apart; else the label says nothing, since a guess might serve what is denied.
-    fn owner(&self, source: &Source) -> Option<Name> {
+    /// can tell them apart; else the label says nothing, since a guess might serve what is denied. Of a host that no record
+    /// names, the port stays unknown.
+    fn owner(&self, source: &Source) -> Option<Owner> {
         let name =
             |registry: &Registry| Name { registry: registry.clone(), repository: source.repository.clone() };
         let registries = match self.hosts.get(source.host.as_str()) {
             Some(registries) if !registries.is_empty() => registries,
-            _ => return Some(name(&source.host)),
+            _ => return Some(Owner::Portless(name(&source.host))),
         };
         let mut candidates = registries.iter();
         if let (Some(only), None) = (candidates.next(), candidates.next()) {
-            return Some(name(only));
+            return Some(Owner::Known(name(only)));
         }
         let mut known = registries.iter().map(name).filter(|name| self.names.contains(name));
         match (known.next(), known.next()) {
-            (Some(only), None) => Some(only),
+            (Some(only), None) => Some(Owner::Known(only)),
             _ => None,
         }
     }

@@ -86,6 +86,14 @@ fn labels_where_no_tree_reaches() {
         let view =
             view(names.iter().map(|name| image(name, &target)).collect(), vec![held("layer", &[label])], &[]);
         assert_eq!(owners(&view, "layer"), expected, "{names:?} {label:?}");
+        let blob = view.describe(&Digest::sha256(b"layer")).unwrap();
+        let is_host_known = names.iter().any(|name| name.starts_with(&format!("{}:", label.0)));
+        let is_portless = !is_host_known && !names.iter().any(|name| name.starts_with("[::1]"));
+        assert_eq!(
+            blob.portless,
+            if is_portless { &blob.repositories[..] } else { &[] },
+            "{names:?} {label:?}"
+        );
     };
     check(&[], ("a.io", "app"), &["a.io/app"]);
     check(
