@@ -89,6 +89,10 @@ async fn resolves_and_describes(subject: &dyn Subject) {
         assert_eq!(by_digest("one.test/other"), None, "by digest under another repository");
         assert_described(subject, &blob.descriptor, &["one.test/app"]);
     }
+    // What is held is no unfinished download.
+    let held = artifact.target.digest;
+    assert_eq!(provider.discard_ingests(&held).await.expect("a store that answers"), 0);
+    assert!(!provider.discard_stuck(&held).await.expect("a store that answers"));
     let unknown = Digest::sha256(b"resolve: unknown");
     assert_eq!(provider.describe(&unknown), None);
     assert!(matches!(provider.open(&unknown, 0).await, Err(Error::NotFound(digest)) if digest == unknown));

@@ -17,34 +17,27 @@ mod api;
 mod fake;
 #[cfg(test)]
 mod faults;
+mod files;
 mod ingests;
 mod model;
 mod stuck;
 mod synchronizer;
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use futures::StreamExt;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::content::within;
 use super::{Config, Content, Error, Health, Provider, View, Watch, Watcher};
 use crate::oci::Digest;
 
 use api::{Api, ApiError};
+use files::{blob_path, open_file, wrong_size};
 use synchronizer::Synchronizer;
-
-/// What a disk may take to open a file, to list a folder, or to read a small file; beyond it the disk hangs.
-const DISK: Duration = Duration::from_secs(5);
 
 /// Digests whose listing turned out to be old, on their way to the synchronizer. More are found by the next
 /// reconciliation.
@@ -220,50 +213,6 @@ pub fn is_namespace(text: &str) -> bool {
     text.len() <= 76 && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c)) && parts(text)
 }
 
-fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
-    root.join("blobs").join(digest.algorithm().as_str()).join(digest.hex())
-}
-
-/// Opens a blob file and checks that it is one; `None`: there is none, or it may not be read.
-async fn open_file(path: PathBuf, digest: &Digest, size: u64) -> Result<Option<File>, Error> {
-    const FLAGS: OFlags =
-        OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
-    // What the kernel has cached opens without a wait; only a path that needs the disk goes to the blocking pool.
-    let cached = rustix::fs::openat2(CWD, &path, FLAGS, Mode::empty(), ResolveFlags::CACHED);
-    let opened = match cached {
-        Ok(file) => Ok(File::from(file)),
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
-        Err(_) => {
-            let open = move || Ok(File::from(rustix::fs::open(&path, FLAGS, Mode::empty())?));
-            within(DISK, open).await
-        }
-    };
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(Error::Unavailable(format!("cannot open the file of {digest}: {error}"))),
-    };
-    let metadata = file
-        .metadata()
-        .map_err(|error| Error::Unavailable(format!("cannot read the size of {digest}: {error}")))?;
-    if !metadata.is_file() || metadata.file_type().is_socket() {
-        return Err(Error::Corrupt { digest: *digest, reason: "it is not a file".to_owned() });
-    }
-    if metadata.len() != size {
-        return Err(wrong_size(digest, metadata.len(), size));
-    }
-    Ok(Some(file))
-}
-
-fn wrong_size(digest: &Digest, stored: u64, described: u64) -> Error {
-    Error::Corrupt {
-        digest: *digest,
-        reason: format!("{stored} bytes are stored, {described} are described"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,25 +225,6 @@ mod tests {
         for name in ["", ".", "a..b", "a b", r#"x",topic~="."#, "-a", "ü", &"a".repeat(77)] {
             assert!(!is_namespace(name), "{name}");
         }
-    }
-
-    #[tokio::test]
-    async fn files_are_checked_before_they_are_served() {
-        let folder = tempfile::tempdir().unwrap();
-        let digest = Digest::sha256(b"blob");
-        let path = blob_path(folder.path(), &digest);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let open = |size| open_file(path.clone(), &digest, size);
-        assert!(matches!(open(4).await, Ok(None)));
-        std::fs::write(&path, "blob").unwrap();
-        assert!(matches!(open(4).await, Ok(Some(_))));
-        assert!(matches!(open(5).await, Err(Error::Corrupt { .. })));
-        std::fs::remove_file(&path).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
-        assert!(matches!(open(4).await, Err(Error::Unavailable(_))), "links are not followed");
-        std::fs::remove_file(&path).unwrap();
-        std::fs::create_dir(&path).unwrap();
-        assert!(matches!(open(4).await, Err(Error::Corrupt { .. })));
     }
 
     #[tokio::test]

@@ -225,7 +225,7 @@ impl Provider for LayoutStore {
         let (path, digest) = (self.shared.path.clone(), *digest);
         let open = move || {
             let file = folder::open_blob(&path, &digest).map_err(io::Error::other)?;
-            file.map(|file| Ok((file.metadata()?.len(), file))).transpose()
+            file.map(|file| Ok::<_, io::Error>((file.metadata()?.len(), file))).transpose()
         };
         let (stored, file) = match within(HANG, open).await {
             Ok(Some(opened)) => opened,

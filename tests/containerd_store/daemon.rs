@@ -13,15 +13,17 @@ use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{
     CreateImageRequest, CreateNamespaceRequest, DeleteContentRequest, DeleteImageRequest, Image,
     ListStatusesRequest, Namespace, UpdateImageRequest, WriteAction, WriteContentRequest,
+    WriteContentResponse,
 };
 use containerd_client::types::Descriptor as WireDescriptor;
+use futures::StreamExt as _;
 use peili::oci::Descriptor;
 use peili::store::Config;
 use peili::store::memory::{Artifact, Stored};
 use peili_lab::Generation;
 use tokio::process::{Child, Command};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 pub(crate) const NAMESPACE: &str = "k8s.io";
 /// What a runtime holds while it pulls; without one the garbage collector takes what no image leads to.
@@ -135,17 +137,32 @@ impl Containerd {
 
     /// Writes content, or only its first `bytes` without an end.
     pub(crate) async fn write(&self, namespace: &str, blob: &Stored, bytes: usize) -> Result<(), Status> {
-        let digest = blob.descriptor.digest.to_string();
         let complete = bytes == blob.bytes.len();
-        let request = WriteContentRequest {
-            action: if complete { WriteAction::Commit } else { WriteAction::Write }.into(),
-            r#ref: format!("layer-{digest}"),
-            total: blob.bytes.len() as i64,
-            expected: digest,
-            data: blob.bytes[..bytes].to_vec(),
-            labels: blob.labels.iter().cloned().collect(),
-            ..WriteContentRequest::default()
-        };
+        let action = if complete { WriteAction::Commit } else { WriteAction::Write };
+        self.send(namespace, request(action, blob, 0, &blob.bytes[..bytes])).await
+    }
+
+    /// Ends what [`Containerd::write`] began.
+    pub(crate) async fn write_rest(&self, blob: &Stored, offset: usize) -> Result<(), Status> {
+        self.send(NAMESPACE, request(WriteAction::Commit, blob, offset, &blob.bytes[offset..])).await
+    }
+
+    /// Writes these bytes for `blob` from its beginning, and does not commit them.
+    pub(crate) async fn write_only(&self, blob: &Stored, bytes: &[u8]) {
+        self.send(NAMESPACE, request(WriteAction::Write, blob, 0, bytes)).await.unwrap();
+    }
+
+    /// Is the writer of an unfinished download until the answer is dropped, as one that commits for long.
+    pub(crate) async fn hold(&self, blob: &Stored) -> Streaming<WriteContentResponse> {
+        let request = request(WriteAction::Stat, blob, 0, b"");
+        let requests = futures::stream::iter([request]).chain(futures::stream::pending());
+        let mut client = ContentClient::new(self.channel().await);
+        let mut answers = client.write(within(NAMESPACE, requests)).await.unwrap().into_inner();
+        answers.message().await.unwrap();
+        answers
+    }
+
+    async fn send(&self, namespace: &str, request: WriteContentRequest) -> Result<(), Status> {
         let mut client = ContentClient::new(self.channel().await);
         let requests = futures::stream::iter([request]);
         let mut answers = client.write(within(namespace, requests)).await?.into_inner();
@@ -175,14 +192,17 @@ impl Containerd {
         }
     }
 
-    pub(crate) async fn put(&self, namespace: &str, artifact: &Artifact) {
+    /// Puts an artifact; returns when its image record was about to be made.
+    pub(crate) async fn put(&self, namespace: &str, artifact: &Artifact) -> Instant {
         for blob in &artifact.blobs {
             match self.write(namespace, blob, blob.bytes.len()).await {
                 Err(status) if status.code() != Code::AlreadyExists => panic!("{status}"),
                 _ => {}
             }
         }
+        let began = Instant::now();
         self.create_image(namespace, &artifact.name, &artifact.target).await;
+        began
     }
 
     pub(crate) async fn ingests(&self) -> usize {
@@ -190,24 +210,18 @@ impl Containerd {
         let request = within(NAMESPACE, ListStatusesRequest::default());
         client.list_statuses(request).await.unwrap().into_inner().statuses.len()
     }
+}
 
-    /// Ends what [`Containerd::write`] began.
-    pub(crate) async fn write_rest(&self, blob: &Stored, offset: usize) -> Result<(), Status> {
-        let digest = blob.descriptor.digest.to_string();
-        let request = WriteContentRequest {
-            action: WriteAction::Commit.into(),
-            r#ref: format!("layer-{digest}"),
-            total: blob.bytes.len() as i64,
-            expected: digest,
-            offset: offset as i64,
-            data: blob.bytes[offset..].to_vec(),
-            labels: blob.labels.iter().cloned().collect(),
-        };
-        let mut client = ContentClient::new(self.channel().await);
-        let requests = futures::stream::iter([request]);
-        let mut answers = client.write(within(NAMESPACE, requests)).await?.into_inner();
-        while answers.message().await?.is_some() {}
-        Ok(())
+fn request(action: WriteAction, blob: &Stored, offset: usize, data: &[u8]) -> WriteContentRequest {
+    let digest = blob.descriptor.digest.to_string();
+    WriteContentRequest {
+        action: action.into(),
+        r#ref: format!("layer-{digest}"),
+        total: blob.descriptor.size as i64,
+        expected: digest,
+        offset: offset as i64,
+        data: data.to_vec(),
+        labels: blob.labels.iter().cloned().collect(),
     }
 }
 

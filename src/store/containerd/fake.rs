@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use containerd_client::events::ContentDelete;
 use containerd_client::services::v1::{
     AbortRequest, GetImageRequest, GetImageResponse, Image, ImageCreate, Info, InfoRequest, InfoResponse,
     ListContentResponse, ListImagesResponse, ListStatusesResponse, PluginsResponse, ReadContentRequest,
@@ -117,12 +118,21 @@ impl Fake {
     /// Sets an image record and tells of it.
     pub(super) fn name(&self, name: &str, target: &Descriptor) {
         self.state().images.insert(name.to_owned(), target.clone());
-        let event = ImageCreate { name: name.to_owned(), ..ImageCreate::default() };
+        self.tell("/images/create", &ImageCreate { name: name.to_owned(), ..ImageCreate::default() });
+    }
+
+    /// Tells that content came or went, whether it did or not.
+    pub(super) fn tell_of(&self, topic: &str, digest: &Digest) {
+        // The two events have their digest in the same field.
+        self.tell(topic, &ContentDelete { digest: digest.to_string() });
+    }
+
+    fn tell(&self, topic: &str, event: &impl Message) {
         let event = prost_types::Any { type_url: String::new(), value: event.encode_to_vec() };
         let envelope = Envelope {
             timestamp: None,
             namespace: NAMESPACE.into(),
-            topic: "/images/create".into(),
+            topic: topic.into(),
             event: Some(event),
         };
         let _ = self.events.send(message(&envelope));

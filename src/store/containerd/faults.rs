@@ -6,7 +6,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::fake::{Fake, socket};
 use super::*;
-use crate::oci::Reference;
+use crate::oci::{Algorithm, Reference};
+use crate::store::Change;
 use crate::store::conformance::eventually;
 use crate::store::memory::{Artifact, Stored};
 
@@ -19,9 +20,18 @@ struct Case {
 impl Case {
     /// A store of a containerd of this version that does not run yet.
     fn new(version: &'static str) -> Self {
+        Self::rooted(version, None)
+    }
+
+    /// The same with a content root, of this name below its folder.
+    fn rooted(version: &'static str, root: Option<&str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = ContainerdStore::new(&Config { socket: socket(folder.path()), ..Config::default() });
-        Self { fake: Fake::new(version), folder, store }
+        let content_root = root.map(|root| folder.path().join(root));
+        if let Some(root) = &content_root {
+            std::fs::create_dir_all(root.join("blobs")).unwrap();
+        }
+        let config = Config { socket: socket(folder.path()), content_root, ..Config::default() };
+        Self { fake: Fake::new(version), folder, store: ContainerdStore::new(&config) }
     }
 
     fn serve(&self) -> AbortOnDropHandle<()> {
@@ -86,6 +96,90 @@ async fn content_that_came_back_while_containerd_failed_is_seen() {
     case.fake.put(&blob);
     eventually("an error", || case.fake.failing("Content/Info") == 0).await;
     eventually("the content", || case.store.describe(&digest).is_some()).await;
+}
+
+#[tokio::test]
+async fn a_manifest_that_cannot_be_read_takes_nothing_else_away() {
+    let case = Case::new("v2.1.0");
+    let artifact = Artifact::image("one.test/unreadable:1", &[b"unreadable: layer"]);
+    for blob in &artifact.blobs {
+        case.fake.put(blob);
+    }
+    case.fake.name(&artifact.name, &artifact.target);
+    case.fake.fail_after("Content/Read", 0, usize::MAX);
+    let _server = case.serve();
+    case.ready().await;
+    case.resolves(&artifact).await;
+    let layer = &artifact.blobs[0].descriptor.digest;
+    assert!(case.store.describe(layer).is_some_and(|blob| blob.repositories.is_empty()));
+    // As soon as it can be read, it is.
+    case.fake.fail_after("Content/Read", 0, 0);
+    eventually("an owner", || !case.store.describe(layer).unwrap().repositories.is_empty()).await;
+}
+
+#[tokio::test]
+async fn content_by_sha512_is_read_from_its_file() {
+    let case = Case::rooted("v2.1.0", Some("content"));
+    let blob = Stored::hashed(Algorithm::Sha512, "application/octet-stream", &b"by sha512"[..]);
+    let digest = blob.descriptor.digest;
+    let path = blob_path(&case.folder.path().join("content"), &digest);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, &blob.bytes).unwrap();
+    case.fake.put(&blob);
+    let _server = case.serve();
+    case.ready().await;
+    let mut content = case.store.open(&digest, 3).await.unwrap();
+    assert_eq!(content.next(u64::MAX).await.unwrap().as_deref(), Some(&b"sha512"[..]));
+    assert_eq!(case.fake.calls("Content/Read"), 0);
+}
+
+#[tokio::test]
+async fn events_that_are_late_or_doubled_or_out_of_order_change_nothing() {
+    let case = Case::new("v2.1.0");
+    let _server = case.serve();
+    case.ready().await;
+    eventually("a subscription", || case.fake.followers() > 0).await;
+    let blob = Stored::new("application/octet-stream", &b"events"[..]);
+    let digest = blob.descriptor.digest;
+    let mut watch = case.store.watch();
+    case.fake.put(&blob);
+    for topic in ["/content/create", "/content/create", "/content/delete"] {
+        case.fake.tell_of(topic, &digest);
+    }
+    assert_eq!(watch.changes.recv().await.unwrap(), Change::Added(digest));
+    case.fake.take(&digest);
+    for topic in ["/content/delete", "/content/delete", "/content/create"] {
+        case.fake.tell_of(topic, &digest);
+    }
+    assert_eq!(watch.changes.recv().await.unwrap(), Change::Removed(digest));
+    // Everything has been asked again.
+    let asked = case.fake.calls("Content/List");
+    eventually("a reconciliation", || case.fake.calls("Content/List") > asked).await;
+    assert!(watch.changes.try_recv().is_err(), "told once");
+}
+
+/// The only thread that may block is with a disk that does not answer.
+#[test]
+fn a_disk_that_hangs_is_told_and_recovered_from() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    let (release, hang) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        // An old one: its `ingest` folder is looked at twice a second.
+        let case = Case::rooted("v1.7.0", Some("content"));
+        let _server = case.serve();
+        case.ready().await;
+        let hung = tokio::task::spawn_blocking(move || hang.recv());
+        let mut health = case.store.health();
+        let degraded = health.wait_for(|health| matches!(health, Health::Degraded(_)));
+        let degraded =
+            tokio::time::timeout(Duration::from_secs(10), degraded).await.unwrap().unwrap().clone();
+        let Health::Degraded(reason) = degraded else { unreachable!("waited for") };
+        assert!(reason.contains("the disk does not answer"), "{reason}");
+        release.send(()).unwrap();
+        case.ready().await;
+        hung.await.unwrap().unwrap();
+    });
 }
 
 async fn check_discarded(case: &Case, digest: &Digest) {

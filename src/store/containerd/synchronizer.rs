@@ -15,8 +15,6 @@
 //! where the folder is not mounted, from a list at each reconciliation, and for 10 s after any activity.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -25,12 +23,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Shared;
 use super::api::{Api, ApiError, Event};
+use super::files::{DISK, disk, find_root, read_file};
 use super::model::{Model, Namespace, Unpublished};
-use super::{DISK, Shared, blob_path};
 use crate::oci::{Digest, MANIFEST_LIMIT, Manifest};
 use crate::store::Health;
-use crate::store::content::within;
 
 /// Pauses between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -241,6 +239,7 @@ impl Session {
         if *self.model.unpublished() != Unpublished::Nothing {
             self.model.forget();
         }
+        self.unreadable.retain(|digest| self.model.held(digest).is_some());
         self.publish().await?;
         if self.ingests.needed && self.shared.root.load().is_none() {
             self.ingests.active_until.get_or_insert_with(Instant::now);
@@ -505,50 +504,6 @@ async fn subscribe(api: Api, namespaces: Vec<String>, sender: mpsc::Sender<Resul
         if sender.send(event).await.is_err() {
             return;
         }
-    }
-}
-
-/// The content root, if it is a content root that can be read here.
-async fn find_root(shared: &Shared, api: &Api) -> Result<Option<PathBuf>, ApiError> {
-    let root = match &shared.configured_root {
-        Some(root) => Some(root.clone()),
-        None => api.content_root().await?,
-    };
-    let Some(root) = root else { return Ok(None) };
-    let list = |path: PathBuf| disk(move || std::fs::read_dir(path).map(drop));
-    let mut readable = list(root.join("blobs")).await?;
-    if readable.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-        // A containerd that never held anything has not made the folder yet. One that is not mounted has no parent here;
-        // of a configured path, which may be a mount right below `/`, the parent says nothing.
-        let parent = root.parent().filter(|_| shared.configured_root.is_none());
-        readable = list(parent.unwrap_or(&root).to_owned()).await?;
-    }
-    match readable {
-        Ok(()) => Ok(Some(root)),
-        Err(error) => {
-            tracing::debug!(path = %root.display(), %error, "containerd's content root cannot be read here");
-            Ok(None)
-        }
-    }
-}
-
-async fn read_file(root: &Path, digest: &Digest, size: u64) -> Option<Vec<u8>> {
-    let mut content = super::open_file(blob_path(root, digest), digest, size).await.ok()??;
-    let read = within(DISK, move || {
-        let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(&mut content, MANIFEST_LIMIT), &mut bytes)?;
-        Ok(bytes)
-    });
-    read.await.ok().filter(|bytes| bytes.len() as u64 == size)
-}
-
-/// Asks the disk; fails as a call to containerd does if it hangs.
-async fn disk<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<io::Result<T>, ApiError> {
-    match within(DISK, work).await {
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(ApiError::Failed(error.to_string())),
-        answer => Ok(answer),
     }
 }
 

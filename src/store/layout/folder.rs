@@ -155,9 +155,8 @@ impl Mark {
     /// By the file system's clock, which may be another one than this machine's.
     pub(super) fn was_modified_before(&self, time: SystemTime) -> bool {
         let seconds = u64::try_from(self.modified.0).unwrap_or_default();
-        SystemTime::UNIX_EPOCH
-            .checked_add(Duration::from_secs(seconds))
-            .is_some_and(|modified| modified < time)
+        let modified = Duration::new(seconds, u32::try_from(self.modified.1).unwrap_or_default());
+        SystemTime::UNIX_EPOCH.checked_add(modified).is_some_and(|modified| modified < time)
     }
 
     pub(super) fn of_file(file: &File) -> io::Result<Self> {

@@ -1,5 +1,6 @@
 //! Layouts that appear, grow, break and come back.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -22,13 +23,17 @@ struct Layout {
 impl Layout {
     /// An empty layout and its store.
     fn start() -> Self {
+        Self::start_polling(FAST)
+    }
+
+    fn start_polling(poll: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         write_index(folder.path(), &[]);
         for algorithm in ["sha256", "sha512"] {
             fs::create_dir_all(folder.path().join("blobs").join(algorithm)).unwrap();
         }
-        let store = LayoutStore::start_polling(spec(folder.path()), FAST);
+        let store = LayoutStore::start_polling(spec(folder.path()), poll);
         Self { store, folder }
     }
 
@@ -100,6 +105,52 @@ impl Subject for Layout {
     }
 }
 
+/// An archive that is written anew at each change.
+struct Tar {
+    store: LayoutStore,
+    folder: tempfile::TempDir,
+    artifacts: Mutex<BTreeMap<String, Artifact>>,
+}
+
+impl Tar {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("layout.tar");
+        write_archive(&path, &[], |_| {});
+        Self { store: LayoutStore::start_polling(spec(&path), FAST), folder, artifacts: Mutex::default() }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Artifact>)) {
+        let mut artifacts = self.artifacts.lock().unwrap();
+        change(&mut artifacts);
+        let artifacts: Vec<_> = artifacts.values().cloned().collect();
+        write_archive(&self.folder.path().join("layout.tar"), &artifacts, |_| {});
+    }
+}
+
+#[async_trait]
+impl Subject for Tar {
+    fn provider(&self) -> &dyn Provider {
+        &self.store
+    }
+
+    fn watcher(&self) -> &dyn Watcher {
+        &self.store
+    }
+
+    async fn put(&self, artifact: &Artifact) {
+        self.change(|artifacts| drop(artifacts.insert(artifact.name.clone(), artifact.clone())));
+    }
+
+    async fn delete(&self, artifact: &Artifact) {
+        self.change(|artifacts| drop(artifacts.remove(&artifact.name)));
+    }
+
+    fn is_containerd_like(&self) -> bool {
+        false
+    }
+}
+
 fn spec(path: &Path) -> Spec {
     Spec { path: path.to_owned(), name: None }
 }
@@ -154,6 +205,86 @@ async fn read_all(store: &LayoutStore, digest: &Digest, offset: u64) -> Vec<u8> 
 #[tokio::test]
 async fn conforms() {
     conformance(&Layout::start()).await;
+}
+
+#[tokio::test]
+async fn archives_conform() {
+    conformance(&Tar::start()).await;
+}
+
+#[test]
+fn an_archive_is_indexed_once_for_each_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layout.tar");
+    let mut scanner = Scanner::new(spec(&path));
+    for _ in 0..2 {
+        write_archive(&path, &[Artifact::image("a.test/x:1", &[b"a layer"])], |_| {});
+        assert!(matches!(scanner.scan().archive, Some(Some(_))));
+        assert!(scanner.scan().archive.is_none());
+    }
+}
+
+#[test]
+fn a_copy_that_has_its_size_before_its_bytes_is_not_shown() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    // Its store is not asked here.
+    let layout = runtime.block_on(async { Layout::start() });
+    let mut artifact = Artifact::image("a.test/x:1", &[b"written to after its size is set"]);
+    let layer = artifact.blobs[0].clone();
+    artifact.blobs.remove(0);
+    layout.put_now(&artifact);
+    let path = layout.blob(&layer.descriptor.digest);
+    let mut file = fs::File::create(&path).unwrap();
+    file.set_len(layer.descriptor.size).unwrap();
+    let shows = |scanner: &mut Scanner| {
+        let snapshot = scanner.scan().snapshot;
+        snapshot.is_some_and(|shown| shown.held.iter().any(|held| held.digest == layer.descriptor.digest))
+    };
+    let mut scanner = Scanner::new(spec(layout.path()));
+    assert!(!shows(&mut scanner));
+    for part in layer.bytes.chunks(8) {
+        // So that the file's clock moves.
+        std::thread::sleep(Duration::from_millis(25));
+        file.write_all(part).unwrap();
+        assert!(!shows(&mut scanner));
+    }
+    assert!(shows(&mut scanner), "unchanged since the last look");
+    // What was written long ago is shown at the first look.
+    assert!(!shows(&mut Scanner::new(spec(layout.path()))));
+    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(10)).unwrap();
+    assert!(shows(&mut Scanner::new(spec(layout.path()))));
+}
+
+#[tokio::test]
+async fn content_that_is_back_before_the_next_look_is_shown_again() {
+    let layout = Layout::start_polling(Duration::from_millis(300));
+    let artifact = Artifact::image("a.test/x:1", &[b"a layer"]);
+    layout.put_now(&artifact);
+    let layer = artifact.blobs[0].descriptor.digest;
+    layout.wait_described(&layer, &["a.test/x"]).await;
+    let away = layout.path().join("away");
+    fs::rename(layout.blob(&layer), &away).unwrap();
+    assert!(matches!(layout.store.open(&layer, 0).await, Err(Error::NotFound(_))));
+    assert_eq!(layout.store.describe(&layer), None);
+    fs::rename(&away, layout.blob(&layer)).unwrap();
+    layout.wait_described(&layer, &["a.test/x"]).await;
+}
+
+/// The only thread that may block is with a disk that does not answer.
+#[test]
+fn a_layout_that_hangs_is_told() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build().unwrap();
+    let (release, hang) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        let hung = tokio::task::spawn_blocking(move || hang.recv());
+        let layout = Layout::start();
+        layout.wait_health(Err("takes more than 5s")).await;
+        let mut health = layout.store.health();
+        release.send(()).unwrap();
+        health.wait_for(|health| *health == Health::Ready).await.unwrap();
+        hung.await.unwrap().unwrap();
+    });
 }
 
 #[test]
@@ -336,7 +467,7 @@ async fn archives_are_read_in_place() {
 
     let layer: Vec<u8> = (0..700_000_u32).map(|i| (i % 251) as u8).collect();
     let artifact = Artifact::image("a.test/x:1", &[&layer, b"small"]);
-    write_archive(&path, &artifact, |_| {});
+    write_archive(&path, std::slice::from_ref(&artifact), |_| {});
     wait_health(&store, Ok(())).await;
     let name = Reference::parse_full("a.test/x:1").unwrap();
     assert_eq!(store.resolve(&name), Some(artifact.target.clone()));
@@ -346,7 +477,7 @@ async fn archives_are_read_in_place() {
     assert!(matches!(store.open(&digest, 700_001).await, Err(Error::Offset { .. })));
 
     let refuse = async |change: fn(&mut tar::Builder<fs::File>), expected: &str| {
-        write_archive(&path, &artifact, change);
+        write_archive(&path, std::slice::from_ref(&artifact), change);
         wait_health(&store, Err(expected)).await;
         assert!(store.describe(&digest).is_some(), "the last good view stays");
     };
@@ -381,14 +512,14 @@ async fn archives_are_read_in_place() {
     .await;
     fs::write(&path, [0x1f, 0x8b, 8, 0, 0, 0, 0]).unwrap();
     wait_health(&store, Err("compressed")).await;
-    write_archive(&path, &artifact, |_| {});
+    write_archive(&path, std::slice::from_ref(&artifact), |_| {});
     wait_health(&store, Ok(())).await;
     let length = fs::metadata(&path).unwrap().len();
     fs::File::options().write(true).open(&path).unwrap().set_len(length / 2).unwrap();
     wait_health(&store, Err("layout.tar: ")).await;
 }
 
-fn write_archive(path: &Path, artifact: &Artifact, change: impl FnOnce(&mut tar::Builder<fs::File>)) {
+fn write_archive(path: &Path, artifacts: &[Artifact], change: impl FnOnce(&mut tar::Builder<fs::File>)) {
     let temporary = path.with_extension("new");
     let mut archive = tar::Builder::new(fs::File::create(&temporary).unwrap());
     let mut append = |name: &str, content: &[u8]| {
@@ -398,9 +529,9 @@ fn write_archive(path: &Path, artifact: &Artifact, change: impl FnOnce(&mut tar:
         archive.append_data(&mut header, name, content).unwrap();
     };
     append("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
-    let annotations = json!({ "io.containerd.image.name": artifact.name });
-    append("./index.json", index_text(&[entry(artifact, &annotations)]).as_bytes());
-    for blob in &artifact.blobs {
+    let entry = |artifact: &Artifact| entry(artifact, &json!({ "io.containerd.image.name": artifact.name }));
+    append("./index.json", index_text(&artifacts.iter().map(entry).collect::<Vec<_>>()).as_bytes());
+    for blob in artifacts.iter().flat_map(|artifact| &artifact.blobs) {
         let digest = blob.descriptor.digest;
         append(&format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex()), &blob.bytes);
     }
