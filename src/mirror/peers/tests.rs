@@ -127,14 +127,14 @@ fn what_a_liar_gave_unverified_is_doubted_unless_it_was_begun_anew() {
     let (a, b) = (peer('a', "").id.clone(), peer('b', "").id.clone());
     let digest = |name: &str| Digest::sha256(name.as_bytes());
     assert!(!peers.left_unverified(&[a.clone(), b.clone()], &digest("left"), now));
-    peers.left_unverified(&[a.clone()], &digest("anew"), now);
-    peers.left_unverified(&[b.clone()], &digest("of b"), now);
+    peers.left_unverified(std::slice::from_ref(&a), &digest("anew"), now);
+    peers.left_unverified(std::slice::from_ref(&b), &digest("of b"), now);
     peers.begins_anew(&digest("anew"));
-    let doubted = peers.lied(&[a.clone()], &digest("wrong"), true, now);
+    let doubted = peers.lied(std::slice::from_ref(&a), &digest("wrong"), true, now);
     assert_eq!(doubted, [digest("left")].into());
     assert!(peers.candidates(vec![peer('a', "")], &digest("left"), false, now).is_empty());
     // Told once; what comes later is doubted at once.
-    assert!(peers.lied(&[a.clone()], &digest("wrong"), true, now).is_empty());
+    assert!(peers.lied(std::slice::from_ref(&a), &digest("wrong"), true, now).is_empty());
     assert!(peers.left_unverified(&[b, a], &digest("later"), now));
 }
 
