@@ -87,6 +87,17 @@ pub(crate) fn has_cargo(subcommand: &str) -> bool {
     output.is_ok_and(|status| status.success())
 }
 
+/// What this machine lacks to run containerds in namespaces.
+pub(crate) fn lacks_for_containerds() -> Option<String> {
+    let lacks = [
+        (!is_root(), "root"),
+        (program("ip").is_none(), "iproute2"),
+        (CONTAINERDS.iter().all(Containerd::is_missing), "containerd"),
+    ];
+    let names: Vec<&str> = lacks.iter().filter(|(lacks, _)| *lacks).map(|(_, name)| *name).collect();
+    (!names.is_empty()).then(|| names.join(" and "))
+}
+
 impl Containerd {
     fn is_missing(&self) -> bool {
         if std::env::var_os(self.variable).is_some() {
