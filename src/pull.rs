@@ -7,6 +7,18 @@
 //!
 //! It never sends a secret: where a registry asks for a bearer token, an anonymous one is fetched. It does not
 //! unpack, verify signatures, or follow the URLs of layers that are not distributable.
+//!
+//! ```no_run
+//! use peili::pull::{Destination, Host, Options, Silent, pull};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let reference: peili::oci::Reference = "alpine:3".parse()?;
+//! let hosts = Host::load(&["/etc/containerd/certs.d".into()], &reference.name.registry)?;
+//! let options = Options::new(reference, hosts, Destination::Layout("/var/lib/images".into()));
+//! println!("{}", pull(options, &Silent).await?.digest);
+//! # Ok(())
+//! # }
+//! ```
 
 mod destination;
 mod fetch;
