@@ -65,7 +65,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     // Signals and changes that come while the parts start must not be lost.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut changes = watch::watch(&loaded).context("cannot watch the configuration")?;
-    let mut app = App::start(loaded.config, log)?;
+    let mut app = App::start(loaded.config, log.clone())?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -94,6 +94,8 @@ impl App {
         let watchdog = Watchdog::start().context("cannot start the watchdog")?;
         let executor = watchdog.watch_executor(&tokio::runtime::Handle::current());
         let mut metrics = telemetry::registry();
+        telemetry::register_runtime(&mut metrics, tokio::runtime::Handle::current());
+        log.register(&mut metrics);
 
         let registry_sockets = config.registry.bind()?;
         let admin_sockets = config.admin.bind()?;
