@@ -298,6 +298,67 @@ fn the_tables_see_what_they_forbid() {
     assert!(names_crate("use {tar, http};", "tar") && names_crate("use tar;", "tar"));
 }
 
+/// The table of docs/guards.md: what to remove is there, and so are the tests that fail then.
+#[test]
+fn guards_and_their_tests_are_there() {
+    let document = fs::read_to_string(root().join("docs/guards.md")).unwrap_or_default();
+    let (mut faults, mut rows) = (String::new(), 0);
+    for (index, line) in document.lines().enumerate() {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [_, _, remove, fails] = cells[..] else { continue };
+        let (remove, fails) = (quoted(remove), quoted(fails));
+        if remove.is_empty() {
+            // The head of a table.
+            continue;
+        }
+        rows += 1;
+        let is_there = match remove[..] {
+            // A file, or one below it: what a module guards may move within it.
+            [file, code] => {
+                let file = root().join(file);
+                let below = files(&file.with_extension(""));
+                [file]
+                    .iter()
+                    .chain(&below)
+                    .any(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(code)))
+            }
+            _ => false,
+        };
+        if !is_there {
+            let _ = writeln!(faults, "docs/guards.md:{}: {remove:?} is no file with a line of it", index + 1);
+        }
+        for test in fails.iter().filter(|test| !is_test(test)) {
+            let _ = writeln!(faults, "docs/guards.md:{}: no test `{test}`", index + 1);
+        }
+        if fails.is_empty() {
+            let _ = writeln!(faults, "docs/guards.md:{}: name a test", index + 1);
+        }
+    }
+    assert!(faults.is_empty() && rows > 30, "{rows} rows\n{faults}");
+}
+
+/// What stands between backquotes.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Whether `module::of::src::name` is a test, or `TARGET name` a case of a harness of its own.
+fn is_test(name: &str) -> bool {
+    if let Some((target, case)) = name.split_once(' ') {
+        let sources = files(&root().join("tests").join(target));
+        return sources.iter().any(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(case)));
+    }
+    let Some((module, function)) = name.rsplit_once("::") else { return false };
+    // `a::tests` is a file of its own or stands in that of `a`.
+    let modules = std::iter::successors(Some(module), |module| Some(module.rsplit_once("::")?.0));
+    let mut files =
+        modules.map(|module| root().join("src").join(module.replace("::", "/")).with_extension("rs"));
+    let test = format!("fn {function}(");
+    files
+        .find(|path| path.is_file())
+        .is_some_and(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(&test)))
+}
+
 /// What is wrong, each with file, line and what to do.
 #[derive(Default)]
 struct Faults(String);
