@@ -257,6 +257,18 @@ impl Image {
         )
     }
 
+    /// A WebAssembly module as Wasm runtimes store it.
+    pub fn wasm(repository: &str, tag: &str) -> Self {
+        let config = json!({"architecture": "wasm", "os": "wasip1", "layerDigests": []});
+        Self::artifact(
+            repository,
+            tag,
+            ("application/vnd.wasm.config.v0+json", &config),
+            &[("application/wasm", Bytes::from_static(b"\0asm\x01\0\0\0"))],
+            &json!({}),
+        )
+    }
+
     /// A signature of `image` as cosign stores it: under the tag `sha256-HEX.sig` of the same repository.
     pub fn cosign_signature(image: &Self) -> Self {
         let payload = json!({"critical": {"image": {"docker-manifest-digest": image.root}}}).to_string();

@@ -35,7 +35,7 @@ const BUILD: [Package; 2] = [
     Package { name: "build-essential", program: "cc", reason: "the build compiles the cryptography library" },
 ];
 
-const TESTS: [Package; 4] = [
+const TESTS: [Package; 5] = [
     Package {
         name: "iproute2",
         program: "ip",
@@ -43,6 +43,11 @@ const TESTS: [Package; 4] = [
     },
     Package { name: "iptables", program: "iptables", reason: "integration tests cut nodes off" },
     Package { name: "zstd", program: "zstd", reason: "integration tests pull zstd layers" },
+    Package {
+        name: "skopeo",
+        program: "skopeo",
+        reason: "integration tests pull with a client that sends no `ns`",
+    },
     Package { name: "nginx-light", program: "nginx", reason: "the yardstick of the benchmarks" },
 ];
 

@@ -225,18 +225,14 @@ impl Stage {
     /// Waits until every node that lives knows what the others hold.
     pub(crate) async fn settle(&self) -> Result<()> {
         wait::until("all nodes know what the others hold", LIMIT, async || {
-            for member in self.nodes.iter().filter(|member| member.node.process().is_some()) {
-                let status = member.node.status().await.ok()?;
-                for other in self.nodes.iter().filter(|other| other.node.process().is_some()) {
-                    let id = &other.node.plan.peer_id;
-                    let held = if *id == member.node.plan.peer_id {
-                        status["network"]["advertised"].as_u64()
-                    } else {
-                        let peers = status["network"]["peers"].as_array()?;
-                        let peer = peers.iter().find(|peer| peer["id"] == id.as_str())?;
-                        (peer["connected"] == true).then(|| peer["holds"].as_u64()).flatten()
-                    };
-                    if held? < other.holds.len() as u64 {
+            let living = || self.nodes.iter().filter(|member| member.node.process().is_some());
+            for Member { node: holder, holds, .. } in living() {
+                let holds = holds.len() as u64;
+                if holder.advertised().await.ok()? < holds {
+                    return None;
+                }
+                for Member { node, .. } in living().filter(|other| !std::ptr::eq(&other.node, holder)) {
+                    if node.known(holder).await.ok()?? < holds {
                         return None;
                     }
                 }
