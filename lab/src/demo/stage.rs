@@ -10,7 +10,7 @@ use peili::oci::{Digest, Reference};
 use peili::pull::{self, Destination, Host, Silent};
 use peili_lab::containerd::{self, Containerd};
 use peili_lab::cri::Cri;
-use peili_lab::image::Image;
+use peili_lab::image::{Image, write_empty_layout};
 use peili_lab::netns::{Addresses, Namespace, Network};
 use peili_lab::node::{Node, Plan};
 use peili_lab::origin::Origin;
@@ -123,6 +123,7 @@ impl Stage {
                 }
                 _ => {
                     let scratch = Scratch::new()?;
+                    write_empty_layout(&scratch.path().join("layout"))?;
                     let store = format!("layout:{}", scratch.path().join("layout").display());
                     let hosts = scratch.path().join("hosts");
                     (Plan::on_loopback(&name, &store)?, Runtime::Layout(scratch), hosts)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use peili_lab::hosts;
-use peili_lab::image::Image;
+use peili_lab::image::{Image, write_empty_layout};
 use peili_lab::node::{Node, Plan};
 use peili_lab::origin::Origin;
 use peili_lab::process::Usage;
@@ -100,6 +100,7 @@ impl Fleet {
         let (mut plans, mut scratches) = (Vec::new(), Vec::new());
         for index in 0..stable + churned {
             let scratch = Scratch::new()?;
+            write_empty_layout(&scratch.path().join("layout"))?;
             let store = format!("layout:{}", scratch.path().join("layout").display());
             let mut plan = Plan::on_loopback(&format!("node-{}", index + 1), &store)?;
             let mirror = format!("http://127.0.0.1:{}", plan.ports.registry);
