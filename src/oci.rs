@@ -17,6 +17,18 @@
 //!
 //! It also holds the one question that enforcement points ask about a peer, [`Gate`], so that `network` and
 //! `transfer` can enforce what `trust` decides without knowing it.
+//!
+//! ```
+//! use peili::oci::{Digest, Reference};
+//!
+//! // Docker Hub's short names are written out.
+//! let reference: Reference = "alpine:3".parse()?;
+//! assert_eq!(reference.to_string(), "docker.io/library/alpine:3");
+//!
+//! let digest = Digest::sha256(b"a layer");
+//! assert_eq!(digest.to_string().parse::<Digest>()?, digest);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod descriptor;
 mod digest;

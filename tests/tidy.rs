@@ -174,6 +174,21 @@ fn the_graph_has_no_cycle() {
     assert!(faults.is_empty(), "{faults}");
 }
 
+/// Generated, so that it is right: a drawing by hand leaves out what does not fit in.
+#[test]
+fn architecture_shows_the_graph() {
+    let mut graph = String::from("```text\n");
+    for (module, allowed) in GRAPH.iter().rev() {
+        let line = format!("{module:<9} -> {}", allowed.join(" "));
+        let _ = writeln!(graph, "{}", line.trim_end_matches([' ', '>', '-']));
+    }
+    graph.push_str("```\n");
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap_or_default();
+    let section = text.split("\n## ").find_map(|section| section.strip_prefix("The graph\n"));
+    let shown = section.is_some_and(|section| section.contains(&graph));
+    assert!(shown, "ARCHITECTURE.md: let the block of \"The graph\" be\n{graph}");
+}
+
 #[test]
 fn third_party_crates_stay_at_home() {
     let mut faults = Faults::default();
@@ -200,8 +215,12 @@ fn third_party_crates_stay_at_home() {
 
 #[test]
 fn every_file_belongs_to_a_module() {
-    for package in ["", "lab", "xtask"] {
-        let folder = root().join(package).join("src");
+    let mut folders: Vec<PathBuf> =
+        ["src", "lab/src", "xtask/src", "plugins/sdk/src"].iter().map(|folder| root().join(folder)).collect();
+    // A file beside them is a test of its own.
+    let tests = fs::read_dir(root().join("tests")).into_iter().flatten().flatten();
+    folders.extend(tests.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    for folder in folders {
         let mut reached: BTreeSet<PathBuf> = BTreeSet::new();
         for name in ["lib", "main"] {
             let path = folder.join(name).with_extension("rs");
@@ -277,6 +296,67 @@ fn the_tables_see_what_they_forbid() {
     assert!(names_crate("use hyper::body;", "hyper") && names_crate("x(tonic::Status)", "tonic"));
     assert!(!names_crate("use hyper_util::rt;", "hyper") && !names_crate("crate::x::tar::y", "tar"));
     assert!(names_crate("use {tar, http};", "tar") && names_crate("use tar;", "tar"));
+}
+
+/// The table of docs/guards.md: what to remove is there, and so are the tests that fail then.
+#[test]
+fn guards_and_their_tests_are_there() {
+    let document = fs::read_to_string(root().join("docs/guards.md")).unwrap_or_default();
+    let (mut faults, mut rows) = (String::new(), 0);
+    for (index, line) in document.lines().enumerate() {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [_, _, remove, fails] = cells[..] else { continue };
+        let (remove, fails) = (quoted(remove), quoted(fails));
+        if remove.is_empty() {
+            // The head of a table.
+            continue;
+        }
+        rows += 1;
+        let is_there = match remove[..] {
+            // A file, or one below it: what a module guards may move within it.
+            [file, code] => {
+                let file = root().join(file);
+                let below = files(&file.with_extension(""));
+                [file]
+                    .iter()
+                    .chain(&below)
+                    .any(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(code)))
+            }
+            _ => false,
+        };
+        if !is_there {
+            let _ = writeln!(faults, "docs/guards.md:{}: {remove:?} is no file with a line of it", index + 1);
+        }
+        for test in fails.iter().filter(|test| !is_test(test)) {
+            let _ = writeln!(faults, "docs/guards.md:{}: no test `{test}`", index + 1);
+        }
+        if fails.is_empty() {
+            let _ = writeln!(faults, "docs/guards.md:{}: name a test", index + 1);
+        }
+    }
+    assert!(faults.is_empty() && rows > 30, "{rows} rows\n{faults}");
+}
+
+/// What stands between backquotes.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Whether `module::of::src::name` is a test, or `TARGET name` a case of a harness of its own.
+fn is_test(name: &str) -> bool {
+    if let Some((target, case)) = name.split_once(' ') {
+        let sources = files(&root().join("tests").join(target));
+        return sources.iter().any(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(case)));
+    }
+    let Some((module, function)) = name.rsplit_once("::") else { return false };
+    // `a::tests` is a file of its own or stands in that of `a`.
+    let modules = std::iter::successors(Some(module), |module| Some(module.rsplit_once("::")?.0));
+    let mut files =
+        modules.map(|module| root().join("src").join(module.replace("::", "/")).with_extension("rs"));
+    let test = format!("fn {function}(");
+    files
+        .find(|path| path.is_file())
+        .is_some_and(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(&test)))
 }
 
 /// What is wrong, each with file, line and what to do.

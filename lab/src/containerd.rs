@@ -33,6 +33,8 @@ pub struct Options {
     pub local_pull: bool,
     /// 2.1 and later: size in bytes of the pieces in which layers are fetched in parallel; 0: one stream per layer.
     pub layer_fetch_buffer: u64,
+    /// A second folder in `config_path`.
+    pub second_hosts_dir: bool,
 }
 
 /// A running containerd. Dropped: gone, with its mounts and files.
@@ -55,6 +57,7 @@ impl Options {
             discard_unpacked_layers: false,
             local_pull: false,
             layer_fetch_buffer: 0,
+            second_hosts_dir: false,
         }
     }
 
@@ -103,9 +106,14 @@ impl Containerd {
         self.scratch.path().join("certs.d")
     }
 
+    /// The second folder of its `config_path`, if it has one.
+    pub fn second_hosts_dir(&self) -> Option<PathBuf> {
+        self.options.second_hosts_dir.then(|| self.scratch.path().join("docker.d"))
+    }
+
     /// Writes the `hosts.toml` of a registry: mirrors first, then `server`. Read by containerd at each pull.
     pub fn set_hosts(&self, registry: &str, server: &str, mirrors: &[&str]) -> Result<()> {
-        hosts::write(&self.hosts_dir(), registry, server, mirrors).map(drop)
+        hosts::write_for(self.generation(), &self.hosts_dir(), registry, server, mirrors).map(drop)
     }
 
     /// The process; `None` between [`Self::kill`] and [`Self::restart`].
@@ -183,6 +191,7 @@ pub fn url(address: IpAddr, port: u16) -> String {
 fn render(options: &Options, root: &Path, snapshotter: &str) -> String {
     let (folder, downloads) = (root.display(), options.concurrent_downloads);
     let discard = options.discard_unpacked_layers;
+    let second = if options.second_hosts_dir { format!(":{folder}/docker.d") } else { String::new() };
     // NRI and OTLP would open sockets that all containerds of the machine share.
     let common = format!(
         r#"root = "{folder}/root"
@@ -211,7 +220,7 @@ state = "{folder}/state"
     snapshotter = "{snapshotter}"
     discard_unpacked_layers = {discard}
   [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{folder}/certs.d"
+    config_path = "{folder}/certs.d{second}"
 "#
         ),
         Generation::V2 => {
@@ -233,7 +242,7 @@ state = "{folder}/state"
 [plugins.'io.containerd.transfer.v1.local']
   max_concurrent_downloads = {downloads}
   concurrent_layer_fetch_buffer = {buffer}
-  config_path = '{folder}/certs.d'
+  config_path = '{folder}/certs.d{second}'
   [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
     platform = 'linux/{architecture}'
     snapshotter = '{snapshotter}'
@@ -243,7 +252,7 @@ state = "{folder}/state"
   discard_unpacked_layers = {discard}
   use_local_image_pull = {local}
 {own}  [plugins.'io.containerd.cri.v1.images'.registry]
-    config_path = '{folder}/certs.d'
+    config_path = '{folder}/certs.d{second}'
 "#,
                 architecture = crate::image::architecture()
             )

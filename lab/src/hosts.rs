@@ -5,14 +5,29 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::requirements::Generation;
+
 /// Writes `FOLDER/hosts.toml` for `registry` below `config_path`: first the `mirrors`, then `server`.
-///
-/// Without mirrors the server stands as a host too: containerd 1.6 and 1.7 ignore a whole file without a `[host]` table.
 pub fn write(config_path: &Path, registry: &str, server: &str, mirrors: &[&str]) -> Result<PathBuf> {
+    put(config_path, registry, &render(server, mirrors, false))
+}
+
+/// The same for this generation of containerd.
+pub fn write_for(
+    generation: Generation,
+    config_path: &Path,
+    registry: &str,
+    server: &str,
+    mirrors: &[&str],
+) -> Result<PathBuf> {
+    put(config_path, registry, &render(server, mirrors, generation != Generation::V2))
+}
+
+fn put(config_path: &Path, registry: &str, text: &str) -> Result<PathBuf> {
     let folder = config_path.join(folder(registry));
     fs::create_dir_all(&folder)?;
     let path = folder.join("hosts.toml");
-    fs::write(&path, render(server, mirrors)).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
 
@@ -26,11 +41,12 @@ pub fn folder(registry: &str) -> String {
 
 /// The text of the file.
 ///
-/// Hosts stand as inline values where one has an IPv6 address: the TOML parser of containerd 1.6 and 1.7 takes no `]`
-/// in the name of a table, and then ignores the whole file.
-pub fn render(server: &str, mirrors: &[&str]) -> String {
+/// Without mirrors the server stands as a host too: containerd 1.6 and 1.7 ignore a whole file without a `[host]` table.
+/// Nor does `old`, their TOML parser, take a `]` in the name of a table: there a host with an IPv6 address is an inline
+/// value, which 2.x in turn does not see.
+fn render(server: &str, mirrors: &[&str], old: bool) -> String {
     let hosts = if mirrors.is_empty() { std::slice::from_ref(&server) } else { mirrors };
-    let inline = hosts.iter().any(|host| host.contains(']'));
+    let inline = old && hosts.iter().any(|host| host.contains(']'));
     let mut text = format!("server = \"{server}\"\n");
     if inline {
         text.push_str("\n[host]\n");
@@ -51,11 +67,15 @@ mod tests {
 
     #[test]
     fn there_is_always_a_host_table() {
-        assert!(render("http://a", &[]).contains("[host.\"http://a\"]"));
-        assert_eq!(
-            render("http://a", &["http://b"]),
-            "server = \"http://a\"\n\n[host.\"http://b\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
-        );
+        assert!(render("http://a", &[], true).contains("[host.\"http://a\"]"));
+        for old in [false, true] {
+            assert_eq!(
+                render("http://a", &["http://b"], old),
+                "server = \"http://a\"\n\n[host.\"http://b\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+            );
+        }
+        assert!(render("http://a", &["http://[::1]"], false).contains("[host.\"http://[::1]\"]"));
+        assert!(render("http://a", &["http://[::1]"], true).contains("[host]\n\"http://[::1]\" = {"));
     }
 
     #[test]

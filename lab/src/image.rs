@@ -257,6 +257,18 @@ impl Image {
         )
     }
 
+    /// A WebAssembly module as Wasm runtimes store it.
+    pub fn wasm(repository: &str, tag: &str) -> Self {
+        let config = json!({"architecture": "wasm", "os": "wasip1", "layerDigests": []});
+        Self::artifact(
+            repository,
+            tag,
+            ("application/vnd.wasm.config.v0+json", &config),
+            &[("application/wasm", Bytes::from_static(b"\0asm\x01\0\0\0"))],
+            &json!({}),
+        )
+    }
+
     /// A signature of `image` as cosign stores it: under the tag `sha256-HEX.sig` of the same repository.
     pub fn cosign_signature(image: &Self) -> Self {
         let payload = json!({"critical": {"image": {"docker-manifest-digest": image.root}}}).to_string();
@@ -299,20 +311,13 @@ impl Image {
             }
             .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
         let root = &self.blobs[&self.root];
         let mut entry = descriptor(&root.media_type, self.root, root.size);
         entry["annotations"] = json!({"org.opencontainers.image.ref.name": self.tag});
         if let Some(name) = name {
             entry["annotations"]["io.containerd.image.name"] = name.into();
         }
-        let index = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [entry],
-        });
-        fs::write(folder.join("index.json"), index.to_string())?;
-        Ok(())
+        write_index(folder, &[entry])
     }
 
     fn empty(repository: &str, tag: &str) -> Self {
@@ -372,6 +377,22 @@ impl Image {
         self.manifests.push(digest);
         (descriptor(media_type, digest, self.blobs[&digest].size), digest)
     }
+}
+
+/// Writes an OCI image layout without images: with no layout at all a node has nothing to read, and is not ready.
+pub fn write_empty_layout(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    write_index(folder, &[])
+}
+
+fn write_index(folder: &Path, manifests: &[Value]) -> Result<()> {
+    fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": manifests,
+    });
+    fs::write(folder.join("index.json"), index.to_string()).context("cannot write the layout's index")
 }
 
 /// This machine's architecture as images name it.

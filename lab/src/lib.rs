@@ -1,6 +1,6 @@
 //! The laboratory: what Peili's integration tests, demo, benchmarks and soak are made of.
 //!
-//! Images ([`image`]), a registry that counts and misbehaves on request ([`origin`]), nodes as network namespaces
+//! Images ([`image`]), a registry that counts and misbehaves on request ([`origin`]), with TLS too ([`certificates`]), nodes as network namespaces
 //! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), and the real `peili` program
 //! ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
 //! takes nothing but names and digests (`peili::oci`), except for the hostile node ([`liar`]), which speaks its protocol.
@@ -9,6 +9,7 @@
 //! Fixtures own what they start: dropping one ends its processes and removes its files, mounts and namespaces, and what
 //! a killed run left behind is removed by the next.
 
+pub mod certificates;
 pub mod containerd;
 pub mod cri;
 pub mod hosts;
@@ -23,6 +24,7 @@ pub mod requirements;
 pub mod scratch;
 pub mod wait;
 
+pub use certificates::Certificates;
 pub use containerd::Containerd;
 pub use image::Image;
 pub use liar::Liar;

@@ -109,13 +109,15 @@ impl Plan {
     /// Lets the store be this containerd, and its hosts.toml folders be read.
     #[must_use]
     pub fn with_containerd(mut self, containerd: &crate::Containerd) -> Self {
+        let hosts_dirs: Vec<_> =
+            [containerd.hosts_dir()].into_iter().chain(containerd.second_hosts_dir()).collect();
         self.merge(&json!({
             "store": {
                 "source": "containerd",
                 "socket": containerd.socket(),
                 "content-root": containerd.content_root(),
             },
-            "upstream": {"hosts-dirs": [containerd.hosts_dir()]},
+            "upstream": {"hosts-dirs": hosts_dirs},
         }));
         self
     }
@@ -209,6 +211,19 @@ impl Node {
     /// `/status`.
     pub async fn status(&self) -> Result<Value> {
         Ok(serde_json::from_slice(&self.admin("/status").await?.body)?)
+    }
+
+    /// How many digests it says that it holds.
+    pub async fn advertised(&self) -> Result<u64> {
+        self.status().await?["network"]["advertised"].as_u64().context("its status has no inventory")
+    }
+
+    /// How many digests it knows `other` to hold; `None`: it is not connected to it.
+    pub async fn known(&self, other: &Self) -> Result<Option<u64>> {
+        let status = self.status().await?;
+        let peers = status["network"]["peers"].as_array().context("its status has no peers")?;
+        let peer = peers.iter().find(|peer| peer["id"] == *other.plan.peer_id);
+        Ok(peer.filter(|peer| peer["connected"] == true).and_then(|peer| peer["holds"].as_u64()))
     }
 
     /// `/metrics`.

@@ -1,8 +1,8 @@
 //! A registry of images that counts what it serves and misbehaves on request.
 //!
 //! It runs on a thread of its own, with a runtime of its own, so that it can live in a network namespace, serves tests
-//! with and without an executor, and is not slowed by them. It speaks plain HTTP/1.1: containerd takes it as `server`
-//! with `http://`.
+//! with and without an executor, and is not slowed by them. It speaks plain HTTP/1.1, which containerd takes as `server`
+//! with `http://`, or the same over TLS.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use peili::oci::Digest;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::certificates::Certificates;
 use crate::image::{Blob, Image};
 use crate::netns::Namespace;
 
@@ -110,6 +111,7 @@ struct State {
     requests: Mutex<Vec<Request>>,
     counts: Mutex<Counts>,
     connections: AtomicU64,
+    tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -135,7 +137,21 @@ impl Origin {
 
     /// Starts one at these addresses (port 0: a free one), inside `namespace`.
     pub fn start_at(namespace: Option<&Namespace>, addresses: &[SocketAddr]) -> Result<Self> {
-        let state = Arc::new(State::default());
+        Self::run(namespace, addresses, State::default())
+    }
+
+    /// Starts one that speaks TLS.
+    pub fn start_tls(
+        namespace: Option<&Namespace>,
+        addresses: &[SocketAddr],
+        certificates: &Certificates,
+    ) -> Result<Self> {
+        let tls = Some(Arc::clone(&certificates.server));
+        Self::run(namespace, addresses, State { tls, ..State::default() })
+    }
+
+    fn run(namespace: Option<&Namespace>, addresses: &[SocketAddr], state: State) -> Result<Self> {
+        let state = Arc::new(state);
         let (control, commands) = mpsc::unbounded_channel();
         let (ready, started) = std::sync::mpsc::channel();
         let (namespace, wanted, shared) = (namespace.cloned(), addresses.to_vec(), Arc::clone(&state));
@@ -162,9 +178,10 @@ impl Origin {
         &self.addresses
     }
 
-    /// `http://ADDRESS`
+    /// `http://ADDRESS`, or `https://ADDRESS`
     pub fn url(&self) -> String {
-        format!("http://{}", self.address())
+        let scheme = if self.state.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address())
     }
 
     /// Serves `image` from now on.

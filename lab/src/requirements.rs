@@ -37,6 +37,8 @@ pub enum Requirement {
     Zstd,
     /// `gzip`.
     Gzip,
+    /// `skopeo`.
+    Skopeo,
 }
 
 impl Generation {
@@ -108,6 +110,7 @@ impl fmt::Display for Requirement {
             Self::Nginx => f.write_str("nginx"),
             Self::Zstd => f.write_str("zstd"),
             Self::Gzip => f.write_str("gzip"),
+            Self::Skopeo => f.write_str("skopeo"),
         }
     }
 }
@@ -123,6 +126,7 @@ impl Requirement {
             Self::Nginx => program("nginx").is_some(),
             Self::Zstd => program("zstd").is_some(),
             Self::Gzip => program("gzip").is_some(),
+            Self::Skopeo => program("skopeo").is_some(),
         }
     }
 }

@@ -17,7 +17,7 @@ use peili_lab::wait;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use fleet::Fleet;
+use fleet::{Fleet, Rest};
 use readings::Readings;
 
 /// Nodes that are never killed, so that growth over the whole time is seen.
@@ -28,8 +28,11 @@ const CHURNED: usize = 3;
 const READ_INTERVAL: Duration = Duration::from_millis(500);
 /// How often it says that it still runs.
 const REPORT_INTERVAL: Duration = Duration::from_secs(30);
-/// How long requests may take to end once nobody asks any more.
-const QUIET_LIMIT: Duration = Duration::from_secs(20);
+/// How long all nodes may take to know each other, at the start and after the last restart.
+const MEET_LIMIT: Duration = Duration::from_secs(60);
+/// How long it may take, once nobody asks any more, until nothing is held that a node without work does not hold: idle
+/// connections to peers are kept for 30 s, and those of a killed node are noticed later.
+const QUIET_LIMIT: Duration = Duration::from_secs(90);
 
 /// What `soak` was told.
 #[derive(Args, Debug)]
@@ -52,6 +55,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     let length = Duration::from_secs_f64(options.minutes * 60.0);
     println!("soak: {} nodes for {length:.0?}, seed {}", STABLE + CHURNED, options.seed);
     let fleet = Arc::new(Fleet::start(STABLE, CHURNED, options.seed).await?);
+    let before = rest(&fleet).await;
     let mut tasks = JoinSet::new();
     work::spawn(&mut tasks, &fleet, options.seed, options.rate);
 
@@ -63,14 +67,14 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     // Pulls and restarts that run are ended where they are; the nodes see clients that hang up.
     tasks.shutdown().await;
     fleet.revive().await;
-    for slot in &fleet.slots {
-        let quiet = wait::until("quiet", QUIET_LIMIT, async || {
-            let busy = slot.busy().await?;
-            (busy == 0.0).then_some(())
-        });
-        if quiet.await.is_err() {
-            let busy = slot.busy().await;
-            fleet.violation(format!("{}: requests that nobody waits for still run: {busy:?}", slot.name));
+    for (slot, before) in fleet.slots.iter().zip(before) {
+        let quiet = async || slot.rest().await.filter(|now| now.is_back_at(&before));
+        match wait::until("quiet", QUIET_LIMIT, quiet).await {
+            Ok(now) => println!("soak: {} at rest: {before}, then {now}", slot.name),
+            Err(_) => {
+                let now = slot.rest().await.map_or("no answer".to_owned(), |now| now.to_string());
+                fleet.violation(format!("{} does not come to rest: {before}, then {now}", slot.name));
+            }
         }
     }
     fleet.check_logs();
@@ -85,6 +89,24 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     }
     println!("soak: {}", if violations.is_empty() { "nothing broke, leaked or grew" } else { "failed" });
     Ok(violations.is_empty())
+}
+
+/// What each node holds before it has any work, once all know each other.
+async fn rest(fleet: &Fleet) -> Vec<Rest> {
+    let mut rests = Vec::new();
+    for slot in &fleet.slots {
+        let rest = wait::until("all nodes know each other", MEET_LIMIT, async || {
+            slot.rest().await.filter(|rest| rest.peers + 1 == fleet.slots.len())
+        });
+        match rest.await {
+            Ok(rest) => rests.push(rest),
+            Err(error) => {
+                fleet.violation(format!("{}: {error:#}", slot.name));
+                rests.push(Rest::default());
+            }
+        }
+    }
+    rests
 }
 
 /// Reads the nodes and their logs until the time is over.

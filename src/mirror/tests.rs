@@ -50,6 +50,11 @@ impl Lab {
 
     /// A node with `config` and so many holders. The first one is in the node's zone, so that it is asked first.
     fn with(holders: usize, config: &Config) -> Self {
+        Self::gated(holders, config, None)
+    }
+
+    /// With another gate for the mirror alone.
+    fn gated(holders: usize, config: &Config, own: Option<Arc<dyn Gate>>) -> Self {
         let (hub, id) = (Hub::new(), Hub::new_id());
         let ids: Vec<_> = (0..holders).map(|_| Hub::new_id()).collect();
         let transfer = Arc::new(Memory::new(id.clone()));
@@ -77,7 +82,7 @@ impl Lab {
             network: hub.join(id.clone(), Vec::new(), gate.clone(), serve),
             transfer: transfer.clone(),
             upstream: upstream.clone(),
-            gate,
+            gate: own.unwrap_or(gate),
             zone: ZONE.into(),
             metrics: metrics.clone(),
         };

@@ -286,12 +286,13 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(
-            slots.acquire(&peer(0), LONG).await.err(),
+            slots.acquire(&peer(0), Duration::from_millis(100)).await.err(),
             Some(Busy(3)),
             "the greedy one cannot displace"
         );
         let modest = wait(peer(1));
-        let youngest = greedy.pop().unwrap().await.unwrap();
+        let youngest = tokio::time::timeout(Duration::from_secs(10), greedy.pop().unwrap()).await;
+        let youngest = youngest.expect("it is displaced").unwrap();
         assert!(youngest.is_err());
         drop(held);
         assert!(modest.await.unwrap().is_ok());

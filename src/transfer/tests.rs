@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::client::Client;
 use super::conformance::{Dial, Fixture, UPLOADS};
 use super::memory::{Contents, Memory};
-use super::metrics::Metrics;
+use super::metrics::{Handshake, Metrics};
 use super::server::{Server, ServerHandle};
 use super::stream::StallLimits;
 use super::{Config, FetchError, Transfer};
@@ -112,6 +112,18 @@ async fn a_changed_level_ends_a_running_upload() {
     assert!(rest.is_err());
     assert!(matches!(read(&client, &node.peer(), &held.digest, 1).await, Err(FetchError::Unreachable(_))));
     until("the entry is gone", || node.metrics.connections.get() == 0).await;
+}
+
+/// Guards the gate at the peer port: who has no level does not even get to ask.
+#[tokio::test]
+async fn a_peer_without_a_level_is_not_connected() {
+    let node = Node::start(Config::default()).await;
+    let held = node.contents.insert(vec![1; 10], OCTET_STREAM);
+    node.gate.turn(Level::None);
+    let refused = read(&client(), &node.peer(), &held.digest, 10).await;
+    assert!(matches!(refused, Err(FetchError::Unreachable(_))), "{refused:?}");
+    until("it is counted", || node.metrics.ended(Handshake::Denied) > 0).await;
+    assert_eq!(node.metrics.accepted(), 0);
 }
 
 /// One peer with a hundred requests, another with one.

@@ -59,10 +59,8 @@ impl Pair {
     /// Waits until the other node knows what the holder has.
     async fn known(&self) {
         wait::until("content known", CHANGE, async || {
-            let held = self.holder.status().await.ok()?["network"]["advertised"].clone();
-            let status = self.other.status().await.ok()?;
-            let peer = &status["network"]["peers"][0];
-            (held != 0 && peer["connected"] == true && peer["holds"] == held).then_some(())
+            let held = self.holder.advertised().await.ok()?;
+            (held > 0 && self.other.known(&self.holder).await.ok()? == Some(held)).then_some(())
         })
         .await
         .unwrap();

@@ -7,7 +7,7 @@ use peili_lab::containerd::{Options, url};
 use peili_lab::cri::Pulled;
 use peili_lab::netns::Addresses;
 use peili_lab::node::{Node, Plan};
-use peili_lab::{Containerd, Generation, Image, Network, Origin, hosts, wait};
+use peili_lab::{Containerd, Generation, Image, Network, Origin, wait};
 use serde_json::{Value, json};
 
 /// The registry that the images are of; its `hosts.toml` names the origin's address, so it needs no DNS.
@@ -113,33 +113,14 @@ impl Setup {
 
 impl Cluster {
     /// Writes the `hosts.toml` of a registry on one node: the mirror first, then the origin.
-    ///
-    /// No form with the address of an IPv6 mirror suits all generations: 1.6 and 1.7 take no `]` in the name of a table,
-    /// 2.x does not see hosts that are not tables.
     pub(crate) fn mirror(&self, node: usize, registry: &str, mirror: &str) {
-        let containerd = &self.nodes[node].containerd;
-        containerd.set_hosts(registry, &self.origin.url(), &[mirror]).unwrap();
-        if containerd.generation() == Generation::V2 && mirror.contains(']') {
-            let path = containerd.hosts_dir().join(hosts::folder(registry)).join("hosts.toml");
-            let server = format!("server = \"{}\"\n", self.origin.url());
-            let table = format!("[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
-            std::fs::write(path, server + &table).unwrap();
-        }
+        self.nodes[node].containerd.set_hosts(registry, &self.origin.url(), &[mirror]).unwrap();
     }
 
     /// Waits until each node is connected to all others.
     pub(crate) async fn connected(&self) {
-        for member in &self.nodes {
-            let what = format!("{} connected", member.peili.plan.name);
-            wait::until(&what, KNOWN, async || {
-                let status = member.peili.status().await.ok()?;
-                let peers = status["network"]["peers"].as_array()?;
-                let connected = peers.iter().filter(|peer| peer["connected"] == true).count();
-                (connected + 1 == self.nodes.len()).then_some(())
-            })
-            .await
-            .unwrap();
-        }
+        self.all_pairs("is connected to", async |member, other| member.known(other).await.ok()?.map(drop))
+            .await;
     }
 
     /// Waits until a node's store lists everything of `image` that its containerd has, and all others know it.
@@ -161,19 +142,20 @@ impl Cluster {
 
     /// Waits until each node knows as many digests of each other as that one advertises.
     pub(crate) async fn settled(&self) {
-        for holder in &self.nodes {
-            for member in &self.nodes {
-                let what = format!("{} knows {}", member.peili.plan.name, holder.peili.plan.name);
-                wait::until(&what, KNOWN, async || {
-                    let advertised = holder.peili.status().await.ok()?["network"]["advertised"].clone();
-                    let status = member.peili.status().await.ok()?;
-                    let peers = status["network"]["peers"].as_array()?;
-                    let itself = holder.peili.plan.peer_id == member.peili.plan.peer_id;
-                    let peer = peers.iter().find(|peer| peer["id"] == *holder.peili.plan.peer_id);
-                    (itself || peer?["holds"] == advertised).then_some(())
-                })
-                .await
-                .unwrap();
+        self.all_pairs("knows", async |member, holder| {
+            let advertised = holder.advertised().await.ok()?;
+            (member.known(holder).await.ok()? == Some(advertised)).then_some(())
+        })
+        .await;
+    }
+
+    async fn all_pairs(&self, what: &str, condition: impl AsyncFn(&Node, &Node) -> Option<()>) {
+        for (index, Member { peili: one, .. }) in self.nodes.iter().enumerate() {
+            for (_, Member { peili: other, .. }) in
+                self.nodes.iter().enumerate().filter(|(at, _)| *at != index)
+            {
+                let what = format!("{} {what} {}", one.plan.name, other.plan.name);
+                wait::until(&what, KNOWN, async || condition(one, other).await).await.unwrap();
             }
         }
     }

@@ -1,20 +1,22 @@
 //! Pulls through CRI, from node to node, counted at the origin.
 
 mod artifacts;
+mod clients;
 mod hosts;
 mod ownership;
 mod tags;
 
 use std::time::Duration;
 
+use peili::oci::Algorithm;
 use peili_lab::containerd::Options;
 use peili_lab::image::{Compression, architecture};
 use peili_lab::netns::Addresses;
-use peili_lab::{Generation, Image, Requirement, wait};
+use peili_lab::{Generation, Image, Origin, Requirement, wait};
 use serde_json::json;
 
 use crate::Case;
-use crate::cluster::{Cluster, REGISTRY, Setup};
+use crate::cluster::{Cluster, PULL, REGISTRY, Setup};
 
 /// Longest pull of a layer of 1 GiB through programs that are not optimised.
 const LARGE: Duration = Duration::from_secs(120);
@@ -27,13 +29,14 @@ pub(crate) fn cases() -> Vec<Case> {
         let with_programs = [&needs[..], &[Requirement::Gzip, Requirement::Zstd]].concat();
         cases.push(Case::new(name("core"), &needs, move || core(Setup::new(generation))));
         cases.push(Case::new(name("images"), &with_programs, move || images(generation)));
+        cases.push(Case::new(name("large_layer"), &needs, move || large_layer(generation)).within(3 * LARGE));
+        cases.push(Case::new(name("sha512"), &needs, move || sha512(generation)));
         cases.push(Case::new(name("ipv6"), &needs, move || {
             core(Setup { addresses: Addresses::V6, ..Setup::new(generation) })
         }));
     }
     let needs = needs(Generation::V2);
     cases.push(Case::new("pulls::dual_stack", &needs, dual_stack));
-    cases.push(Case::new("pulls::large_layer", &needs, large_layer).within(2 * LARGE));
     let ways: [(&str, fn(usize, &mut Options)); 3] = [
         ("local_pull", |_, options| options.local_pull = true),
         ("local_pull_in_pieces", |_, options| {
@@ -51,6 +54,7 @@ pub(crate) fn cases() -> Vec<Case> {
         cases.push(Case::new(name, &self::needs(generation), move || discarded_layers(generation)));
     }
     cases.extend(artifacts::cases());
+    cases.extend(clients::cases());
     cases.extend(hosts::cases());
     cases.extend(ownership::cases());
     cases.extend(tags::cases());
@@ -84,7 +88,7 @@ async fn core(setup: Setup) {
     cluster.origin.reset();
 
     second.pull(&image).await;
-    only_the_tag_from_the_origin(&cluster, &image);
+    only_the_tag_from(&cluster.origin, &image);
     assert!(second.peer_bytes().await >= image.layer_bytes());
     assert!(image.layers.iter().all(|layer| second.containerd.has_blob(layer)));
     let status = first.peili.status().await.unwrap();
@@ -94,12 +98,11 @@ async fn core(setup: Setup) {
     nothing_went_wrong(&cluster).await;
 }
 
-fn only_the_tag_from_the_origin(cluster: &Cluster, image: &Image) {
-    let counts = cluster.origin.counts();
-    assert_eq!(cluster.origin.layer_bytes(image), 0, "{:#?}", cluster.origin.requests());
-    assert_eq!((counts.blob_bytes, counts.manifest_bytes), (0, 0), "{:#?}", cluster.origin.requests());
+fn only_the_tag_from(origin: &Origin, image: &Image) {
+    let (counts, requests) = (origin.counts(), origin.requests());
+    assert_eq!(origin.layer_bytes(image), 0, "{requests:#?}");
+    assert_eq!((counts.blob_bytes, counts.manifest_bytes), (0, 0), "{requests:#?}");
     let tag = format!("/v2/{}/manifests/{}", image.repository, image.tag);
-    let requests = cluster.origin.requests();
     let others = requests.iter().filter(|request| {
         let is_tag = request.method == "HEAD" && request.path == tag;
         !is_tag && request.path != "/v2/"
@@ -137,7 +140,7 @@ async fn images(generation: Generation) {
         let image = builder.build().unwrap();
         cluster.seed(0, &image).await;
         cluster.nodes[1].pull(&image).await;
-        only_the_tag_from_the_origin(&cluster, &image);
+        only_the_tag_from(&cluster.origin, &image);
     }
     // By digest not even the tag.
     let image = Image::builder("library/digest", "v1").layer(4096).seed(8).build().unwrap();
@@ -155,8 +158,8 @@ async fn dual_stack() {
     core(Setup { addresses: Addresses::Dual, config: listen, ..Setup::new(Generation::V2) }).await;
 }
 
-async fn large_layer() {
-    let cluster = Setup::new(Generation::V2).start().await;
+async fn large_layer(generation: Generation) {
+    let cluster = Setup::new(generation).start().await;
     let image = Image::builder("library/large", "v1").layer(1 << 30).build().unwrap();
     cluster.origin.add(&image);
     let reference = image.reference(REGISTRY);
@@ -164,13 +167,35 @@ async fn large_layer() {
     cluster.shared(0, &image).await;
     cluster.origin.reset();
     let pulled = cluster.nodes[1].containerd.cri().pull(&reference, LARGE).await.unwrap();
-    println!("1 GiB in {:?}", pulled.elapsed);
-    only_the_tag_from_the_origin(&cluster, &image);
+    println!("{generation}: 1 GiB in {:?}", pulled.elapsed);
+    only_the_tag_from(&cluster.origin, &image);
     for member in &cluster.nodes {
         // Far below the layer: nothing keeps it. Unoptimised programs take more than the 64 MiB of released ones.
         let peak = member.peili.usage().unwrap().peak_resident;
         assert!(peak < 256 << 20, "{} had {peak} bytes", member.peili.plan.name);
     }
+}
+
+/// A containerd that takes such an image gets it from its peers; one that refuses it does so with Peili as without.
+async fn sha512(generation: Generation) {
+    let cluster = Setup::new(generation).start().await;
+    let image =
+        Image::builder("library/app", "v1").layer(1 << 20).algorithm(Algorithm::Sha512).build().unwrap();
+    cluster.origin.add(&image);
+    cluster.nodes[0].containerd.set_hosts("direct.test", &cluster.origin.url(), &[]).unwrap();
+    let cri = |node: usize| cluster.nodes[node].containerd.cri();
+    if let Err(refused) = cri(0).pull(&image.reference("direct.test"), PULL).await {
+        println!("{generation} takes no sha512: {}", refused.message);
+        assert!(refused.message.contains("sha256"), "it is about the digest: {}", refused.message);
+        let mirrored = cri(1).pull(&image.reference(REGISTRY), PULL).await.unwrap_err();
+        assert!(mirrored.message.contains("sha256"), "{}", mirrored.message);
+        return;
+    }
+    cluster.shared(0, &image).await;
+    cluster.origin.reset();
+    cluster.nodes[1].pull(&image).await;
+    only_the_tag_from(&cluster.origin, &image);
+    nothing_went_wrong(&cluster).await;
 }
 
 /// A holder whose containerd forgets layers has only manifests and config to give; the layers come from the origin.

@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 
 mod setup;
+mod tally;
 mod test;
 
 const HELP: &str = "\
@@ -19,8 +20,9 @@ Usage: cargo xtask COMMAND
 Commands:
   test [--no-install] [FILTER]
       Installs what is missing (saying what and why; Debian and Ubuntu as root, elsewhere it says what to install), then
-      runs formatting, clippy, unit, integration and doc tests, and a soak of one minute. The last line is
-      `N passed, N failed, N skipped`. With a FILTER, only the tests whose names contain it.
+      runs formatting, clippy, unit, integration and doc tests, the demo (as root also on containerds), and a soak of
+      one minute. The last line is `N passed, N failed, N skipped`; what is not done after an hour is ended and has
+      failed. With a FILTER, only the tests whose names contain it.
       --no-install   use only what is there; tests that lack something count as skipped
 
   demo [--containerd] [--json]
@@ -73,7 +75,7 @@ fn run(arguments: &[String]) -> Result<bool> {
         return Ok(true);
     }
     match command {
-        "test" => test::run(&test::Options::parse(rest)?),
+        "test" => Ok(test::run(&test::Options::parse(rest)?)),
         "demo" => laboratory("demo", rest, false),
         "bench" => laboratory("bench", rest, true),
         "soak" => laboratory("soak", rest, false),
@@ -90,24 +92,32 @@ fn run(arguments: &[String]) -> Result<bool> {
     }
 }
 
+/// The programs that were built, in this folder.
+struct Programs(PathBuf);
+
+impl Programs {
+    /// The laboratory's, with `peili` to work on.
+    fn laboratory(&self) -> Command {
+        let mut laboratory = Command::new(self.0.join("peili-lab"));
+        laboratory.env("PEILI_BIN", self.0.join("peili"));
+        laboratory
+    }
+}
+
 /// Builds all programs and becomes the laboratory's, so that signals reach it as they come.
 fn laboratory(command: &str, arguments: &[String], release: bool) -> Result<bool> {
     setup::install_for_build()?;
-    let mut laboratory = programs(release)?;
-    let error = laboratory.arg(command).args(arguments).exec();
+    let error = programs(release)?.laboratory().arg(command).args(arguments).exec();
     Err(error).with_context(|| format!("cannot run {command}"))
 }
 
-/// Builds the programs and returns the laboratory's, with `peili` to work on. All packages at once, as for the tests: a
-/// part of the workspace would have other features, and much would be compiled again.
-fn programs(release: bool) -> Result<Command> {
+/// Builds the programs. All packages at once, as for the tests: a part of the workspace would have other features, and
+/// much would be compiled again.
+fn programs(release: bool) -> Result<Programs> {
     let profile: &[&str] = if release { &["--release"] } else { &[] };
     let built = cargo().args(["build", "--workspace", "--bins"]).args(profile).status()?;
     ensure!(built.success(), "the programs do not build");
-    let folder = target().join(if release { "release" } else { "debug" });
-    let mut laboratory = Command::new(folder.join("peili-lab"));
-    laboratory.env("PEILI_BIN", folder.join("peili"));
-    Ok(laboratory)
+    Ok(Programs(target().join(if release { "release" } else { "debug" })))
 }
 
 /// cargo, in the repository's root.

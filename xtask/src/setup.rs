@@ -35,7 +35,7 @@ const BUILD: [Package; 2] = [
     Package { name: "build-essential", program: "cc", reason: "the build compiles the cryptography library" },
 ];
 
-const TESTS: [Package; 4] = [
+const TESTS: [Package; 5] = [
     Package {
         name: "iproute2",
         program: "ip",
@@ -43,6 +43,11 @@ const TESTS: [Package; 4] = [
     },
     Package { name: "iptables", program: "iptables", reason: "integration tests cut nodes off" },
     Package { name: "zstd", program: "zstd", reason: "integration tests pull zstd layers" },
+    Package {
+        name: "skopeo",
+        program: "skopeo",
+        reason: "integration tests pull with a client that sends no `ns`",
+    },
     Package { name: "nginx-light", program: "nginx", reason: "the yardstick of the benchmarks" },
 ];
 
@@ -85,6 +90,17 @@ pub(crate) fn can_build() -> bool {
 pub(crate) fn has_cargo(subcommand: &str) -> bool {
     let output = cargo().args([subcommand, "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     output.is_ok_and(|status| status.success())
+}
+
+/// What this machine lacks to run containerds in namespaces.
+pub(crate) fn lacks_for_containerds() -> Option<String> {
+    let lacks = [
+        (!is_root(), "root"),
+        (program("ip").is_none(), "iproute2"),
+        (CONTAINERDS.iter().all(Containerd::is_missing), "containerd"),
+    ];
+    let names: Vec<&str> = lacks.iter().filter(|(lacks, _)| *lacks).map(|(_, name)| *name).collect();
+    (!names.is_empty()).then(|| names.join(" and "))
 }
 
 impl Containerd {

@@ -10,7 +10,7 @@ use peili::oci::{Digest, Reference};
 use peili::pull::{self, Destination, Host, Silent};
 use peili_lab::containerd::{self, Containerd};
 use peili_lab::cri::Cri;
-use peili_lab::image::Image;
+use peili_lab::image::{Image, write_empty_layout};
 use peili_lab::netns::{Addresses, Namespace, Network};
 use peili_lab::node::{Node, Plan};
 use peili_lab::origin::Origin;
@@ -123,6 +123,7 @@ impl Stage {
                 }
                 _ => {
                     let scratch = Scratch::new()?;
+                    write_empty_layout(&scratch.path().join("layout"))?;
                     let store = format!("layout:{}", scratch.path().join("layout").display());
                     let hosts = scratch.path().join("hosts");
                     (Plan::on_loopback(&name, &store)?, Runtime::Layout(scratch), hosts)
@@ -225,18 +226,14 @@ impl Stage {
     /// Waits until every node that lives knows what the others hold.
     pub(crate) async fn settle(&self) -> Result<()> {
         wait::until("all nodes know what the others hold", LIMIT, async || {
-            for member in self.nodes.iter().filter(|member| member.node.process().is_some()) {
-                let status = member.node.status().await.ok()?;
-                for other in self.nodes.iter().filter(|other| other.node.process().is_some()) {
-                    let id = &other.node.plan.peer_id;
-                    let held = if *id == member.node.plan.peer_id {
-                        status["network"]["advertised"].as_u64()
-                    } else {
-                        let peers = status["network"]["peers"].as_array()?;
-                        let peer = peers.iter().find(|peer| peer["id"] == id.as_str())?;
-                        (peer["connected"] == true).then(|| peer["holds"].as_u64()).flatten()
-                    };
-                    if held? < other.holds.len() as u64 {
+            let living = || self.nodes.iter().filter(|member| member.node.process().is_some());
+            for Member { node: holder, holds, .. } in living() {
+                let holds = holds.len() as u64;
+                if holder.advertised().await.ok()? < holds {
+                    return None;
+                }
+                for Member { node, .. } in living().filter(|other| !std::ptr::eq(&other.node, holder)) {
+                    if node.known(holder).await.ok()?? < holds {
                         return None;
                     }
                 }

@@ -10,6 +10,7 @@ use peili::oci::{Digest, PeerId};
 use peili::transfer::client::Client;
 use peili::transfer::metrics::Metrics;
 use peili::transfer::{FetchError, Transfer};
+use peili_lab::image::write_empty_layout;
 use peili_lab::netns::Namespace;
 use peili_lab::node::Plan;
 use peili_lab::scratch::Scratch;
@@ -26,6 +27,7 @@ pub(super) async fn gets_nothing(stage: &mut Stage) -> Result<String> {
     let image = stage.image.clone().context("there is no image")?;
     let layer = *image.layers.first().context("the image has no layer")?;
     let scratch = Scratch::new()?;
+    write_empty_layout(&scratch.path().join("layout"))?;
     let store = format!("layout:{}", scratch.path().join("layout").display());
     let mut plan = match stage.elsewhere() {
         Some((namespace, address)) => Plan::in_namespace("stranger", &store, namespace, address)?,

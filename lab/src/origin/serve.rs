@@ -15,9 +15,10 @@ use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use peili::oci::{ByteRange, Digest, RangeHeader};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::{Behaviour, Challenge, Control, Repository, Request, Scope, State, lock};
 use crate::image::{Blob, Content};
@@ -110,6 +111,21 @@ fn accept(state: &Arc<State>, listeners: Vec<TcpListener>) -> JoinSet<()> {
 }
 
 async fn connection(state: Arc<State>, stream: tokio::net::TcpStream, remote: SocketAddr) {
+    match state.tls.clone() {
+        None => requests(state, stream, remote).await,
+        Some(config) => {
+            if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
+                requests(state, stream, remote).await;
+            }
+        }
+    }
+}
+
+async fn requests(
+    state: Arc<State>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    remote: SocketAddr,
+) {
     let service = hyper::service::service_fn(|request| {
         let state = Arc::clone(&state);
         async move { Ok::<_, Infallible>(handle(&state, request, remote).await) }

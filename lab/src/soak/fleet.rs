@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use peili_lab::hosts;
-use peili_lab::image::Image;
+use peili_lab::image::{Image, write_empty_layout};
 use peili_lab::node::{Node, Plan};
 use peili_lab::origin::Origin;
 use peili_lab::process::Usage;
@@ -28,6 +28,9 @@ const IMAGES: u64 = 24;
 const KEPT: usize = 6;
 /// How long a node may take to end by SIGTERM. Its drain takes up to 2 s here.
 const TERMINATE_LIMIT: Duration = Duration::from_secs(15);
+/// A peer may be connected twice for a while, where both called each other; each connection is a task or two.
+const TASKS_SLACK: f64 = 6.0;
+const DESCRIPTORS_SLACK: usize = 6;
 /// Violations after which it is no use to go on.
 const HOPELESS: usize = 20;
 
@@ -55,6 +58,18 @@ pub(super) struct Slot {
     pub(super) pulls: AtomicU64,
     pub(super) hang_ups: AtomicU64,
     scratch: Scratch,
+}
+
+/// What a node holds on to at some moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Rest {
+    /// Peers that it is connected to.
+    pub(super) peers: usize,
+    /// Requests and uploads that run.
+    work: f64,
+    /// Tasks that have not ended.
+    tasks: f64,
+    descriptors: usize,
 }
 
 /// An image that may be at the registry.
@@ -85,6 +100,7 @@ impl Fleet {
         let (mut plans, mut scratches) = (Vec::new(), Vec::new());
         for index in 0..stable + churned {
             let scratch = Scratch::new()?;
+            write_empty_layout(&scratch.path().join("layout"))?;
             let store = format!("layout:{}", scratch.path().join("layout").display());
             let mut plan = Plan::on_loopback(&format!("node-{}", index + 1), &store)?;
             let mirror = format!("http://127.0.0.1:{}", plan.ports.registry);
@@ -174,6 +190,23 @@ impl Fleet {
     }
 }
 
+impl Rest {
+    /// Whether nothing runs, and nothing is held that was not `before`.
+    pub(super) fn is_back_at(&self, before: &Self) -> bool {
+        self.peers == before.peers
+            && self.work == 0.0
+            && self.tasks <= before.tasks + TASKS_SLACK
+            && self.descriptors <= before.descriptors + DESCRIPTORS_SLACK
+    }
+}
+
+impl std::fmt::Display for Rest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { peers, work, tasks, descriptors } = self;
+        write!(f, "{peers} peers, {work} requests, {tasks} tasks, {descriptors} descriptors")
+    }
+}
+
 impl Slot {
     /// Its layout.
     pub(super) fn layout(&self) -> PathBuf {
@@ -197,11 +230,19 @@ impl Slot {
         self.node.try_lock().ok()?.usage().ok()
     }
 
-    /// Requests and uploads that run; `None` if it does not answer.
-    pub(super) async fn busy(&self) -> Option<f64> {
+    /// What it holds on to; `None` if it does not answer.
+    pub(super) async fn rest(&self) -> Option<Rest> {
         let node = self.node.lock().await;
-        let requests = node.metric("peili_registry_in_flight", "").await.ok()?;
-        Some(requests + node.metric("peili_transfer_uploads_active", "").await.ok()?)
+        let metric = async |name: &str| node.metric(name, "").await.ok();
+        let status = node.status().await.ok()?;
+        let peers = status["network"]["peers"].as_array()?;
+        Some(Rest {
+            peers: peers.iter().filter(|peer| peer["connected"] == true).count(),
+            work: metric("peili_registry_in_flight").await? + metric("peili_transfer_uploads_active").await?,
+            // There are always some: without any the metric has another name now.
+            tasks: metric("peili_runtime_tasks").await.filter(|tasks| *tasks > 0.0)?,
+            descriptors: node.usage().ok()?.descriptors,
+        })
     }
 
     /// Kills it or asks it to end, waits for `down`, and starts it again.

@@ -137,6 +137,12 @@ async fn manifests_of_private_repositories_are_never_served_and_their_layers_are
     check("team/secret", secret.target.digest.into(), Some(NotHere::Private)).await;
     check("library/other", secret.target.digest.into(), Some(NotHere::Private)).await;
     assert!(lab.mirror.tags(&name("team/secret")).is_empty());
+    lab.store.put(&shared);
+    for (image, repository, count) in [(&secret, "team/secret", 0), (&shared, "library/shared", 1)] {
+        lab.store.put(&Artifact::cosign(&format!("registry.test/{repository}:signature"), &image.target));
+        let referrers = lab.mirror.referrers(&name(repository), &image.target.digest).await;
+        assert_eq!(referrers.len(), count, "{repository}");
+    }
     assert_eq!(lab.blob(&secret_layer).await.unwrap().0, bytes);
 }
 

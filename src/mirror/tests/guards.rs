@@ -3,10 +3,24 @@
 use async_trait::async_trait;
 
 use super::*;
+use crate::oci::{Action, Level};
 use crate::transfer::{self, Segment};
 
-/// A peer that says its content is larger than it is.
-struct Larger(Serve);
+/// Trusts everybody, but for one thing.
+struct Without(Action);
+
+impl Gate for Without {
+    fn level(&self, _: &PeerId, action: Action) -> Level {
+        if action == self.0 { Level::None } else { Level::Tags }
+    }
+
+    fn serves(&self, _: &PeerId, _: &Name) -> bool {
+        true
+    }
+}
+
+/// A peer that says its layers are so much larger than they are.
+struct Larger(Serve, u64);
 
 #[async_trait]
 impl transfer::Source for Larger {
@@ -19,29 +33,46 @@ impl transfer::Source for Larger {
     ) -> io::Result<Option<Segment>> {
         let segment = self.0.open(peer, digest, start, length).await?;
         Ok(segment.map(|mut segment| {
-            segment.descriptor.size += 1 << 40;
+            if segment.descriptor.size > MIB as u64 {
+                segment.descriptor.size += self.1;
+            }
             segment
         }))
     }
 }
 
-#[tokio::test]
-async fn content_of_a_size_that_its_manifest_does_not_name_is_not_taken() {
+/// A node of two holders, the first of which lies about sizes.
+fn with_larger(artifact: &Artifact, by: u64) -> Lab {
     let lab = Lab::new(2);
-    let (artifact, layer, bytes) = image("library/app", 6 * MIB);
-    lab.hold(0, &artifact);
-    lab.hold(1, &artifact);
+    lab.hold(0, artifact);
+    lab.hold(1, artifact);
     let gate = Arc::new(PinnedTrust::new(trust::Config::default(), [lab.id.clone()]).unwrap());
     let settings = Settings::new(&Config::default(), false).unwrap();
     let serve = Serve::new(&settings, lab.holders[0].store.clone(), gate.clone(), Metrics::default());
-    lab.transfer.add(lab.holders[0].id.clone(), Arc::new(Larger(serve)), gate, 64);
-    // The manifest says the size; it comes from the honest one, since the other one's has a wrong size itself.
-    let manifest = lab.manifest("library/app", artifact.target.digest).await;
-    assert!(manifest.is_ok());
-    let answer = lab.open(&layer, None).await.unwrap();
-    assert_eq!(answer.descriptor.size, 6 * MIB as u64);
+    lab.transfer.add(lab.holders[0].id.clone(), Arc::new(Larger(serve, by)), gate, 64);
+    lab
+}
+
+async fn the_honest_one_gives(lab: &Lab, layer: &Digest, bytes: &[u8]) {
+    let answer = lab.open(layer, None).await.unwrap();
+    assert_eq!(answer.descriptor.size, bytes.len() as u64);
     assert!(read(answer).await.unwrap() == bytes);
     assert!(lab.conduct(0).misses > 0 && !lab.conduct(0).suspected);
+}
+
+#[tokio::test]
+async fn content_of_a_size_that_its_manifest_does_not_name_is_not_taken() {
+    let (artifact, layer, bytes) = image("library/app", 6 * MIB);
+    let lab = with_larger(&artifact, 1);
+    let manifest = lab.manifest("library/app", artifact.target.digest).await;
+    assert!(manifest.is_ok());
+    the_honest_one_gives(&lab, &layer, &bytes).await;
+}
+
+#[tokio::test]
+async fn content_of_an_absurd_size_is_not_taken_where_no_manifest_is_known() {
+    let (artifact, layer, bytes) = image("library/app", 6 * MIB);
+    the_honest_one_gives(&with_larger(&artifact, 1 << 40), &layer, &bytes).await;
 }
 
 #[tokio::test]
@@ -57,4 +88,46 @@ async fn a_private_manifest_is_no_blob_and_no_other_name_opens_it() {
     assert_eq!(lab.manifest("library/app", manifest).await.map(drop).unwrap_err(), private);
     assert_eq!(lab.manifest("team/app", manifest).await.map(drop).unwrap_err(), private);
     assert!(lab.open(&layer, None).await.is_ok());
+}
+
+/// The same where only a peer has it, to whom it is not private.
+#[tokio::test]
+async fn a_private_manifest_is_no_blob_of_peers() {
+    let private = "registry.test/team/**".to_owned();
+    let lab = Lab::with(1, &Config { private: vec![private], ..Config::default() });
+    let (artifact, layer, _) = image("team/app", 10);
+    lab.hold(0, &artifact);
+    let gate = Arc::new(PinnedTrust::new(trust::Config::default(), [lab.id.clone()]).unwrap());
+    let settings = Settings::new(&Config::default(), false).unwrap();
+    let serve = Serve::new(&settings, lab.holders[0].store.clone(), gate.clone(), Metrics::default());
+    lab.transfer.add(lab.holders[0].id.clone(), Arc::new(serve), gate, 64);
+    let ask =
+        |digest| lab.mirror.blob(BlobRequest { name: name("team/app"), digest, range: None, head: false });
+    let refusal = ask(artifact.target.digest).await.map(drop).unwrap_err();
+    assert_eq!(refusal, Refusal::NotHere(NotHere::Private));
+    assert!(ask(layer).await.is_ok());
+}
+
+/// Guards each place where the gate is asked here: the network, with a gate of its own, has let these peers through.
+#[tokio::test]
+async fn the_gate_is_asked_before_a_peer_is_and_before_it_is_told() {
+    let (artifact, layer, _) = image("library/app", 10);
+    let lab = |action| {
+        let lab = Lab::gated(1, &Config::default(), Some(Arc::new(Without(action))));
+        lab.hold(0, &artifact);
+        lab
+    };
+    let fetch = lab(Action::Fetch);
+    assert_eq!(fetch.refused(&layer).await.0, NotHere::Unknown);
+    assert_eq!(fetch.asked(0), 0);
+
+    let tags = lab(Action::Tags);
+    let refusal = tags.manifest("library/app", "v1").await.map(drop).unwrap_err();
+    assert_eq!(refusal, Refusal::NotHere(NotHere::Unknown));
+    assert!(tags.blob(&layer).await.is_ok());
+
+    let settings = Settings::new(&Config::default(), false).unwrap();
+    let gate = Arc::new(Without(Action::Tags));
+    let serve = Serve::new(&settings, tags.holders[0].store.clone(), gate, Metrics::default());
+    assert_eq!(serve.tag(&tags.id, &"registry.test/library/app:v1".parse().unwrap()), None);
 }

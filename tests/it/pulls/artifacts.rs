@@ -1,9 +1,9 @@
-//! What CRI cannot pull: Helm charts and cosign's signatures, by containerd's `ctr`.
+//! What CRI cannot pull: Helm charts, cosign's signatures and WebAssembly modules, by containerd's `ctr`.
 
 use peili_lab::{Generation, Image};
 
 use super::ownership::fetch;
-use super::{needs, nothing_went_wrong, only_the_tag_from_the_origin, short};
+use super::{needs, nothing_went_wrong, only_the_tag_from, short};
 use crate::Case;
 use crate::cluster::{REGISTRY, Setup};
 
@@ -18,13 +18,14 @@ pub(super) fn cases() -> Vec<Case> {
 async fn artifacts(generation: Generation) {
     let cluster = Setup::new(generation).start().await;
     let image = Image::builder("library/app", "v1").layer(4096).build().unwrap();
-    for artifact in [Image::helm_chart("charts/app", "1.2.3"), Image::cosign_signature(&image)] {
+    let signature = Image::cosign_signature(&image);
+    for artifact in [Image::helm_chart("charts/app", "1.2.3"), signature, Image::wasm("modules/app", "v1")] {
         cluster.origin.add(&artifact);
         fetch(&cluster, 0, "k8s.io", &artifact);
         cluster.shared(0, &artifact).await;
         cluster.origin.reset();
         fetch(&cluster, 1, "k8s.io", &artifact);
-        only_the_tag_from_the_origin(&cluster, &artifact);
+        only_the_tag_from(&cluster.origin, &artifact);
         assert!(artifact.blobs.keys().all(|digest| cluster.nodes[1].containerd.has_blob(digest)));
         // The media types are the artifact's own.
         let path = format!("/v2/{}/manifests/{}?ns={REGISTRY}", artifact.repository, artifact.root);

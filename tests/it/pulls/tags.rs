@@ -6,7 +6,7 @@ use peili_lab::http::Answer;
 use peili_lab::{Generation, Image, wait};
 use serde_json::{Value, json};
 
-use super::{needs, only_the_tag_from_the_origin, short};
+use super::{needs, only_the_tag_from, short};
 use crate::Case;
 use crate::cluster::{Cluster, REGISTRY, Setup};
 
@@ -81,7 +81,7 @@ async fn peers_first() {
     let other = Image::builder("other/app", "v1").layer(1 << 20).seed(2).build().unwrap();
     cluster.seed(0, &other).await;
     cluster.nodes[1].pull(&other).await;
-    only_the_tag_from_the_origin(&cluster, &other);
+    only_the_tag_from(&cluster.origin, &other);
     assert!(cluster.origin.requests().iter().any(|request| request.method == "HEAD"));
     // A tag that no peer knows goes upstream all the same.
     let unknown = Image::builder("first/unknown", "v1").layer(1 << 20).seed(3).build().unwrap();
@@ -109,7 +109,7 @@ async fn disputed() {
     cluster.origin.reset();
     cluster.nodes[2].pull(&new).await;
     // The registry decided, and the bytes of its answer came from the peer that has it.
-    only_the_tag_from_the_origin(&cluster, &new);
+    only_the_tag_from(&cluster.origin, &new);
     assert!(cluster.nodes[2].containerd.has_blob(&new.root));
     assert!(!cluster.nodes[2].containerd.has_blob(&old.root));
     let disputed = cluster.nodes[2].peili.metric("peili_mirror_tags_total", "disputed").await.unwrap();
