@@ -37,6 +37,8 @@ pub enum Requirement {
     Zstd,
     /// `gzip`.
     Gzip,
+    /// `faketime`, with its library.
+    Faketime,
 }
 
 impl Generation {
@@ -108,6 +110,7 @@ impl fmt::Display for Requirement {
             Self::Nginx => f.write_str("nginx"),
             Self::Zstd => f.write_str("zstd"),
             Self::Gzip => f.write_str("gzip"),
+            Self::Faketime => f.write_str("faketime"),
         }
     }
 }
@@ -123,6 +126,7 @@ impl Requirement {
             Self::Nginx => program("nginx").is_some(),
             Self::Zstd => program("zstd").is_some(),
             Self::Gzip => program("gzip").is_some(),
+            Self::Faketime => faketime().is_some(),
         }
     }
 }
@@ -164,6 +168,13 @@ pub fn program(name: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from))
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
+}
+
+/// The library by which a program sees another time of day, in Debian's folder of any architecture.
+pub fn faketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    libraries.filter(|path| path.is_file()).min()
 }
 
 /// The tool cache that `cargo xtask` fills: `target/tools`.
