@@ -32,8 +32,16 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for generation in Generation::ALL {
         let needs = [&NET[..], &[Requirement::Containerd(generation)]].concat();
-        let name = format!("faults::liars::runtime_bytes_{generation:?}").to_lowercase();
-        cases.push(Case::new(name, &needs, move || runtime(generation, Lie::Bytes, None)));
+        for lie in [Lie::Bytes, Lie::HalfWrong] {
+            let name = format!("faults::liars::runtime_{lie:?}_{generation:?}").to_lowercase();
+            cases.push(Case::new(name, &needs, move || runtime(generation, lie, None)));
+        }
+    }
+    // What is discarded is chosen by the time at which it was begun.
+    let needs = [&NET[..], &[Requirement::Containerd(Generation::V2), Requirement::Faketime]].concat();
+    for (name, clock) in [("behind", "-1h"), ("ahead", "+1h")] {
+        let name = format!("faults::liars::runtime_bytes_clock_{name}");
+        cases.push(Case::new(name, &needs, move || runtime(Generation::V2, Lie::Bytes, Some(clock))));
     }
     for lie in LIES {
         for when in When::ALL {
@@ -55,10 +63,10 @@ async fn runtime(generation: Generation, lie: Lie, clock: Option<&str>) {
     let network = Network::new(3, Addresses::V4).unwrap();
     let [node, hostile, last] = &network.nodes[..] else { unreachable!() };
     let origin = Origin::start_at(Some(&last.namespace), &[(last.address(), 80).into()]).unwrap();
-    let large = Image::builder("library/large", "v1").layer(24 << 20).layer(6 << 20).build().unwrap();
+    let large = Image::builder("library/large", "v1").layer(16 << 20).layer(6 << 20).build().unwrap();
     let small = Image::builder("library/small", "v1").layers(3, 64 << 10).seed(2).build().unwrap();
     let control =
-        Image::builder("library/control", "v1").layer(24 << 20).layer(6 << 20).seed(3).build().unwrap();
+        Image::builder("library/control", "v1").layer(16 << 20).layer(6 << 20).seed(3).build().unwrap();
     for image in [&large, &small, &control] {
         origin.add(image);
     }

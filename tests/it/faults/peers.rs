@@ -42,9 +42,6 @@ pub(super) fn cases() -> Vec<Case> {
     for fault in ALL {
         for when in When::ALL {
             for holders in [1, 2] {
-                if is_open(fault, when, holders) {
-                    continue;
-                }
                 let of = if holders == 1 { "alone" } else { "one_of_two" };
                 let name = format!("faults::peers::{fault:?}_{when:?}_{of}").to_lowercase();
                 cases.push(timed(name, &NET, move || case(fault, when, holders)));
@@ -52,15 +49,6 @@ pub(super) fn cases() -> Vec<Case> {
         }
     }
     cases
-}
-
-/// Product faults that are not settled yet.
-fn is_open(fault: Fault, when: When, holders: usize) -> bool {
-    match fault {
-        Fault::Busy => holders == 1 && when != When::BetweenLayers,
-        Fault::Stopped | Fault::Dropped => holders == 2 && when == When::Before,
-        _ => false,
-    }
 }
 
 impl Fault {
