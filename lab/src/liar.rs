@@ -28,6 +28,9 @@ use crate::node::Ports;
 
 const CHUNK: usize = 64 << 10;
 
+/// Content above this size is passed on to the runtime before it is verified.
+const PASSED_ON: usize = 4 << 20;
+
 /// How it lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lie {
@@ -48,6 +51,13 @@ pub enum Lie {
     Nothing,
     /// Bodies end at their half.
     Half,
+    /// Of content above 4 MiB, which is passed on while it comes: wrong bytes, and bodies end at their half, so that no
+    /// digest is ever compared.
+    HalfWrong,
+    /// Wrong bytes from this offset of the content on.
+    BytesAfter(u64),
+    /// It takes requests and says nothing, and bodies stand still.
+    Hang,
 }
 
 /// A running liar. Dropped: gone.
@@ -108,7 +118,7 @@ impl Liar {
         self.address
     }
 
-    /// Lies like this from the next request on.
+    /// Lies like this from now on, in bodies that are on their way too.
     pub fn lie(&self, lie: Lie) {
         *lock(&self.lie) = lie;
     }
@@ -197,30 +207,61 @@ impl Source for Content {
             Lie::Endless => 1 << 40,
             _ => descriptor.size,
         };
+        if lie == Lie::Hang {
+            std::future::pending::<()>().await;
+        }
         let descriptor = Descriptor { size, ..descriptor.clone() };
         let range = ByteRange { start: start.min(size), end: start.saturating_add(length).min(size) };
-        let (bytes, mut at, end) = (bytes.clone(), range.start, range.end);
-        let stop = if lie == Lie::Half { range.start + range.len() / 2 } else { end };
-        let step = if lie == Lie::Slow { 1 } else { CHUNK };
-        let chunks = std::iter::from_fn(move || {
-            if at >= stop {
-                // The peer port ends the connection where a body ends early.
-                return (stop < end).then(|| Err(io::ErrorKind::UnexpectedEof.into()));
-            }
-            let count = usize::try_from(stop - at).unwrap_or(step).min(step);
-            let chunk = match usize::try_from(at).ok().filter(|at| at + count <= bytes.len()) {
-                Some(at) => bytes.slice(at..at + count),
-                None => vec![0; count].into(),
-            };
-            at += count as u64;
-            Some(Ok(if lie == Lie::Bytes { chunk.iter().map(|byte| !byte).collect() } else { chunk }))
-        });
-        let pause = if lie == Lie::Slow { Duration::from_millis(100) } else { Duration::ZERO };
-        let body = futures::stream::iter(chunks).then(move |chunk| async move {
-            tokio::time::sleep(pause).await;
-            chunk
+        let half = range.start + range.len() / 2;
+        let body =
+            Body { bytes: bytes.clone(), at: range.start, half, end: range.end, lie: Arc::clone(&self.lie) };
+        let body = futures::stream::unfold(body, |mut body| async move {
+            let chunk = body.next().await?;
+            Some((chunk, body))
         });
         Ok(Some(Segment { descriptor, range, body: body.boxed() }))
+    }
+}
+
+/// A body on its way; it lies as the liar does at the moment.
+struct Body {
+    /// The whole content.
+    bytes: Bytes,
+    at: u64,
+    half: u64,
+    end: u64,
+    lie: Arc<Mutex<Lie>>,
+}
+
+impl Body {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        let mut lie = *lock(&self.lie);
+        if lie == Lie::HalfWrong && self.bytes.len() <= PASSED_ON {
+            lie = Lie::None;
+        }
+        let stop = if matches!(lie, Lie::Half | Lie::HalfWrong) { self.half } else { self.end };
+        if self.at >= stop {
+            // The peer port ends the connection where a body ends early.
+            return (self.at < self.end).then(|| Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        match lie {
+            Lie::Hang => std::future::pending().await,
+            Lie::Slow => tokio::time::sleep(Duration::from_millis(100)).await,
+            _ => {}
+        }
+        let step = if lie == Lie::Slow { 1 } else { CHUNK };
+        let count = usize::try_from(stop - self.at).unwrap_or(step).min(step);
+        let chunk = match usize::try_from(self.at).ok().filter(|at| at + count <= self.bytes.len()) {
+            Some(at) => self.bytes.slice(at..at + count),
+            None => vec![0; count].into(),
+        };
+        let wrong = match lie {
+            Lie::Bytes | Lie::HalfWrong => true,
+            Lie::BytesAfter(offset) => self.at >= offset,
+            _ => false,
+        };
+        self.at += count as u64;
+        Some(Ok(if wrong { chunk.iter().map(|byte| !byte).collect() } else { chunk }))
     }
 }
 

@@ -3,7 +3,8 @@
 //! Images ([`image`]), a registry that counts and misbehaves on request ([`origin`]), with TLS too ([`certificates`]), nodes as network namespaces
 //! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), and the real `peili` program
 //! ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
-//! takes nothing but names and digests (`peili::oci`), except for the hostile node ([`liar`]), which speaks its protocol.
+//! takes nothing but names and digests (`peili::oci`), except for the hostile node ([`liar`])
+//! and the bare peer ([`peer`]), which speak its protocol.
 //!
 //! Whatever a machine may lack is a [`Requirement`]; a test asks [`require`] first and skips with the reason it gets.
 //! Fixtures own what they start: dropping one ends its processes and removes its files, mounts and namespaces, and what
@@ -12,6 +13,7 @@
 pub mod certificates;
 pub mod containerd;
 pub mod cri;
+pub mod freeze;
 pub mod hosts;
 pub mod http;
 pub mod image;
@@ -19,6 +21,7 @@ pub mod liar;
 pub mod netns;
 pub mod node;
 pub mod origin;
+pub mod peer;
 pub mod process;
 pub mod requirements;
 pub mod scratch;
@@ -26,6 +29,7 @@ pub mod wait;
 
 pub use certificates::Certificates;
 pub use containerd::Containerd;
+pub use freeze::Freezer;
 pub use image::Image;
 pub use liar::Liar;
 pub use netns::{Namespace, Network};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::netns::Namespace;
@@ -42,6 +42,8 @@ pub struct Plan {
     pub ports: Ports,
     /// Its whole configuration; change what a test wants otherwise. Written as JSON, which is YAML too.
     pub config: Value,
+    /// What its environment has besides that of this process.
+    environment: Vec<(&'static str, PathBuf)>,
     namespace: Option<Namespace>,
     binary: PathBuf,
     scratch: Scratch,
@@ -103,7 +105,8 @@ impl Plan {
             "admin": {"listen": [loopback(ports.admin)]},
         });
         let name = name.to_owned();
-        Ok(Self { name, peer_id, address, ports, config, namespace, binary, scratch })
+        let environment = Vec::new();
+        Ok(Self { name, peer_id, address, ports, config, environment, namespace, binary, scratch })
     }
 
     /// Lets the store be this containerd, and its hosts.toml folders be read.
@@ -120,6 +123,24 @@ impl Plan {
             "upstream": {"hosts-dirs": hosts_dirs},
         }));
         self
+    }
+
+    /// Lets [`Node::set_clock`] move its time of day, and nothing else: the monotonic clock stays right.
+    pub fn let_clock_jump(&mut self) -> Result<()> {
+        let library = requirements::faketime().context("no libfaketime on this machine")?;
+        let clock = self.clock_path();
+        std::fs::write(&clock, "+0")?;
+        self.environment = vec![
+            ("LD_PRELOAD", library),
+            ("FAKETIME_TIMESTAMP_FILE", clock),
+            ("FAKETIME_NO_CACHE", "1".into()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+        ];
+        Ok(())
+    }
+
+    fn clock_path(&self) -> PathBuf {
+        self.scratch.path().join("clock")
     }
 
     /// Lays `changes` over the configuration: objects are merged, all else is replaced.
@@ -231,9 +252,9 @@ impl Node {
         Ok(self.admin("/metrics").await?.text())
     }
 
-    /// The sum of a metric over all its labels that contain `label` (`""`: all); 0 if there is none.
+    /// The sum of a metric over all its labels that contain `label` (`""`: all). A metric of another name is an error.
     pub async fn metric(&self, name: &str, label: &str) -> Result<f64> {
-        Ok(sum(&self.metrics().await?, name, label))
+        sum(&self.metrics().await?, name, label)
     }
 
     /// Waits until `/readyz` answers 200.
@@ -252,6 +273,12 @@ impl Node {
         Ok(())
     }
 
+    /// Everything that it wrote, also before a restart.
+    pub fn log(&self) -> String {
+        let log = std::fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
@@ -266,14 +293,27 @@ impl Node {
 
     /// Starts it again, after [`Self::kill`] if it still runs, and waits until it is ready.
     pub async fn restart(&mut self) -> Result<()> {
-        self.kill();
-        self.launch()?;
+        self.relaunch()?;
         self.ready(READY_LIMIT).await
+    }
+
+    /// Starts it again, after [`Self::kill`] if it still runs, without waiting.
+    pub fn relaunch(&mut self) -> Result<()> {
+        self.kill();
+        self.launch()
     }
 
     /// Writes the configuration anew while it runs.
     pub fn rewrite(&self) -> Result<()> {
         write(&self.plan.config_path(), &self.plan.config)
+    }
+
+    /// Moves its time of day from now on: `+1d`, `-1h`. It was planned with [`Plan::let_clock_jump`].
+    pub fn set_clock(&self, offset: &str) -> Result<()> {
+        // At once: half a file would be another time.
+        let new = self.plan.clock_path().with_extension("new");
+        std::fs::write(&new, offset)?;
+        Ok(std::fs::rename(new, self.plan.clock_path())?)
     }
 
     /// What it uses right now.
@@ -286,13 +326,29 @@ impl Node {
         self.process.as_ref().map(Process::log_tail).unwrap_or_default()
     }
 
+    fn log_path(&self) -> PathBuf {
+        self.plan.scratch.path().join("log")
+    }
+
     fn launch(&mut self) -> Result<()> {
         self.rewrite()?;
         let mut command = Command::new(&self.plan.binary);
         command.arg("run").arg("--config").arg(self.plan.config_path());
-        let log = self.plan.scratch.path().join("log");
+        command.envs(self.plan.environment.iter().map(|(name, value)| (name, value)));
+        let log = self.log_path();
         self.process = Some(Process::spawn(&self.plan.name, command, &log, self.plan.namespace.as_ref())?);
         Ok(())
+    }
+}
+
+impl Drop for Node {
+    /// Peili goes on after a panic of a task, so that only its log tells of it.
+    fn drop(&mut self) {
+        let log = self.log();
+        let panic = log.lines().find(|line| line.contains("panicked at"));
+        if let Some(panic) = panic.filter(|_| !std::thread::panicking()) {
+            panic!("{} panicked: {panic}", self.plan.name);
+        }
     }
 }
 
@@ -337,7 +393,13 @@ fn merge(target: &mut Value, changes: &Value) {
     }
 }
 
-fn sum(metrics: &str, name: &str, label: &str) -> f64 {
+fn sum(metrics: &str, name: &str, label: &str) -> Result<f64> {
+    // The family of a counter is named without the `_total` of its samples.
+    let family = name.strip_suffix("_total").unwrap_or(name);
+    let mut types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    if !types.any(|known| known == family || known == name) {
+        bail!("there is no metric {name}");
+    }
     let values = metrics.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let (labels, value) = match rest.strip_prefix('{') {
@@ -346,7 +408,7 @@ fn sum(metrics: &str, name: &str, label: &str) -> f64 {
         };
         labels.contains(label).then(|| value.trim().parse::<f64>().ok())?
     });
-    values.sum()
+    Ok(values.sum())
 }
 
 #[cfg(test)]
@@ -362,13 +424,14 @@ mod tests {
 
     #[test]
     fn metrics_are_summed_by_name_and_label() {
-        let text = "# HELP x y\nx{a=\"1\"} 2\nx{a=\"2\",b=\"} 9\"} 3\nxy 5\nz 7\n";
+        let text = "# HELP x y\n# TYPE x gauge\nx{a=\"1\"} 2\nx{a=\"2\",b=\"} 9\"} 3\nxy 5\n# TYPE z counter\nz_total 7\n";
         let check = |name: &str, label: &str, value: f64| {
-            assert!((sum(text, name, label) - value).abs() < 1e-9, "{name}");
+            assert!((sum(text, name, label).unwrap() - value).abs() < 1e-9, "{name}");
         };
         check("x", "", 5.0);
         check("x", "a=\"1\"", 2.0);
-        check("z", "", 7.0);
-        check("q", "", 0.0);
+        check("x", "a=\"3\"", 0.0);
+        check("z_total", "", 7.0);
+        assert!(sum(text, "q", "").is_err(), "a renamed metric must not count as 0");
     }
 }

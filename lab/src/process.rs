@@ -80,6 +80,23 @@ impl Process {
         self.signal(Signal::CONT)
     }
 
+    /// IDs of its threads of this name, the oldest first; without the first of all, in which a program begins.
+    pub fn threads(&self, name: &str) -> Result<Vec<i32>> {
+        let mut threads = Vec::new();
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let task = task?.path();
+            // It may end at any time.
+            let Ok(comm) = fs::read_to_string(task.join("comm")) else { continue };
+            let id = task.file_name().and_then(|id| id.to_str()?.parse().ok());
+            if let Some(id) = id.filter(|id| comm.trim() == name && Ok(self.child.id()) != u32::try_from(*id))
+            {
+                threads.push(id);
+            }
+        }
+        threads.sort_unstable();
+        Ok(threads)
+    }
+
     /// SIGKILL, and waits for its end.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.child.kill()?;

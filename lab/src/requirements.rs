@@ -39,6 +39,8 @@ pub enum Requirement {
     Gzip,
     /// `skopeo`.
     Skopeo,
+    /// `faketime`, with its library.
+    Faketime,
 }
 
 impl Generation {
@@ -111,6 +113,7 @@ impl fmt::Display for Requirement {
             Self::Zstd => f.write_str("zstd"),
             Self::Gzip => f.write_str("gzip"),
             Self::Skopeo => f.write_str("skopeo"),
+            Self::Faketime => f.write_str("faketime"),
         }
     }
 }
@@ -127,6 +130,7 @@ impl Requirement {
             Self::Zstd => program("zstd").is_some(),
             Self::Gzip => program("gzip").is_some(),
             Self::Skopeo => program("skopeo").is_some(),
+            Self::Faketime => faketime().is_some(),
         }
     }
 }
@@ -168,6 +172,13 @@ pub fn program(name: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from))
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
+}
+
+/// The library by which a program sees another time of day, in Debian's folder of any architecture.
+pub fn faketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    libraries.filter(|path| path.is_file()).min()
 }
 
 /// The tool cache that `cargo xtask` fills: `target/tools`.

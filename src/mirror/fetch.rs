@@ -122,8 +122,14 @@ impl Fetcher {
                     }
                     None if busy.is_empty() => return Err(NoFlow::Failed),
                     None => {
-                        let left = (began + want.busy).saturating_duration_since(Instant::now());
+                        let now = Instant::now();
+                        let left = (began + want.busy).saturating_duration_since(now);
+                        let waited_for = || busy.iter().map(|candidate| &candidate.peer.id);
                         if left.is_zero() {
+                            self.peers.wearied(waited_for(), now);
+                            return Err(NoFlow::Busy);
+                        }
+                        if !self.peers.may_wait(waited_for(), now) {
                             return Err(NoFlow::Busy);
                         }
                         tokio::time::sleep(BUSY_PAUSE.min(left)).await;
@@ -156,6 +162,9 @@ impl Fetcher {
                 () = sleep_until(hedge_at), if next.is_some() && limit == FIRST_BYTE => {
                     // A peer that answers others is slow, and a hedge may double the load. One that is silent may be gone.
                     let is_silent = matches!(&asked[..], [peer] if !self.peers.answered_since(peer, began));
+                    if is_silent {
+                        self.peers.silent(&asked[0], Instant::now());
+                    }
                     if (is_silent || self.peers.may_hedge()) && let Some(candidate) = next.take() {
                         self.metrics.hedges.inc();
                         asked.push(candidate.peer.id.clone());
@@ -163,7 +172,12 @@ impl Fetcher {
                         next = candidates.next();
                     }
                 }
-                () = sleep_until(give_up) => return Err(if was_busy { NoFlow::Busy } else { NoFlow::Failed }),
+                () = sleep_until(give_up) => {
+                    if is_queueing {
+                        self.peers.wearied(asked.iter(), Instant::now());
+                    }
+                    return Err(if was_busy { NoFlow::Busy } else { NoFlow::Failed });
+                }
             }
         }
     }

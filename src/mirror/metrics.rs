@@ -1,5 +1,7 @@
 //! Counters of the mirror. All labels are from closed sets; no image, repository or peer is named.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -111,7 +113,26 @@ impl Metrics {
             "Bytes of content read for the runtime from the store",
             metrics.bytes_local.clone(),
         );
+        metrics.start_at_zero();
         metrics
+    }
+
+    /// Shows all labels from the start, so that what never happened is 0 and not missing.
+    fn start_at_zero(&self) {
+        let outcomes = [Outcome::FirstByte(Duration::ZERO), Outcome::Miss, Outcome::Busy(0)];
+        let failures = [Outcome::Failed, Outcome::Stranger, Outcome::Broken];
+        for outcome in outcomes.into_iter().chain([Outcome::Slow, Outcome::Queued]).chain(failures) {
+            drop(self.fetches.get_or_create(&outcome.into()));
+        }
+        for reason in [Failover::Stalled, Failover::Broken] {
+            drop(self.failovers.get_or_create(&reason.into()));
+        }
+        for verdict in [Verification::Right, Verification::Mismatch, Verification::Unverified] {
+            drop(self.verifications.get_or_create(&verdict.into()));
+        }
+        for answer in [TagAnswer::Upstream, TagAnswer::Known, TagAnswer::Unknown, TagAnswer::Disputed] {
+            drop(self.tags.get_or_create(&answer.into()));
+        }
     }
 
     /// Requests of peers that were served, and the bytes that were read for them.
@@ -120,6 +141,24 @@ impl Metrics {
     }
 
     pub(crate) fn fetched(&self, outcome: Outcome) {
+        self.fetches.get_or_create(&outcome.into()).inc();
+    }
+
+    pub(crate) fn failover(&self, reason: Failover) {
+        self.failovers.get_or_create(&reason.into()).inc();
+    }
+
+    pub(crate) fn verified(&self, verdict: Verification) {
+        self.verifications.get_or_create(&verdict.into()).inc();
+    }
+
+    pub(crate) fn tag(&self, answer: TagAnswer) {
+        self.tags.get_or_create(&answer.into()).inc();
+    }
+}
+
+impl From<Outcome> for FetchLabels {
+    fn from(outcome: Outcome) -> Self {
         let result = match outcome {
             Outcome::FirstByte(_) => "first-byte",
             Outcome::Miss => "miss",
@@ -130,33 +169,39 @@ impl Metrics {
             Outcome::Failed => "failed",
             Outcome::Broken => "broken",
         };
-        self.fetches.get_or_create(&FetchLabels { result }).inc();
+        Self { result }
     }
+}
 
-    pub(crate) fn failover(&self, reason: Failover) {
+impl From<Failover> for FailoverLabels {
+    fn from(reason: Failover) -> Self {
         let reason = match reason {
             Failover::Stalled => "stalled",
             Failover::Broken => "broken",
         };
-        self.failovers.get_or_create(&FailoverLabels { reason }).inc();
+        Self { reason }
     }
+}
 
-    pub(crate) fn verified(&self, verdict: Verification) {
+impl From<Verification> for VerificationLabels {
+    fn from(verdict: Verification) -> Self {
         let verdict = match verdict {
             Verification::Right => "right",
             Verification::Mismatch => "mismatch",
             Verification::Unverified => "unverified",
         };
-        self.verifications.get_or_create(&VerificationLabels { verdict }).inc();
+        Self { verdict }
     }
+}
 
-    pub(crate) fn tag(&self, answer: TagAnswer) {
+impl From<TagAnswer> for TagLabels {
+    fn from(answer: TagAnswer) -> Self {
         let answer = match answer {
             TagAnswer::Upstream => "upstream",
             TagAnswer::Known => "known",
             TagAnswer::Unknown => "unknown",
             TagAnswer::Disputed => "disputed",
         };
-        self.tags.get_or_create(&TagLabels { answer }).inc();
+        Self { answer }
     }
 }

@@ -27,6 +27,10 @@ const SUSPICION_MAX: Duration = Duration::from_secs(30);
 const FORGIVEN: Duration = Duration::from_secs(60);
 /// A peer that sends to some and has answered nothing new for so long is as bad as one that is gone.
 const SLOW_LIMIT: Duration = Duration::from_secs(1);
+/// Until the end of a request that another peer was asked for too is known.
+const SILENCE: Duration = Duration::from_millis(250);
+/// After a wait for a busy peer that was in vain; a first byte from it ends this.
+const WEARIED: Duration = Duration::from_secs(10);
 /// Peers that are remembered; of more, those that are not in use are forgotten.
 const RECORDS: usize = 16_384;
 /// First-byte times that the hedging delay is taken from.
@@ -66,6 +70,11 @@ struct Record {
     slow_since: Option<Instant>,
     /// When it last answered anything.
     answered: Option<Instant>,
+    /// A request had no word of it for so long that another peer was asked too; until its end is known, or then, others
+    /// are asked first.
+    silent_until: Option<Instant>,
+    /// It was waited for as long as anybody waits for busy peers; until then nobody waits for it again.
+    wearied_until: Option<Instant>,
     /// A trial of a suspected peer is under way.
     on_trial: bool,
     /// Requests of this node that it is working at.
@@ -100,7 +109,7 @@ pub struct Conduct {
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
     pub(crate) peer: Arc<Peer>,
-    /// It is suspected, and this is its trial.
+    /// It is suspected, or was busy for too long, and this is its trial.
     pub(crate) trial: bool,
 }
 
@@ -140,8 +149,8 @@ impl Peers {
     }
 
     /// Orders holders for one request: those of this node's zone first, each picked as the less loaded of two random
-    /// ones, so that many requesters do not run for the same one. Suspected peers whose time is over come last, one
-    /// trial at a time; the others that are suspected or excluded for this content are left out. `streamed`: bytes go to the
+    /// ones, so that many requesters do not run for the same one. Suspected peers whose time is over come last, and those
+    /// that were busy for too long, one trial at a time; the others that are suspected or excluded for this content are left out. `streamed`: bytes go to the
     /// runtime before they are verified, and known liars are left out.
     pub(crate) fn candidates(
         &self,
@@ -153,13 +162,18 @@ impl Peers {
         let mut table = self.lock();
         holders.retain(|peer| !table.exclusions.contains(digest, &peer.id, now));
         table.forget_some();
-        let (mut near, mut far, mut trials) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut near, mut far, mut silent, mut trials) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for peer in holders {
             let record = table.records.entry(peer.id.clone()).or_default();
             if streamed && record.liar_until.is_some_and(|until| until > now) {
                 continue;
             }
+            let is_silent = record.silent_until.is_some_and(|until| until > now);
+            let is_wearied = record.wearied_until.is_some_and(|until| until > now);
             match record.suspected_until {
+                None if is_wearied && record.on_trial => {}
+                None if is_wearied => trials.push(peer),
+                None if is_silent => silent.push((record.load(now), peer)),
                 None if !self.zone.is_empty() && peer.zone == self.zone => {
                     near.push((record.load(now), peer));
                 }
@@ -170,7 +184,7 @@ impl Peers {
         }
         drop(table);
         let mut candidates = Vec::new();
-        for mut group in [near, far] {
+        for mut group in [near, far, silent] {
             while let Some(peer) = pick(&mut group) {
                 candidates.push(Candidate { peer, trial: false });
             }
@@ -198,6 +212,7 @@ impl Peers {
         if matches!(outcome, Outcome::FirstByte(_) | Outcome::Miss | Outcome::Busy(_)) {
             record.answered = Some(now);
             record.slow_since = None;
+            record.silent_until = None;
         }
         match outcome {
             Outcome::Queued => false,
@@ -208,6 +223,7 @@ impl Peers {
             Outcome::FirstByte(after) => {
                 record.suspected_until = None;
                 record.queue = None;
+                record.wearied_until = None;
                 table.sample(after);
                 false
             }
@@ -228,6 +244,26 @@ impl Peers {
                 suspected
             }
         }
+    }
+
+    /// `peer` has not answered a request for so long that another one is asked too.
+    pub(crate) fn silent(&self, peer: &PeerId, now: Instant) {
+        self.lock().records.entry(peer.clone()).or_default().silent_until = Some(now + SILENCE);
+    }
+
+    /// `peers` were busy for as long as anybody waits.
+    pub(crate) fn wearied<'a>(&self, peers: impl Iterator<Item = &'a PeerId>, now: Instant) {
+        let mut table = self.lock();
+        for peer in peers {
+            table.records.entry(peer.clone()).or_default().wearied_until = Some(now + WEARIED);
+        }
+    }
+
+    /// Whether it is worth a wait that one of `peers` is free again: it costs once, and not per layer.
+    pub(crate) fn may_wait<'a>(&self, mut peers: impl Iterator<Item = &'a PeerId>, now: Instant) -> bool {
+        let table = self.lock();
+        let wearied = |peer| table.records.get(peer).and_then(|record: &Record| record.wearied_until);
+        peers.any(|peer| wearied(peer).is_none_or(|until| until <= now))
     }
 
     /// `peer` failed in mid-body. Returns whether it is suspected from now on.

@@ -1,6 +1,6 @@
 //! The in-memory twin of a store, and images to put into any store.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -57,6 +57,7 @@ struct State {
     failure: Option<String>,
     discarded: Vec<Digest>,
     watched: Vec<Digest>,
+    stuck: HashSet<Digest>,
 }
 
 impl Stored {
@@ -218,6 +219,11 @@ impl MemoryStore {
         self.state().discarded.clone()
     }
 
+    /// The next watch of a download of `digest` finds it complete and wrong.
+    pub fn stick(&self, digest: &Digest) {
+        self.state().stuck.insert(*digest);
+    }
+
     /// Digests whose unfinished downloads were to be watched, in order.
     pub fn watched(&self) -> Vec<Digest> {
         self.state().watched.clone()
@@ -267,8 +273,9 @@ impl Provider for MemoryStore {
     }
 
     async fn discard_stuck(&self, digest: &Digest) -> Result<bool, Error> {
-        self.state().watched.push(*digest);
-        Ok(false)
+        let mut state = self.state();
+        state.watched.push(*digest);
+        Ok(state.stuck.remove(digest))
     }
 }
 

@@ -68,7 +68,7 @@ impl Pair {
 }
 
 /// A layout with several images, each under its full name.
-fn layout(folder: &std::path::Path, images: &[&Image]) {
+pub(crate) fn layout(folder: &std::path::Path, images: &[&Image]) {
     std::fs::create_dir_all(folder.join("blobs/sha256")).unwrap();
     std::fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     let mut entries = Vec::new();

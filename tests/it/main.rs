@@ -10,6 +10,7 @@
 
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -25,11 +26,15 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Cases at once: each is several processes, and two cores bear no more. `--test-threads` overrides it.
 const AT_ONCE: usize = 2;
 
+/// Held for writing by a case that measures, and for reading by all others.
+static MACHINE: RwLock<()> = RwLock::new(());
+
 /// One test.
 struct Case {
     name: String,
     requirements: Vec<Requirement>,
     limit: Duration,
+    alone: bool,
     run: Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>,
 }
 
@@ -41,7 +46,8 @@ impl Case {
         run: impl FnOnce() -> F + Send + 'static,
     ) -> Self {
         let requirements = requirements.to_vec();
-        Self { name: name.into(), requirements, limit: LIMIT, run: Box::new(|| Box::pin(run())) }
+        let run = Box::new(|| Box::pin(run()) as Pin<Box<dyn Future<Output = ()>>>);
+        Self { name: name.into(), requirements, limit: LIMIT, alone: false, run }
     }
 
     /// Lets it take longer, or less long, than [`LIMIT`].
@@ -50,11 +56,27 @@ impl Case {
         self
     }
 
+    /// Lets no other case run at the same time: it measures.
+    fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
     fn into_trial(self, is_wanted: impl Fn(&Trial) -> bool) -> Trial {
-        let Self { name, requirements, limit, run } = self;
+        let Self { name, requirements, limit, alone, run } = self;
         let missing = require(&requirements).err();
         let ignored = missing.is_some();
-        let trial = Trial::test(name, move || execute(limit, run)).with_ignored_flag(ignored);
+        let run = move || {
+            // A case that failed leaves nothing behind that the next one could trip over.
+            let (_writing, _reading);
+            if alone {
+                _writing = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+            } else {
+                _reading = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+            }
+            execute(limit, run)
+        };
+        let trial = Trial::test(name, run).with_ignored_flag(ignored);
         if let Some(reason) = missing.filter(|_| is_wanted(&trial)) {
             report(trial.name(), &reason);
         }

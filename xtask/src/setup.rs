@@ -35,13 +35,14 @@ const BUILD: [Package; 2] = [
     Package { name: "build-essential", program: "cc", reason: "the build compiles the cryptography library" },
 ];
 
-const TESTS: [Package; 5] = [
+const TESTS: [Package; 6] = [
     Package {
         name: "iproute2",
         program: "ip",
         reason: "integration tests make a network namespace per node",
     },
     Package { name: "iptables", program: "iptables", reason: "integration tests cut nodes off" },
+    Package { name: "faketime", program: "faketime", reason: "integration tests let a node's clock jump" },
     Package { name: "zstd", program: "zstd", reason: "integration tests pull zstd layers" },
     Package {
         name: "skopeo",

@@ -1,18 +1,10 @@
 //! The act of the stranger: an identity that is not configured gets nothing, by no port, while one that is gets all.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
-use futures::StreamExt;
-use peili::network::Peer;
 use peili::network::identity::Identity;
-use peili::oci::{Digest, PeerId};
-use peili::transfer::client::Client;
-use peili::transfer::metrics::Metrics;
-use peili::transfer::{FetchError, Transfer};
 use peili_lab::image::write_empty_layout;
-use peili_lab::netns::Namespace;
 use peili_lab::node::Plan;
+use peili_lab::peer as peer_port;
 use peili_lab::scratch::Scratch;
 use peili_lab::wait;
 use serde_json::json;
@@ -62,55 +54,18 @@ pub(super) async fn gets_nothing(stage: &mut Stage) -> Result<String> {
 
     // It also speaks the protocol of the peer port, straight to node-1. The same words with node-2's identity are heard.
     let served = &stage.nodes[0].node.plan;
-    let target = Peer {
-        id: served.peer_id.parse::<PeerId>()?,
-        transfer: vec![(served.address, served.ports.transfer).into()],
-        node: String::new(),
-        zone: String::new(),
-        version: String::new(),
-    };
+    let target = peer_port::of(served)?;
     let foreign = stage.elsewhere().map(|(namespace, _)| namespace);
     let known = Identity::load_or_create(&stage.nodes[1].node.plan.data_dir())?;
     let unknown = Identity::load_or_create(&stranger.plan.data_dir())?;
-    let control = ask(stage.namespace(1), known, &target, layer)?;
+    let ask = |asker: &peer_port::Asker| asker.ask(&target, &layer, SEGMENT);
+    let control = peer_port::run(stage.namespace(1), &known, ask)?;
     let control = control.context("node-2's identity gets nothing either, so that this shows nothing")?;
-    if let Ok(count) = ask(foreign, unknown, &target, layer)? {
+    if let Ok(count) = peer_port::run(foreign, &unknown, ask)? {
         bail!("node-1 sent {} to the stranger", bytes(count));
     }
     Ok(format!(
         "its connections were refused, its pull found nothing, and node-1's peer port gave it 0 B ({} to node-2)",
         bytes(control)
     ))
-}
-
-/// Bytes that `target` sends of `digest` to who proves `identity`.
-fn ask(
-    namespace: Option<&Namespace>,
-    identity: Identity,
-    target: &Peer,
-    digest: Digest,
-) -> Result<Result<u64, FetchError>> {
-    let fetch = move || -> Result<Result<u64, FetchError>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let client = Client::new(&identity, Metrics::default())?;
-            let segment = client.fetch(target, &digest, 0, SEGMENT, Duration::from_secs(5)).await;
-            let mut body = match segment {
-                Ok(segment) => segment.body,
-                Err(error) => return Ok(Err(error)),
-            };
-            let mut count = 0;
-            while let Some(chunk) = body.next().await {
-                count += chunk?.len() as u64;
-            }
-            Ok(Ok(count))
-        })
-    };
-    match namespace {
-        Some(namespace) => namespace.run(fetch)?,
-        // A thread of its own, since a runtime does not start within another.
-        None => std::thread::scope(|scope| {
-            scope.spawn(fetch).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        }),
-    }
 }

@@ -92,6 +92,24 @@ async fn a_silent_holder_costs_the_same_where_hedges_are_used_up() {
     within("a silent holder and a slow one", elapsed, NEW);
 }
 
+/// What one request has found out about a silent holder, the others need not.
+#[tokio::test]
+async fn a_silent_holder_is_asked_last_until_its_end_is_known() {
+    let lab = Lab::new(2);
+    let images: Vec<_> = (0..6).map(|n| image(&format!("library/app{n}"), MIB)).collect();
+    for (artifact, _, _) in &images {
+        lab.hold(0, artifact);
+        lab.hold(1, artifact);
+    }
+    lab.fault(0, Fault::Hung);
+    let began = Instant::now();
+    for (_, layer, bytes) in &images {
+        assert!(lab.blob(layer).await.unwrap().0 == *bytes);
+    }
+    within("six contents beside a silent holder", began.elapsed(), 200);
+    assert_eq!(lab.asked(0), 1);
+}
+
 /// Holders that die in silence are paid for one after the other where they are found out one after the other.
 #[tokio::test]
 async fn the_last_of_three_holders_is_reached() {
@@ -184,6 +202,19 @@ async fn busy_holders_are_waited_for_and_not_for_ever() {
     assert_eq!(cause, NotHere::PeersBusy);
     assert!(elapsed >= Duration::from_millis(390), "{elapsed:?}");
     within("busy holders", elapsed, 700);
+    // Once, and not per layer.
+    let (cause, elapsed) = lab.refused(&layer).await;
+    assert_eq!(cause, NotHere::PeersBusy);
+    within("busy holders again", elapsed, SUSPECTED);
+    // They are asked all the same, and the first byte of one ends that.
+    lab.fault(0, Fault::None);
+    assert!(lab.blob(&layer).await.unwrap().0 == bytes);
+
+    let lab = Lab::with(2, &config);
+    for holder in 0..2 {
+        lab.hold(holder, &artifact);
+        lab.fault(holder, Fault::Busy(3));
+    }
     let free = async {
         tokio::time::sleep(Duration::from_millis(150)).await;
         lab.fault(1, Fault::None);

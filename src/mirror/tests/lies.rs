@@ -159,6 +159,32 @@ async fn a_client_that_hangs_up_during_the_verdict_does_not_keep_the_poison() {
     assert_eq!(discarded(&lab), [layer, other_layer].into());
 }
 
+/// What was left without a verdict is looked after: a wrong prefix would be resumed on elsewhere, and end wrong.
+#[tokio::test]
+async fn a_download_that_was_left_and_ends_wrong_is_discarded_and_its_source_left_out() {
+    let lab = Lab::new(1);
+    let (artifact, layer, bytes) = image("library/app", 6 * MIB);
+    let (whole, whole_layer, _) = image("library/whole", 6 * MIB);
+    lab.hold(0, &artifact);
+    lab.hold(0, &whole);
+    lab.blob(&whole_layer).await.unwrap();
+    // A hang-up, a part, and a source that ends early; nothing is wrong with the first two.
+    for (number, range) in [(1, None), (2, Some("bytes=5-")), (3, None)] {
+        if number == 3 {
+            lab.store.stick(&layer);
+            lab.fault(0, Fault::BreakAfter(300_000));
+        }
+        let mut answer = lab.open(&layer, range).await.unwrap();
+        let first = answer.body.next().await.unwrap().unwrap();
+        assert!(number == 2 || bytes.starts_with(&first));
+        drop(answer);
+        until("it is looked after", || lab.store.watched() == vec![layer; number]).await;
+    }
+    until("its source is known", || lab.conduct(0).digest_mismatches == 1).await;
+    lab.fault(0, Fault::None);
+    assert_eq!(lab.refused(&layer).await.0, NotHere::PeersFailed);
+}
+
 /// Known liars give nothing any more that would reach the runtime unverified; small content is verified first.
 #[tokio::test]
 async fn a_liar_is_left_out_for_all_that_is_streamed() {

@@ -1,154 +1,161 @@
 //! containerd absent, killed, restarted and hung, under the `peili` of the node that asks and of the one that holds.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use peili_lab::containerd::Options;
-use peili_lab::netns::Addresses;
-use peili_lab::node::Plan;
-use peili_lab::{Containerd, Generation, Image, Network, Requirement, wait};
+use peili_lab::{Generation, wait};
 
-use super::{NET, NEW, SUSPECTED, added};
+use super::runtime::{RECONCILED, Runtime, needs};
+use super::{NEW, SUSPECTED, Slow, When, added, timed};
 use crate::Case;
-use crate::cluster::{Cluster, REGISTRY, Setup};
+use crate::cluster::{Cluster, PULL, REGISTRY};
 
-/// The view of a store is right this long after containerd is back.
-const RECONCILED: Duration = Duration::from_secs(30);
+/// How long a containerd hangs.
+const HANG: Duration = Duration::from_secs(3);
+
+/// What happens to a containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Stopped,
+    Killed,
+}
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for generation in [Generation::V1_7, Generation::V2] {
-        let needs = [&NET[..], &[Requirement::Containerd(generation)]].concat();
+    for generation in Generation::ALL {
         let name = |what: &str| format!("faults::containerds::{what}_{generation:?}").to_lowercase();
-        cases.push(Case::new(name("absent_at_the_start"), &needs, move || absent(generation)));
-        cases.push(Case::new(name("dies_and_hangs_under_the_holder"), &needs, move || holder(generation)));
-        cases.push(Case::new(name("dies_and_hangs_under_the_asker"), &needs, move || asker(generation)));
+        cases.push(timed(name("absent"), &needs(generation), move || absent(generation)));
+        cases.push(timed(name("under_the_holder"), &needs(generation), move || holder(generation)));
+        cases.push(timed(name("under_the_asker"), &needs(generation), move || asker(generation)));
     }
     cases
 }
 
-fn image(seed: u64) -> Image {
-    Image::builder("library/app", &format!("v{seed}")).layers(3, 1 << 20).seed(seed).build().unwrap()
+impl Fault {
+    fn strike(self, cluster: &mut Cluster, node: usize) {
+        let containerd = &mut cluster.nodes[node].containerd;
+        match self {
+            Self::Stopped => containerd.process().unwrap().pause().unwrap(),
+            Self::Killed => containerd.kill(),
+        }
+    }
+
+    async fn heal(self, cluster: &mut Cluster, node: usize) {
+        let member = &mut cluster.nodes[node];
+        match self {
+            Self::Stopped => member.containerd.process().unwrap().resume().unwrap(),
+            Self::Killed => member.containerd.restart().await.unwrap(),
+        }
+        member.peili.ready(RECONCILED).await.unwrap();
+    }
 }
 
-async fn absent(generation: Generation) {
-    let network = Network::new(1, Addresses::V4).unwrap();
-    let namespace = &network.nodes[0].namespace;
-    let mut containerd = Containerd::start(Options::new(generation).in_namespace(namespace)).await.unwrap();
-    containerd.kill();
-    std::fs::remove_file(containerd.socket()).unwrap();
-    let plan = Plan::in_namespace("node", "containerd", namespace, network.nodes[0].address());
-    let mut peili = plan.unwrap().with_containerd(&containerd).launch().unwrap();
-    wait::until("alive", RECONCILED, async || {
-        peili.admin("/livez").await.is_ok_and(|answer| answer.status == 200).then_some(())
-    })
-    .await
-    .unwrap();
-    // Alive, and quick to say "not here".
-    let digest = image(1).layers[0];
-    let began = std::time::Instant::now();
-    let answer = peili.fetch(&format!("/v2/library/app/blobs/{digest}?ns={REGISTRY}")).await.unwrap();
-    assert_eq!(answer.status, 404);
-    added("a request without containerd", Duration::ZERO, began.elapsed(), SUSPECTED);
-    let problems = peili.status().await.unwrap()["problems"].to_string();
-    assert!(problems.contains("containerd") || problems.contains("store"), "{problems}");
-    containerd.restart().await.unwrap();
-    wait::until("containerd is followed", RECONCILED, async || {
-        let problems = peili.status().await.ok()?["problems"].to_string();
-        (!problems.contains("store")).then_some(())
-    })
-    .await
-    .unwrap();
-    peili.ready(RECONCILED).await.unwrap();
+/// Holder and asker come up without a containerd: they live, say so and are quick to say "not here".
+async fn absent(generation: Generation) -> Result<(), Slow> {
+    let mut runtime = Runtime::start(generation).await;
+    let image = runtime.held(When::Before).await;
+    let control = runtime.control(When::Before).await;
+    for node in [0, 1] {
+        let member = &mut runtime.cluster.nodes[node];
+        member.containerd.kill();
+        std::fs::remove_file(member.containerd.socket()).unwrap();
+        member.peili.relaunch().unwrap();
+        wait::until("alive", RECONCILED, async || {
+            member.peili.admin("/livez").await.is_ok_and(|answer| answer.status == 200).then_some(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(member.peili.admin("/readyz").await.unwrap().status, 503);
+        let began = Instant::now();
+        let path = format!("/v2/library/app/blobs/{}?ns={REGISTRY}", image.layers[0]);
+        assert_eq!(member.peili.fetch(&path).await.unwrap().status, 404);
+        added("a request without containerd", Duration::ZERO, began.elapsed(), SUSPECTED)?;
+        let problems = member.peili.status().await.unwrap()["problems"].to_string();
+        assert!(problems.contains("store"), "{problems}");
+        if node == 0 {
+            // The holder has nothing to give, and the pull of the other node goes upstream.
+            let pull = runtime.cluster.nodes[1].pull(&image).await;
+            added("the holder's containerd is absent", control, pull.elapsed, NEW)?;
+            assert_eq!(runtime.cluster.origin.layer_bytes(&image), image.layer_bytes());
+        }
+    }
+    for node in [0, 1] {
+        Fault::Killed.heal(&mut runtime.cluster, node).await;
+        let problems = runtime.cluster.nodes[node].peili.status().await.unwrap()["problems"].to_string();
+        assert!(!problems.contains("store"), "{problems}");
+    }
+    runtime.cluster.connected().await;
+    runtime.still_shares().await;
+    Ok(())
 }
 
 /// Content is read from its files, so that a holder serves on while its containerd is away.
-async fn holder(generation: Generation) {
-    let mut cluster = Setup::new(generation).start().await;
-    let images: Vec<_> = (1..=4).map(image).collect();
-    for image in &images {
-        cluster.seed(0, image).await;
+async fn holder(generation: Generation) -> Result<(), Slow> {
+    let mut runtime = Runtime::start(generation).await;
+    for when in When::ALL {
+        let control = runtime.control(when).await;
+        for fault in [Fault::Stopped, Fault::Killed] {
+            let image = runtime.held(when).await;
+            let pull =
+                runtime.struck(when, &image, async |cluster: &mut Cluster| fault.strike(cluster, 0)).await;
+            let pull = pull.unwrap();
+            assert_eq!(runtime.cluster.origin.layer_bytes(&image), 0);
+            added(&format!("the holder's containerd, {fault:?} {when:?}"), control, pull.elapsed, NEW)?;
+            fault.heal(&mut runtime.cluster, 0).await;
+        }
     }
-    // A containerd that is new has no content root yet, and its content is read by its API until the next
-    // reconciliation; a start afterwards finds it at once.
-    cluster.nodes[0].peili.restart().await.unwrap();
-    known(&cluster, &images).await;
-    warm(&cluster, &images[0]).await;
-    let control = cluster.nodes[1].pull(&images[0]).await.elapsed;
-    assert_eq!(cluster.origin.layer_bytes(&images[0]), 0);
-
-    cluster.nodes[0].containerd.process().unwrap().pause().unwrap();
-    let stopped = cluster.nodes[1].pull(&images[1]).await.elapsed;
-    added("the holder's containerd hangs", control, stopped, NEW);
-    cluster.nodes[0].containerd.process().unwrap().resume().unwrap();
-
-    cluster.nodes[0].containerd.kill();
-    let killed = cluster.nodes[1].pull(&images[2]).await.elapsed;
-    added("the holder's containerd is killed", control, killed, NEW);
-
-    cluster.nodes[0].containerd.restart().await.unwrap();
-    cluster.nodes[0].peili.ready(RECONCILED).await.unwrap();
-    let restarted = cluster.nodes[1].pull(&images[3]).await.elapsed;
-    added("the holder's containerd is back", control, restarted, NEW);
-    for image in &images {
-        println!("{}: {} bytes from upstream", image.tag, cluster.origin.layer_bytes(image));
-    }
-    assert_eq!(images.iter().map(|image| cluster.origin.layer_bytes(image)).sum::<u64>(), 0);
     // What is new after the restart is seen.
-    let new = image(5);
-    cluster.seed(0, &new).await;
-    known(&cluster, &[&images[..], std::slice::from_ref(&new)].concat()).await;
-    cluster.nodes[1].pull(&new).await;
-    assert_eq!(cluster.origin.layer_bytes(&new), 0);
+    runtime.still_shares().await;
+    Ok(())
 }
 
-/// Waits until the node that asks knows that all of this is held.
-async fn known(cluster: &Cluster, images: &[Image]) {
-    let blobs: usize = images.iter().map(|image| image.blobs.len()).sum();
-    wait::until("the asker knows what is held", RECONCILED, async || {
-        let status = cluster.nodes[1].peili.status().await.ok()?;
-        (status["network"]["peers"][0]["holds"].as_u64()? >= blobs as u64).then_some(())
-    })
-    .await
-    .unwrap();
-}
-
-fn layer(image: &Image, index: usize) -> String {
-    format!("/v2/library/app/blobs/{}?ns={REGISTRY}", image.layers[index])
-}
-
-/// Waits until the holder serves the asker: on a busy machine the first handshakes of a debug build may take longer
-/// than a peer is given.
-async fn warm(cluster: &Cluster, image: &Image) {
-    wait::until("the holder serves", RECONCILED, async || {
-        let answer = cluster.nodes[1].peili.fetch(&layer(image, 0)).await.ok()?;
-        (answer.status == 200).then_some(())
-    })
-    .await
-    .unwrap();
-}
-
-async fn asker(generation: Generation) {
-    let mut cluster = Setup::new(generation).start().await;
-    let images: Vec<_> = (1..=2).map(image).collect();
-    for image in &images {
-        cluster.seed(0, image).await;
+async fn asker(generation: Generation) -> Result<(), Slow> {
+    let mut runtime = Runtime::start(generation).await;
+    for fault in [Fault::Stopped, Fault::Killed] {
+        fetched_without(&mut runtime, fault).await?;
     }
-    warm(&cluster, &images[0]).await;
-    let fetch = async |cluster: &Cluster, image: &Image| {
-        let began = std::time::Instant::now();
-        let answer = cluster.nodes[1].peili.fetch(&layer(image, 0)).await.unwrap();
+    for when in [When::MidBody, When::BetweenLayers] {
+        let control = runtime.control(when).await;
+        let image = runtime.held(when).await;
+        let strike = async |cluster: &mut Cluster| {
+            Fault::Stopped.strike(cluster, 1);
+            tokio::time::sleep(HANG).await;
+            cluster.nodes[1].containerd.process().unwrap().resume().unwrap();
+        };
+        let pull = runtime.struck(when, &image, strike).await.unwrap();
+        assert_eq!(runtime.cluster.origin.layer_bytes(&image), 0);
+        added(&format!("the asker's containerd, stopped {when:?}"), control + HANG, pull.elapsed, NEW)?;
+
+        let image = runtime.held(when).await;
+        let strike = async |cluster: &mut Cluster| Fault::Killed.strike(cluster, 1);
+        let pull = runtime.struck(when, &image, strike).await;
+        assert!(pull.is_err(), "{pull:?}");
+        Fault::Killed.heal(&mut runtime.cluster, 1).await;
+        let again = runtime.cluster.nodes[1].pull(&image).await;
+        assert_eq!(runtime.cluster.origin.layer_bytes(&image), 0);
+        added(&format!("the asker's containerd, killed {when:?}, again"), control, again.elapsed, NEW)?;
+    }
+    runtime.still_shares().await;
+    Ok(())
+}
+
+/// While its containerd is away the asker answers as ever: what it asks of peers has nothing to do with its own store.
+async fn fetched_without(runtime: &mut Runtime, fault: Fault) -> Result<(), Slow> {
+    let image = runtime.held(When::Before).await;
+    let fetch = async |cluster: &Cluster| {
+        let began = Instant::now();
+        let path = format!("/v2/library/app/blobs/{}?ns={REGISTRY}", image.layers[0]);
+        let answer = cluster.nodes[1].peili.fetch(&path).await.unwrap();
         assert_eq!((answer.status, answer.body.len() as u64), (200, image.blobs[&image.layers[0]].size));
         began.elapsed()
     };
-    fetch(&cluster, &images[0]).await;
-    let control = fetch(&cluster, &images[0]).await;
-    cluster.nodes[1].containerd.process().unwrap().pause().unwrap();
-    added("the asker's containerd hangs", control, fetch(&cluster, &images[0]).await, NEW);
-    cluster.nodes[1].containerd.process().unwrap().resume().unwrap();
-    cluster.nodes[1].containerd.kill();
-    added("the asker's containerd is killed", control, fetch(&cluster, &images[0]).await, NEW);
-    cluster.nodes[1].containerd.restart().await.unwrap();
-    cluster.nodes[1].peili.ready(RECONCILED).await.unwrap();
-    cluster.nodes[1].pull(&images[1]).await;
-    assert_eq!(cluster.origin.layer_bytes(&images[1]), 0);
+    fetch(&runtime.cluster).await;
+    let control = fetch(&runtime.cluster).await;
+    fault.strike(&mut runtime.cluster, 1);
+    let fetched = fetch(&runtime.cluster).await;
+    fault.heal(&mut runtime.cluster, 1).await;
+    added(&format!("the asker's containerd, {fault:?} before"), control, fetched, NEW)?;
+    let pull = runtime.cluster.nodes[1].containerd.cri().pull(&image.reference(REGISTRY), PULL).await;
+    pull.unwrap();
+    assert_eq!(runtime.cluster.origin.layer_bytes(&image), 0);
+    Ok(())
 }

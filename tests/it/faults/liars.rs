@@ -9,44 +9,64 @@ use peili_lab::node::Plan;
 use peili_lab::{Containerd, Generation, Image, Liar, Network, Origin, Requirement, wait};
 
 use super::fleet::{Setup, trust};
-use super::{NET, NEW, STALL, added};
+use super::{NET, NEW, STALL, SUSPECTED, Slow, When, added, timed};
 use crate::Case;
 use crate::cluster::REGISTRY;
 
 const PULL: Duration = Duration::from_secs(30);
 
+const LIES: [Lie; 10] = [
+    Lie::Bytes,
+    Lie::Longer,
+    Lie::Shorter,
+    Lie::Endless,
+    Lie::Slow,
+    Lie::Nothing,
+    Lie::Half,
+    Lie::HalfWrong,
+    Lie::BytesAfter(12 << 20),
+    Lie::Hang,
+];
+
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for generation in Generation::ALL {
         let needs = [&NET[..], &[Requirement::Containerd(generation)]].concat();
-        let name = |what: &str| format!("faults::liars::{what}_{generation:?}").to_lowercase();
-        cases.push(Case::new(name("wrong_bytes"), &needs, move || wrong_bytes(generation)));
+        for lie in [Lie::Bytes, Lie::HalfWrong] {
+            let name = format!("faults::liars::runtime_{lie:?}_{generation:?}").to_lowercase();
+            cases.push(Case::new(name, &needs, move || runtime(generation, lie, None)));
+        }
     }
-    for (lie, added) in [
-        (Lie::Longer, NEW),
-        (Lie::Shorter, NEW),
-        (Lie::Endless, NEW),
-        (Lie::Nothing, NEW),
-        (Lie::Half, NEW),
-        (Lie::Slow, STALL),
-        (Lie::Bytes, NEW),
-    ] {
-        let name = format!("faults::liars::{lie:?}").to_lowercase();
-        cases.push(Case::new(name, &NET, move || other_lies(lie, added)));
+    // What is discarded is chosen by the time at which it was begun.
+    let needs = [&NET[..], &[Requirement::Containerd(Generation::V2), Requirement::Faketime]].concat();
+    for (name, clock) in [("behind", "-1h"), ("ahead", "+1h")] {
+        let name = format!("faults::liars::runtime_bytes_clock_{name}");
+        cases.push(Case::new(name, &needs, move || runtime(Generation::V2, Lie::Bytes, Some(clock))));
+    }
+    for lie in LIES {
+        for when in When::ALL {
+            // Only what is large has such an offset, or is passed on before it is verified.
+            if !matches!(lie, Lie::BytesAfter(_) | Lie::HalfWrong) || when == When::MidBody {
+                let lie_name = format!("{lie:?}");
+                let lie_name = lie_name.split('(').next().unwrap_or_default();
+                let name = format!("faults::liars::{lie_name}_{when:?}").to_lowercase();
+                cases.push(timed(name, &NET, move || lies(lie, when)));
+            }
+        }
     }
     cases
 }
 
 /// containerd keeps what it got and would resume on top of it for ever (its issue 3974): the first pull may fail, the
 /// second must not.
-async fn wrong_bytes(generation: Generation) {
+async fn runtime(generation: Generation, lie: Lie, clock: Option<&str>) {
     let network = Network::new(3, Addresses::V4).unwrap();
     let [node, hostile, last] = &network.nodes[..] else { unreachable!() };
     let origin = Origin::start_at(Some(&last.namespace), &[(last.address(), 80).into()]).unwrap();
-    let large = Image::builder("library/large", "v1").layer(24 << 20).layer(6 << 20).build().unwrap();
+    let large = Image::builder("library/large", "v1").layer(16 << 20).layer(6 << 20).build().unwrap();
     let small = Image::builder("library/small", "v1").layers(3, 64 << 10).seed(2).build().unwrap();
     let control =
-        Image::builder("library/control", "v1").layer(24 << 20).layer(6 << 20).seed(3).build().unwrap();
+        Image::builder("library/control", "v1").layer(16 << 20).layer(6 << 20).seed(3).build().unwrap();
     for image in [&large, &small, &control] {
         origin.add(image);
     }
@@ -56,7 +76,13 @@ async fn wrong_bytes(generation: Generation) {
         .unwrap()
         .with_containerd(&containerd);
     trust(&mut plan, liar.peer_id(), liar.address());
+    if clock.is_some() {
+        plan.let_clock_jump().unwrap();
+    }
     let peili = plan.start().await.unwrap();
+    if let Some(offset) = clock {
+        peili.set_clock(offset).unwrap();
+    }
     wait::until("the liar's claims", PULL, async || {
         let status = peili.status().await.ok()?;
         (status["network"]["peers"][0]["holds"].as_u64()? > 6).then_some(())
@@ -74,36 +100,64 @@ async fn wrong_bytes(generation: Generation) {
     .await
     .unwrap();
     let honest = liar.requests();
-    liar.lie(Lie::Bytes);
+    liar.lie(lie);
 
-    // Small content, manifests among it, is verified before the first byte: no pull fails.
-    containerd.cri().pull(&small.reference(REGISTRY), PULL).await.unwrap();
-    assert!(liar.requests() > honest, "the liar was not asked");
-
+    if lie == Lie::Bytes {
+        // Small content, manifests among it, is verified before the first byte: no pull fails.
+        containerd.cri().pull(&small.reference(REGISTRY), PULL).await.unwrap();
+        assert!(liar.requests() > honest, "the liar was not asked");
+    }
+    let honest = liar.requests();
     let first = containerd.cri().pull(&large.reference(REGISTRY), PULL).await;
-    println!("{generation}: the first pull: {first:?}");
+    println!("{generation}, {lie:?}: the first pull: {first:?}");
     let asked = liar.requests();
+    assert!(asked > honest, "the liar was not asked");
+    origin.reset();
     let second = containerd.cri().pull(&large.reference(REGISTRY), PULL).await.unwrap();
-    println!("{generation}: the second pull: {:?}, the control: {:?}", second.elapsed, control.elapsed);
-    assert_eq!(liar.requests(), asked, "the liar was asked again");
+    println!(
+        "{generation}, {lie:?}: the second pull: {:?}, the control: {:?}",
+        second.elapsed, control.elapsed
+    );
+    // Nothing is resumed on top of what the liar gave.
+    for request in origin.requests() {
+        let is_whole = matches!(request.range.as_deref(), None | Some("bytes=0-"));
+        assert!(is_whole || !request.path.contains("/blobs/"), "{request:?}");
+    }
     assert!(peili.metric("peili_mirror_discarded_ingests_total", "").await.unwrap() > 0.0);
-    let problems = peili.status().await.unwrap()["problems"].to_string();
-    assert!(problems.contains("wrong digest") && problems.contains(liar.peer_id()), "{problems}");
+    let status = peili.status().await.unwrap();
+    if lie == Lie::Bytes {
+        assert_eq!(liar.requests(), asked, "the liar was asked again");
+        let problems = status["problems"].to_string();
+        assert!(problems.contains("wrong digest") && problems.contains(liar.peer_id()), "{problems}");
+    } else {
+        // Whether its bytes were wrong was never seen; it is suspected for a while, since its bodies broke.
+        assert!(status["causes"].to_string().contains("peers-failed"), "{status}");
+    }
 }
 
-async fn other_lies(lie: Lie, limit: Duration) {
-    let image = Image::builder("library/app", "v1").layer(6 << 20).layers(3, 64 << 10).build().unwrap();
-    let mut setup = Setup::new(0, image);
+async fn lies(lie: Lie, when: When) -> Result<(), Slow> {
+    let mut setup = Setup::at(when, 0);
     setup.liar = true;
-    let (fleet, liar) = setup.start().await;
+    let (mut fleet, liar) = setup.start().await;
     let liar = liar.unwrap();
     let control = fleet.control().await;
-    liar.lie(lie);
-    let first = fleet.pull().await;
-    added(&format!("{lie:?}"), control.elapsed, first.elapsed, limit);
+    let first = fleet.struck(when, async |_| liar.lie(lie)).await;
+    println!("{lie:?} {when:?}: {first:?}");
     assert!(first.upstream > 0, "{first:?}");
+    fleet.says(&[liar.peer_id(), "peers-failed"]).await;
     let usage = fleet.asker().usage().unwrap();
     assert!(usage.peak_resident < 200 << 20, "{usage:?}");
+    let limit = match lie {
+        // What came of a large layer is of no use: it is begun again.
+        Lie::Bytes | Lie::HalfWrong | Lie::BytesAfter(_) if when == When::MidBody => control + NEW,
+        // Its first byte comes in time, and is followed by few.
+        Lie::Slow => STALL,
+        Lie::Hang if when != When::Before => STALL,
+        _ => NEW,
+    };
+    added(&format!("{lie:?} {when:?}"), control, first.elapsed, limit)?;
     let second = fleet.pull().await;
-    added(&format!("{lie:?}, again"), control.elapsed, second.elapsed, NEW);
+    // Who lies about a content is left out for that one: of those that came before the first lie it lies now.
+    let limit = if when == When::BetweenLayers { NEW } else { SUSPECTED };
+    added(&format!("{lie:?} {when:?}, again"), control, second.elapsed, limit)
 }

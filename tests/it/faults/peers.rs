@@ -1,12 +1,18 @@
-//! Holders that die, hang, vanish or refuse: before the pull and in the middle of a body, alone and beside another one.
+//! Holders that die, hang, vanish, refuse, are busy, end or lose their content: before the pull, in the middle of a
+//! body and between layers, alone and beside another one.
 
-use peili_lab::Image;
+use std::time::Duration;
+
+use peili::network::identity::Identity;
 use peili_lab::netns::Block;
+use peili_lab::node::Plan;
+use peili_lab::peer::Hold;
+use peili_lab::{Image, peer};
 use rustix::process::Signal;
 use serde_json::json;
 
 use super::fleet::{Fleet, Setup};
-use super::{NET, NEW, STALL, SUSPECTED, added};
+use super::{BUSY, NET, NEW, STALL, SUSPECTED, Slow, When, added, timed};
 use crate::Case;
 
 /// What happens to the first holder.
@@ -16,25 +22,32 @@ enum Fault {
     Stopped,
     Dropped,
     Refusing,
+    Busy,
+    Deleted,
+    Terminated,
 }
 
-const ALL: [Fault; 4] = [Fault::Killed, Fault::Stopped, Fault::Dropped, Fault::Refusing];
-
-/// What holders send in the cases that need a middle of a body: 32 MiB take about 1.3 s.
-const RATE: u64 = 200_000_000;
+const ALL: [Fault; 7] = [
+    Fault::Killed,
+    Fault::Stopped,
+    Fault::Dropped,
+    Fault::Refusing,
+    Fault::Busy,
+    Fault::Deleted,
+    Fault::Terminated,
+];
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for fault in ALL {
-        for holders in [1, 2] {
-            let of = if holders == 1 { "alone" } else { "one_of_two" };
-            let name = |when: &str| format!("faults::peers::{fault:?}_{of}_{when}").to_lowercase();
-            cases.push(Case::new(name("before_the_pull"), &NET, move || before(fault, holders)));
-            cases.push(Case::new(name("in_mid_body"), &NET, move || in_mid_body(fault, holders)));
+        for when in When::ALL {
+            for holders in [1, 2] {
+                let of = if holders == 1 { "alone" } else { "one_of_two" };
+                let name = format!("faults::peers::{fault:?}_{when:?}_{of}").to_lowercase();
+                cases.push(timed(name, &NET, move || case(fault, when, holders)));
+            }
         }
     }
-    cases.push(Case::new("faults::peers::busy_holder_is_waited_for_and_not_for_ever", &NET, busy));
-    cases.push(Case::new("faults::peers::content_deleted_under_an_open_request", &NET, deleted));
     cases
 }
 
@@ -45,87 +58,91 @@ impl Fault {
             Self::Stopped => fleet.nodes[1].process().unwrap().pause().unwrap(),
             Self::Dropped => fleet.network.block(0, 1, Block::Drop).unwrap(),
             Self::Refusing => fleet.network.block(0, 1, Block::Reject).unwrap(),
+            Self::Busy => tokio::task::block_in_place(|| fleet.hold.as_ref().unwrap().take()).unwrap(),
+            Self::Deleted => {
+                for layer in 0..fleet.image.layers.len() {
+                    std::fs::remove_file(fleet.layer_file(1, layer)).unwrap();
+                }
+            }
+            Self::Terminated => fleet.nodes[1].process().unwrap().signal(Signal::TERM).unwrap(),
         }
     }
-}
 
-/// Many layers, so that what is paid per layer shows.
-async fn before(fault: Fault, holders: usize) {
-    let image = Image::builder("library/app", "v1").layers(12, 256 << 10).build().unwrap();
-    let (fleet, _) = Setup::new(holders, image).start().await;
-    let control = fleet.control().await;
-    fault.strike(&fleet);
-    let first = fleet.pull().await;
-    added(&format!("{fault:?}, not yet suspected, {holders} holders"), control.elapsed, first.elapsed, NEW);
-    let second = fleet.pull().await;
-    added(&format!("{fault:?}, suspected, {holders} holders"), control.elapsed, second.elapsed, SUSPECTED);
-    if holders > 1 {
-        // One dead holder must not cost the live one.
-        assert_eq!((first.upstream, second.upstream), (0, 0), "{first:?} {second:?}");
+    /// What it may add to a pull.
+    fn limit(self, when: When) -> Duration {
+        match (self, when) {
+            (Self::Busy, _) => BUSY + NEW,
+            (_, When::Before) | (Self::Deleted, _) => NEW,
+            _ => STALL,
+        }
+    }
+
+    fn setup(self, when: When, holders: usize) -> Setup {
+        let mut setup = Setup::at(when, holders);
+        if self == Self::Busy {
+            setup.config = json!({"transfer": {"uploads": 1, "uploads-per-peer": 1, "queue": 1}});
+            setup.other = Some(hogged());
+            if when == When::MidBody {
+                // Several segments, since the one that is on its way is not taken away.
+                setup.image = Image::builder("library/app", "v1").layer(32 << 20).build().unwrap();
+            }
+        }
+        setup
     }
 }
 
-async fn in_mid_body(fault: Fault, holders: usize) {
-    let image = Image::builder("library/app", "v1").layer(32 << 20).build().unwrap();
-    let (fleet, _) = Setup::new(holders, image).start().await;
-    for holder in 1..=holders {
-        fleet.network.set_rate(holder, Some(RATE)).unwrap();
-    }
-    let control = fleet.control().await;
-    let before = fleet.peer_bytes().await;
-    let strike = async {
-        fleet.in_mid_body(before, 6e6).await;
-        fault.strike(&fleet);
+/// Only the first holder has it.
+fn hogged() -> Image {
+    Image::builder("library/hog", "v1").layer(32 << 20).seed(7).build().unwrap()
+}
+
+/// Who proves `hog`, ready to take the one upload of the first holder.
+fn hold(fleet: &Fleet, hog: &Identity) -> Hold {
+    let (target, image) = (peer::of(&fleet.nodes[1].plan).unwrap(), hogged());
+    let namespace = &fleet.network.nodes[fleet.nodes.len()].namespace;
+    let connect = || Hold::connect(namespace, hog, &target, image.layers[0], image.layer_bytes());
+    tokio::task::block_in_place(connect).unwrap()
+}
+
+async fn case(fault: Fault, when: When, holders: usize) -> Result<(), Slow> {
+    let hog = Identity::generate();
+    let introduce = |plans: &mut Vec<Plan>| {
+        let peers = plans[1].config["network"]["peers"].as_array_mut().unwrap();
+        peers.push(json!({"id": hog.peer_id().to_string()}));
     };
-    let (pull, ()) = tokio::join!(fleet.pull(), strike);
-    added(&format!("{fault:?} in mid-body, {holders} holders"), control.elapsed, pull.elapsed, STALL);
-    assert!(pull.mirrored > 4 << 20, "nothing came before the fault: {pull:?}");
+    let (mut fleet, _) = fault.setup(when, holders).start_apart(introduce).await;
+    fleet.settled(None).await;
+    let control = fleet.control().await;
+    if fault == Fault::Busy {
+        fleet.hold = Some(hold(&fleet, &hog));
+    }
+    let first = fleet.struck(when, async |fleet: &mut Fleet| fault.strike(fleet)).await;
+    let what = format!("{fault:?} {when:?}, {holders} holders");
+    println!("{what}: {first:?}");
     if holders > 1 {
-        assert_eq!((pull.upstream, pull.resumed), (0, 0), "{pull:?}");
+        // The other one goes on, without a seam that the runtime sees.
+        assert_eq!((first.upstream, first.resumed), (0, 0), "{first:?}");
     } else {
-        assert!(pull.upstream > 0 && pull.resumed > 0, "{pull:?}");
+        assert!(first.upstream > 0, "{first:?}");
+        // Only what no request noticed is without a cause.
+        let holder = fleet.nodes[1].plan.peer_id.clone();
+        let causes = match fault {
+            Fault::Busy => ["peers-busy", "peers-busy"],
+            Fault::Deleted => ["peers-failed", "unknown"],
+            _ => [holder.as_str(), "peers-failed"],
+        };
+        fleet.says(&causes).await;
     }
-    // Once: the next pull is not slower than the network.
-    let next = fleet.pull().await;
-    added(&format!("{fault:?}, the next pull, {holders} holders"), control.elapsed, next.elapsed, SUSPECTED);
-}
-
-/// One upload at a time, and a reader that keeps it: requests wait, are told that the holder is busy, and go upstream.
-async fn busy() {
-    let image = Image::builder("library/app", "v1").layers(2, 6 << 20).build().unwrap();
-    let mut setup = Setup::new(1, image);
-    setup.config = json!({"transfer": {"uploads": 1, "uploads-per-peer": 1, "queue": 1}});
-    let (fleet, _) = setup.start().await;
-    let control = fleet.control().await;
-    // 4 Mbit/s: one segment takes longer than anybody waits.
-    fleet.network.set_rate(1, Some(4_000_000)).unwrap();
-    let path = format!("/v2/library/app/blobs/{}?ns=lab.test", fleet.image.layers[0]);
-    let hog = fleet.asker().fetch(&path);
-    let pull = async {
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-        fleet.pull().await
-    };
-    tokio::select! {
-        answer = hog => panic!("the hog was served at once: {answer:?}"),
-        pull = pull => {
-            added("busy for ever", control.elapsed, pull.elapsed, 2 * STALL);
-            assert!(pull.upstream > 0, "{pull:?}");
-        }
+    added(&what, control, first.elapsed, fault.limit(when))?;
+    if fault == Fault::Terminated {
+        let status = fleet.nodes[1].process_mut().unwrap().ended(Duration::from_secs(12)).await.unwrap();
+        assert!(status.success(), "{status}");
     }
-}
-
-async fn deleted() {
-    let image = Image::builder("library/app", "v1").layer(32 << 20).build().unwrap();
-    let (fleet, _) = Setup::new(1, image).start().await;
-    fleet.network.set_rate(1, Some(RATE)).unwrap();
-    let control = fleet.control().await;
-    let before = fleet.peer_bytes().await;
-    let delete = async {
-        fleet.in_mid_body(before, 6e6).await;
-        let layer = &fleet.image.layers[0];
-        std::fs::remove_file(fleet.layout().join("blobs/sha256").join(layer.hex())).unwrap();
-    };
-    let (pull, ()) = tokio::join!(fleet.pull(), delete);
-    added("content deleted in mid-body", control.elapsed, pull.elapsed, NEW);
-    assert!(pull.mirrored > 6 << 20, "{pull:?}");
+    if fault != Fault::Busy {
+        // Once: the next pull is as fast as one without Peili.
+        let next = fleet.pull().await;
+        added(&format!("{what}, the next pull"), control, next.elapsed, SUSPECTED)?;
+        assert!(holders == 1 || next.upstream == 0, "one dead holder cost the live one: {next:?}");
+    }
+    Ok(())
 }
