@@ -277,14 +277,19 @@ impl Peers {
     }
 
     /// Bytes of `digest` from `peers` went to the runtime, and whether they are right will never be known here. Returns
-    /// whether one of them is not believed any more.
+    /// whether one of them is not believed any more; that one is left out for it.
     pub(crate) fn left_unverified(&self, peers: &[PeerId], digest: &Digest, now: Instant) -> bool {
         let mut table = self.lock();
+        let mut is_doubted = false;
         for peer in peers {
             table.exclusions.left_unverified(peer, digest);
+            let doubted = table.records.get(peer).and_then(|record| record.doubted_until);
+            if let Some(until) = doubted.filter(|until| *until > now) {
+                table.exclusions.add(digest, peer, until, now);
+                is_doubted = true;
+            }
         }
-        let doubted = |peer| table.records.get(peer).and_then(|record: &Record| record.doubted_until);
-        peers.iter().any(|peer| doubted(peer).is_some_and(|until| until > now))
+        is_doubted
     }
 
     /// The runtime asks for the whole of `digest`: what it got of it before does not count any more.
@@ -322,12 +327,6 @@ impl Peers {
         let table = self.lock();
         let until = |peer: &Peer| table.records.get(&peer.id).and_then(|record| record.suspected_until);
         peers.retain(|peer| until(peer).is_none_or(|until| until <= now));
-    }
-
-    /// Whether `peer` gave wrong content to the runtime lately, and alone.
-    pub(crate) fn is_liar(&self, peer: &PeerId) -> bool {
-        let until = self.lock().records.get(peer).and_then(|record| record.liar_until);
-        until.is_some_and(|until| until > Instant::now())
     }
 
     /// How long to wait for a first byte before another holder is asked too: the 95th percentile of what was seen.

@@ -86,7 +86,7 @@ impl Shared {
             return Err(Refusal::NotHere(cause));
         }
         let sizes = self.sizes(digest);
-        let is_large = sizes.iter().any(|size| *size > MANIFEST_LIMIT);
+        let is_small = !sizes.is_empty() && sizes.iter().all(|size| *size <= MANIFEST_LIMIT);
         for _ in 0..SMALL_TRIES {
             // Where a suffix begins is known only with the size; its first answer is thrown away then.
             let (start, length) = match request.range {
@@ -99,7 +99,7 @@ impl Shared {
                 }
                 Some(RangeHeader::Suffix(_)) => (0, 1),
             };
-            let streamed = !request.head && (!verify || is_large || request.range.is_some());
+            let streamed = !request.head && (!verify || !is_small || request.range.is_some());
             let part = Part { digest, start, length, busy, streamed };
             let mut flow = self.open(&part, &sizes).await.map_err(Refusal::NotHere)?;
             let size = flow.size();
@@ -113,10 +113,8 @@ impl Shared {
             }
             let is_whole = range == ByteRange::whole(size);
             let is_collected = verify && is_whole && size <= MANIFEST_LIMIT;
-            // Only now is it known to go to the runtime unverified: not from a known liar.
-            let is_refused = !is_collected && !streamed && self.fetcher.peers.is_liar(&flow.peer.id);
-            if is_refused || flow.segment.range.start != range.start {
-                let part = Part { start: range.start, length: segment, streamed: !is_collected, ..part };
+            if flow.segment.range.start != range.start {
+                let part = Part { start: range.start, length: segment, ..part };
                 flow = self.open(&part, &[size]).await.map_err(Refusal::NotHere)?;
             }
             if !is_collected {

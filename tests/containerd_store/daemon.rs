@@ -1,5 +1,6 @@
 //! A containerd of its own, without its CRI, and the calls by which a runtime changes what it holds.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use peili::store::Config;
 use peili::store::memory::{Artifact, Stored};
 use peili_lab::Generation;
 use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
@@ -152,14 +154,20 @@ impl Containerd {
         self.send(NAMESPACE, request(WriteAction::Write, blob, 0, bytes)).await.unwrap();
     }
 
-    /// Is the writer of an unfinished download until the answer is dropped, as one that commits for long.
-    pub(crate) async fn hold(&self, blob: &Stored) -> Streaming<WriteContentResponse> {
+    /// Is the writer of an unfinished download until the sender is dropped, as one that commits for long: containerd takes
+    /// the end of the requests for the end of the writer, and not that nobody reads its answers.
+    pub(crate) async fn hold(
+        &self,
+        blob: &Stored,
+    ) -> (oneshot::Sender<Infallible>, Streaming<WriteContentResponse>) {
         let request = request(WriteAction::Stat, blob, 0, b"");
-        let requests = futures::stream::iter([request]).chain(futures::stream::pending());
+        let (open, closed) = oneshot::channel();
+        let last = futures::stream::once(closed).filter_map(|_| std::future::ready(None));
+        let requests = futures::stream::iter([request]).chain(last);
         let mut client = ContentClient::new(self.channel().await);
         let mut answers = client.write(within(NAMESPACE, requests)).await.unwrap().into_inner();
         answers.message().await.unwrap();
-        answers
+        (open, answers)
     }
 
     async fn send(&self, namespace: &str, request: WriteContentRequest) -> Result<(), Status> {

@@ -201,6 +201,9 @@ async fn a_liar_is_left_out_for_all_that_is_streamed() {
     assert_eq!(lab.refused(&second_layer).await.0, NotHere::PeersFailed);
     let range = lab.open(&second_layer, Some("bytes=5-")).await.map(drop).unwrap_err();
     assert_eq!(range, Refusal::NotHere(NotHere::PeersFailed));
+    // What may be large is asked of it no more; what its manifest says is small is.
+    assert_eq!(lab.refused(&small_layer).await.0, NotHere::PeersFailed);
+    lab.manifest("library/small", small.target.digest).await.unwrap();
     assert!(lab.blob(&small_layer).await.unwrap().0 == bytes);
 }
 

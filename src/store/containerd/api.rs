@@ -265,6 +265,7 @@ impl Api {
         let (answer, answers) = match limited("open ingest", HASH, async { Ok(opened.await) }).await? {
             Ok(opened) => opened,
             Err(status) if matches!(status.code(), Code::Unavailable | Code::AlreadyExists) => {
+                tracing::debug!(reference, reason = status.message(), "somebody is at a download");
                 return Ok(None);
             }
             Err(status) => return Err(failure("open ingest", &status)),

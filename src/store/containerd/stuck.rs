@@ -21,8 +21,10 @@ use super::Shared;
 use super::api::{Api, ApiError, Ingest};
 use crate::oci::Digest;
 
-/// Between two looks.
+/// Between two looks: short after a change, since a pod that failed to start is tried again after some seconds.
+const LOOK_SOON: Duration = Duration::from_millis(400);
 const LOOK: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(5);
 
 /// How long a download is watched that does not grow, and how long containerd is waited for.
 const QUIET: Duration = Duration::from_secs(60);
@@ -86,7 +88,7 @@ impl Watch {
             if next > (changed + QUIET).min(longest) || next > seen + ABSENT {
                 return failure.map_or(Ok(false), Err);
             }
-            sleep(LOOK).await;
+            sleep(if changed.elapsed() < SOON { LOOK_SOON } else { LOOK }).await;
         }
     }
 
