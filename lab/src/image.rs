@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -18,6 +19,9 @@ use crate::scratch::Scratch;
 mod layer;
 
 pub use layer::Compression;
+
+/// How old the files of a layout are when it is written.
+const AGE: Duration = Duration::from_secs(60);
 
 /// Layers above this size live in a file.
 const MEMORY_LIMIT: u64 = 8 << 20;
@@ -310,6 +314,8 @@ impl Image {
                 Content::File(file) => fs::copy(file, &path).map(drop),
             }
             .with_context(|| format!("cannot write {}", path.display()))?;
+            // As of an image that was copied there before: what is new may still be written to, and is not shown at once.
+            fs::File::options().write(true).open(&path)?.set_modified(SystemTime::now() - AGE)?;
         }
         let root = &self.blobs[&self.root];
         let mut entry = descriptor(&root.media_type, self.root, root.size);

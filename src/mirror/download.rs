@@ -31,8 +31,8 @@ const PREFETCH_AT: u64 = 2 << 20;
 pub(crate) const PREFETCHED: u64 = 1 << 20;
 /// A client that did not read for this long may have let its peer run into the write limit.
 const CLIENT_PAUSE: Duration = Duration::from_secs(10);
-/// Busy peers are waited for in mid-body no longer than a stall may cost together with the stall itself (2 s).
-const MID_BODY_BUSY: Duration = Duration::from_millis(700);
+/// After a stall, busy peers are waited for no longer than both together may cost (2 s).
+const AFTER_STALL: Duration = Duration::from_millis(700);
 /// What is asked for first where a client may want only a piece: containerd's parallel fetch asks for open ranges and hangs up
 /// after its chunk. What it leaves is drained or costs the connection; segments double up to the configured size.
 pub(super) const FIRST_SEGMENT: u64 = 1 << 20;
@@ -287,7 +287,7 @@ impl Download {
             start,
             length: (self.end - start).min(self.segment),
             sizes: Arc::new([self.size]),
-            busy: self.context.busy.min(MID_BODY_BUSY),
+            busy: if self.failovers > 0 { self.context.busy.min(AFTER_STALL) } else { self.context.busy },
             streamed: self.is_streamed,
         }
     }

@@ -102,6 +102,7 @@ impl Fetcher {
         if holders.is_empty() {
             return Err(NoFlow::Nobody);
         }
+        let ids: Vec<PeerId> = holders.iter().map(|peer| peer.id.clone()).collect();
         let mut candidates = self.peers.candidates(holders, &want.digest, want.streamed, began).into_iter();
         let mut attempts: FuturesUnordered<Attempt> = FuturesUnordered::new();
         let mut asked: Vec<PeerId> = Vec::new();
@@ -120,16 +121,19 @@ impl Fetcher {
                         attempts.push(self.attempt(candidate, &want, limit));
                         next = candidates.next();
                     }
+                    None if busy.is_empty() && self.peers.are_wearied(ids.iter(), began) => {
+                        return Err(NoFlow::Busy);
+                    }
                     None if busy.is_empty() => return Err(NoFlow::Failed),
                     None => {
                         let now = Instant::now();
                         let left = (began + want.busy).saturating_duration_since(now);
                         let waited_for = || busy.iter().map(|candidate| &candidate.peer.id);
                         if left.is_zero() {
-                            self.peers.wearied(waited_for(), now);
+                            self.peers.wearied(waited_for(), began, now);
                             return Err(NoFlow::Busy);
                         }
-                        if !self.peers.may_wait(waited_for(), now) {
+                        if self.peers.are_wearied(waited_for(), now) {
                             return Err(NoFlow::Busy);
                         }
                         tokio::time::sleep(BUSY_PAUSE.min(left)).await;
@@ -174,7 +178,7 @@ impl Fetcher {
                 }
                 () = sleep_until(give_up) => {
                     if is_queueing {
-                        self.peers.wearied(asked.iter(), Instant::now());
+                        self.peers.wearied(asked.iter(), began, Instant::now());
                     }
                     return Err(if was_busy { NoFlow::Busy } else { NoFlow::Failed });
                 }

@@ -73,6 +73,8 @@ struct Record {
     /// A request had no word of it for so long that another peer was asked too; until its end is known, or then, others
     /// are asked first.
     silent_until: Option<Instant>,
+    /// When it last gave a first byte.
+    served: Option<Instant>,
     /// It was waited for as long as anybody waits for busy peers; until then nobody waits for it again.
     wearied_until: Option<Instant>,
     /// A trial of a suspected peer is under way.
@@ -223,6 +225,7 @@ impl Peers {
             Outcome::FirstByte(after) => {
                 record.suspected_until = None;
                 record.queue = None;
+                record.served = Some(now);
                 record.wearied_until = None;
                 table.sample(after);
                 false
@@ -251,19 +254,23 @@ impl Peers {
         self.lock().records.entry(peer.clone()).or_default().silent_until = Some(now + SILENCE);
     }
 
-    /// `peers` were busy for as long as anybody waits.
-    pub(crate) fn wearied<'a>(&self, peers: impl Iterator<Item = &'a PeerId>, now: Instant) {
+    /// `peers` were busy since `began`, for as long as anybody waits. One that served another request meanwhile is
+    /// loaded, and worth a wait the next time too.
+    pub(crate) fn wearied<'a>(&self, peers: impl Iterator<Item = &'a PeerId>, began: Instant, now: Instant) {
         let mut table = self.lock();
         for peer in peers {
-            table.records.entry(peer.clone()).or_default().wearied_until = Some(now + WEARIED);
+            let record = table.records.entry(peer.clone()).or_default();
+            if record.served.is_none_or(|at| at < began) {
+                record.wearied_until = Some(now + WEARIED);
+            }
         }
     }
 
-    /// Whether it is worth a wait that one of `peers` is free again: it costs once, and not per layer.
-    pub(crate) fn may_wait<'a>(&self, mut peers: impl Iterator<Item = &'a PeerId>, now: Instant) -> bool {
+    /// Whether all of `peers` were busy for too long, so that none is waited for: that costs once, and not per layer.
+    pub(crate) fn are_wearied<'a>(&self, mut peers: impl Iterator<Item = &'a PeerId>, now: Instant) -> bool {
         let table = self.lock();
-        let wearied = |peer| table.records.get(peer).and_then(|record: &Record| record.wearied_until);
-        peers.any(|peer| wearied(peer).is_none_or(|until| until <= now))
+        let until = |peer| table.records.get(peer).and_then(|record: &Record| record.wearied_until);
+        peers.all(|peer| until(peer).is_some_and(|until| until > now))
     }
 
     /// `peer` failed in mid-body. Returns whether it is suspected from now on.

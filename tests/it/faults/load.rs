@@ -69,7 +69,8 @@ impl Fleet {
     async fn settles(&self, node: usize, before: &Usage) {
         let what = format!("node {node} has no more descriptors and threads than {before:?}");
         let usage = || self.nodes[node].usage().unwrap();
-        let settled = wait::until(&what, SOON, async || {
+        // The threads that read files end after 10 s without work.
+        let settled = wait::until(&what, 2 * SOON, async || {
             let now = usage();
             (now.descriptors <= before.descriptors + 12 && now.threads <= before.threads + 8).then_some(())
         });
