@@ -77,6 +77,10 @@ pub enum FetchError {
     /// This node has so many requests to the peer that it was not asked within the limit. Says nothing about the peer.
     #[error("too many requests of this node to the peer")]
     Queued,
+    /// No answer came within the limit, though the peer showed since the request that it lives: it shook hands, or
+    /// answered another request.
+    #[error("the peer lives, and did not answer in time")]
+    Slow,
     /// Nothing listens, the connection broke, or no answer came within the limit.
     #[error("the peer cannot be reached: {0}")]
     Unreachable(String),

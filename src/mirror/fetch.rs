@@ -220,6 +220,7 @@ impl Fetcher {
                 }
                 Err(FetchError::Unreachable(_)) => Outcome::Failed,
                 Err(FetchError::Queued) => Outcome::Queued,
+                Err(FetchError::Slow) => Outcome::Slow,
                 Err(FetchError::Identity(_)) => Outcome::Stranger,
                 Err(FetchError::Protocol(_)) => Outcome::Broken,
             };

@@ -136,6 +136,7 @@ impl Fetched {
             Err(FetchError::NotFound) => Self::NotFound,
             Err(FetchError::Busy { .. }) => Self::Busy,
             Err(FetchError::Queued) => Self::Queued,
+            Err(FetchError::Slow) => Self::Slow,
             Err(FetchError::Unreachable(_)) => Self::Unreachable,
             Err(FetchError::Identity(_)) => Self::Identity,
             Err(FetchError::Protocol(_)) => Self::Protocol,
@@ -151,7 +152,8 @@ impl Shared {
         let permit = timeout_at(deadline, self.pool.permit(&wanted.peer)).await.map_err(queued)?;
         loop {
             let way = timeout_at(deadline, self.pool.way(&wanted.peer)).await.map_err(queued)?;
-            if Instant::now() >= deadline {
+            let asked = Instant::now();
+            if asked >= deadline {
                 // Its turn came because the time of those before it was up.
                 return Err(FetchError::Queued);
             }
@@ -161,6 +163,9 @@ impl Shared {
                 }
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => return Err(error),
+                // The peer had little of the time.
+                Err(_) if asked - began > limit / 2 => return Err(FetchError::Queued),
+                Err(_) if self.pool.lives_since(&wanted.peer, began) => return Err(FetchError::Slow),
                 Err(_) => {
                     self.pool.close(&wanted.peer, began);
                     return Err(FetchError::Unreachable(format!(
@@ -182,6 +187,7 @@ impl Shared {
             Way::Pooled(mut connection) => {
                 return match connection.send(wanted.request()?).await {
                     Ok(answer) => {
+                        self.pool.lives(&wanted.peer);
                         self.metrics.connected(Connected::Reused);
                         Ok(Some((answer, connection)))
                     }
@@ -197,8 +203,10 @@ impl Shared {
         let connection = connect::connect(&self.tls, &wanted.peer, &wanted.addresses).await;
         self.metrics.connected(if connection.is_ok() { Connected::New } else { Connected::Failed });
         let mut connection = connection?;
+        self.pool.lives(&wanted.peer);
         drop(dialing);
         let answer = connection.send(wanted.request()?).await.map_err(|error| request_error(&error))?;
+        self.pool.lives(&wanted.peer);
         Ok(Some((answer, connection)))
     }
 

@@ -70,6 +70,7 @@ pub(super) enum Fetched {
     NotFound,
     Busy,
     Queued,
+    Slow,
     Unreachable,
     Identity,
     Protocol,

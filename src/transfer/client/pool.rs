@@ -58,6 +58,8 @@ struct PerPeer {
     dials: Arc<Semaphore>,
     /// Told when a connection becomes idle.
     returned: Arc<Notify>,
+    /// When its process last did something: one that hangs shakes no hands.
+    lived: Option<Instant>,
     /// The last used one is last.
     idle: Vec<(Connection, Instant)>,
 }
@@ -179,6 +181,16 @@ impl Pool {
         peer.returned.notify_one();
     }
 
+    /// `peer` shook hands or answered.
+    pub(super) fn lives(&self, peer: &PeerId) {
+        self.lock().entry(peer.clone()).or_default().lived = Some(Instant::now());
+    }
+
+    /// Whether `peer` did so after `began`.
+    pub(super) fn lives_since(&self, peer: &PeerId, began: Instant) -> bool {
+        self.lock().get(peer).and_then(|peer| peer.lived).is_some_and(|lived| lived > began)
+    }
+
     /// Closes the connections to `peer` that have been idle since `began`: if one got no answer, they would get none either.
     pub(super) fn close(&self, peer: &PeerId, began: Instant) {
         if let Some(peer) = self.lock().get_mut(peer) {
@@ -212,6 +224,7 @@ impl Default for PerPeer {
             permits: Arc::new(Semaphore::new(REQUESTS_PER_PEER as usize)),
             dials: Arc::new(Semaphore::new(DIALS_PER_PEER)),
             returned: Arc::default(),
+            lived: None,
             idle: Vec::new(),
         }
     }
