@@ -76,6 +76,8 @@ pub(crate) struct Download {
     is_streamed: bool,
     /// And some did.
     is_passed_on: bool,
+    /// From a source that was not believed any more then.
+    is_doubted: bool,
     /// The digest is known to be right, or known to be wrong.
     is_judged: bool,
     done: bool,
@@ -132,6 +134,7 @@ impl Download {
             paused: None,
             is_streamed: false,
             is_passed_on: false,
+            is_doubted: false,
             is_judged: false,
             done: false,
         };
@@ -178,7 +181,11 @@ impl Download {
         let result = self.advance().await;
         self.last_read = Instant::now();
         match &result {
-            Ok(chunk) => self.is_passed_on |= self.is_streamed && chunk.is_some(),
+            Ok(chunk) => {
+                if self.is_streamed && chunk.is_some() && !std::mem::replace(&mut self.is_passed_on, true) {
+                    self.doubt_until_judged();
+                }
+            }
             Err(failure) => {
                 self.done = true;
                 self.report(failure).await;
@@ -212,6 +219,7 @@ impl Download {
             self.is_judged = true;
             verifier.finish()?;
             self.context.fetcher.metrics.verified(Verification::Right);
+            self.context.fetcher.peers.begins_anew(&self.digest);
             self.current = None;
         }
         Ok(verifier.pop_rest())
@@ -295,6 +303,9 @@ impl Download {
     fn adopt(&mut self, flow: Flow) {
         if self.contributors.iter().all(|peer| peer.id != flow.peer.id) {
             self.contributors.push(Arc::clone(&flow.peer));
+            if self.is_passed_on {
+                self.doubt_until_judged();
+            }
         }
         let end = flow.segment.range.end.min(self.end);
         self.segment = self.segment.saturating_mul(2).min(self.context.segment);
@@ -314,6 +325,13 @@ impl Download {
         let sources = self.contributors.clone();
         let flow = AbortOnDropHandle::new(tokio::spawn(async move { fetcher.open(want, &sources).await }));
         self.next = Some(Next { start, flow, _permit: permit });
+    }
+
+    /// Bytes of its sources are with the runtime: should one of them turn out to lie meanwhile, they go with its other
+    /// ones, before the runtime's next attempt can begin on top of them.
+    fn doubt_until_judged(&mut self) {
+        let peers = &self.context.fetcher.peers;
+        self.is_doubted |= peers.left_unverified(&self.sources(), &self.digest, Instant::now());
     }
 
     /// Peers that had a part in it.
@@ -369,7 +387,8 @@ impl Drop for Download {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (context, digest, sources) = (self.context.clone(), self.digest, self.sources());
         let peers = Arc::clone(&context.fetcher.peers);
-        let is_doubted = peers.left_unverified(&sources, &digest, Instant::now());
+        // A lie since then has discarded it already, and by now the next attempt may be under way.
+        let is_doubted = self.is_doubted;
         let look_after = async move {
             if is_doubted {
                 return discard(context, digest).await;

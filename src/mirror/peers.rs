@@ -299,7 +299,7 @@ impl Peers {
         is_doubted
     }
 
-    /// The runtime asks for the whole of `digest`: what it got of it before does not count any more.
+    /// The runtime asks for the whole of `digest`, or has it and it is right: what it got before does not count any more.
     pub(crate) fn begins_anew(&self, digest: &Digest) {
         self.lock().exclusions.begins_anew(digest);
     }

@@ -116,6 +116,27 @@ async fn small_content_on_its_way_from_a_liar_is_not_discarded() {
     assert!(lab.store.discarded().is_empty());
 }
 
+/// What a liar is sending to the runtime when it is found out is taken away before the stream that gave it away ends: the
+/// runtime's next attempt would else begin on top of it.
+#[tokio::test]
+async fn what_is_on_its_way_from_a_liar_is_discarded_with_its_lie() {
+    let lab = Lab::new(1);
+    let (first, first_layer, _) = image("library/first", 6 * MIB);
+    let (second, second_layer, _) = image("library/second", 6 * MIB);
+    let (third, third_layer, bytes) = image("library/third", 6 * MIB);
+    for artifact in [&first, &second, &third] {
+        lab.hold(0, artifact);
+    }
+    // What came right is not in doubt.
+    assert!(lab.blob(&third_layer).await.unwrap().0 == bytes);
+    lab.fault(0, Fault::Lie);
+    let mut running = lab.open(&second_layer, None).await.unwrap();
+    running.body.next().await.unwrap().unwrap();
+    assert!(read_until_error(lab.open(&first_layer, None).await.unwrap()).await.1);
+    assert_eq!(discarded(&lab), [second_layer, first_layer].into());
+    drop(running);
+}
+
 /// Which of two sources lied cannot be told: what the runtime got of either and nobody judged goes.
 #[tokio::test]
 async fn what_came_from_two_sources_is_discarded_with_the_lie_of_one() {
