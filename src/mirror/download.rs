@@ -356,7 +356,7 @@ impl Download {
             digest = %mismatch.wanted, found = %mismatch.found, peers = ?sources,
             "peers sent wrong content; they are left out for it"
         );
-        let mut poisoned = fetcher.peers.lied(&sources, &self.digest, self.is_streamed, Instant::now());
+        let mut poisoned = fetcher.peers.lied(&sources, &self.digest, Instant::now());
         // What is held was right, whoever gave it. Of content that was not streamed the runtime got nothing: its own
         // download has begun all the same, and is about to get the right bytes.
         poisoned.retain(|digest| store.describe(digest).is_none());
@@ -400,7 +400,7 @@ impl Drop for Download {
                         %digest, peers = ?sources,
                         "a download with a part from peers came to a wrong end; they are left out for it"
                     );
-                    peers.lied(&sources, &digest, true, Instant::now());
+                    peers.lied(&sources, &digest, Instant::now());
                 }
                 Ok(false) => {}
                 Err(error) => tracing::debug!(%digest, %error, "cannot look after an unfinished download"),

@@ -83,7 +83,7 @@ struct Record {
     in_flight: u32,
     /// Length of its queue as it last said, and when.
     queue: Option<(u32, Instant)>,
-    /// It had a part in wrong content that went to the runtime; until then it is not believed.
+    /// It had a part in wrong content; until then it is not believed.
     doubted_until: Option<Instant>,
     /// It alone gave that: it is left out for all content that goes to the runtime before it is verified.
     liar_until: Option<Instant>,
@@ -304,22 +304,15 @@ impl Peers {
         self.lock().exclusions.begins_anew(digest);
     }
 
-    /// `peers` had a part in content whose digest is wrong: which one lied cannot be told, so all are left out for it.
-    /// `streamed`: it went to the runtime. Returns what else is in doubt then: what the runtime got of them and was never
-    /// judged.
-    pub(crate) fn lied(
-        &self,
-        peers: &[PeerId],
-        digest: &Digest,
-        streamed: bool,
-        now: Instant,
-    ) -> HashSet<Digest> {
+    /// `peers` had a part in content whose digest is wrong: which one lied cannot be told, so all are left out for it; one
+    /// that was alone is a known liar. Returns what else is in doubt: what the runtime got of them and was never judged.
+    pub(crate) fn lied(&self, peers: &[PeerId], digest: &Digest, now: Instant) -> HashSet<Digest> {
         let mut table = self.lock();
         for peer in peers {
             let record = table.records.entry(peer.clone()).or_default();
             record.conduct.digest_mismatches += 1;
             record.doubted_until = Some(now + LIE_TTL);
-            if streamed && peers.len() == 1 {
+            if peers.len() == 1 {
                 record.liar_until = Some(now + LIE_TTL);
             }
             table.exclusions.add(digest, peer, now + LIE_TTL, now);
