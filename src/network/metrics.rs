@@ -91,5 +91,23 @@ pub fn register(registry: &mut Registry) -> Metrics {
         "Answers given to peers that asked about a tag: found, unknown, denied",
         metrics.tags.clone(),
     );
+    metrics.start_at_zero();
     metrics
+}
+
+impl Metrics {
+    /// Shows all labels from the start, so that what never happened is 0 and not missing.
+    fn start_at_zero(&self) {
+        for reason in [Refused::Peer, Refused::Limit, Refused::Handshake] {
+            drop(self.refused.get_or_create(&RefusedLabels { reason }));
+        }
+        for direction in [Direction::Sent, Direction::Received] {
+            for kind in [Kind::Whole, Kind::Change] {
+                drop(self.inventory.get_or_create(&InventoryLabels { direction, kind }));
+            }
+        }
+        for answer in [Answer::Found, Answer::Unknown, Answer::Denied] {
+            drop(self.tags.get_or_create(&TagLabels { answer }));
+        }
+    }
 }
