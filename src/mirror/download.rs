@@ -80,7 +80,6 @@ pub(crate) struct Download {
     is_doubted: bool,
     /// The digest is known to be right, or known to be wrong.
     is_judged: bool,
-    done: bool,
 }
 
 struct Current {
@@ -136,7 +135,6 @@ impl Download {
             is_passed_on: false,
             is_doubted: false,
             is_judged: false,
-            done: false,
         };
         download.adopt(flow);
         download
@@ -186,10 +184,7 @@ impl Download {
                     self.doubt_until_judged();
                 }
             }
-            Err(failure) => {
-                self.done = true;
-                self.report(failure).await;
-            }
+            Err(failure) => self.report(failure).await,
         }
         result
     }
@@ -214,8 +209,7 @@ impl Download {
     /// Everything came: the tail is released once its digest is right.
     fn finish(&mut self) -> Result<Option<Bytes>, Failure> {
         let Some(verifier) = &mut self.verifier else { return Ok(None) };
-        if !self.done {
-            self.done = true;
+        if !self.is_judged {
             self.is_judged = true;
             verifier.finish()?;
             self.context.fetcher.metrics.verified(Verification::Right);

@@ -47,7 +47,8 @@ pub(crate) struct Fetcher {
     pub(crate) gate: Arc<dyn Gate>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) metrics: Metrics,
-    /// Owns the requests that lost a race, for at most [`FIRST_BYTE`] or the busy limit.
+    /// Owns the requests that lost a race, for at most [`FIRST_BYTE`] or the busy limit, and what looks after downloads
+    /// that the runtime was left with.
     pub(crate) tasks: TaskTracker,
 }
 

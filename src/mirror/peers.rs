@@ -2,8 +2,8 @@
 //!
 //! Pure bookkeeping over a clock that is passed in; it asks nobody and sends nothing. A peer that failed is suspected:
 //! it is left out for a while that doubles with each failure, then tried once at a time and with a short limit, so that
-//! a dead peer costs once and not per layer. A peer that has not got what it claims, or sent wrong bytes, is left out
-//! for that content only.
+//! a dead peer costs once and not per layer. A peer that has not got what it claims is left out for that content only; one
+//! that sent wrong bytes also for all that would go to the runtime before it is verified.
 
 mod exclusions;
 
@@ -152,8 +152,8 @@ impl Peers {
 
     /// Orders holders for one request: those of this node's zone first, each picked as the less loaded of two random
     /// ones, so that many requesters do not run for the same one. Suspected peers whose time is over come last, and those
-    /// that were busy for too long, one trial at a time; the others that are suspected or excluded for this content are left out. `streamed`: bytes go to the
-    /// runtime before they are verified, and known liars are left out.
+    /// that were busy for too long, one trial at a time; the others that are suspected or excluded for this content are
+    /// left out. `streamed`: bytes go to the runtime before they are verified, and known liars are left out.
     pub(crate) fn candidates(
         &self,
         mut holders: Vec<Arc<Peer>>,
@@ -283,8 +283,8 @@ impl Peers {
         self.lock().records.get(peer).and_then(|record| record.answered).is_some_and(|at| at > began)
     }
 
-    /// Bytes of `digest` from `peers` went to the runtime, and whether they are right will never be known here. Returns
-    /// whether one of them is not believed any more; that one is left out for it.
+    /// Bytes of `digest` from `peers` went to the runtime, and whether they are right is not known, be it yet or for ever.
+    /// Returns whether one of them is not believed any more; that one is left out for it.
     pub(crate) fn left_unverified(&self, peers: &[PeerId], digest: &Digest, now: Instant) -> bool {
         let mut table = self.lock();
         let mut is_doubted = false;
