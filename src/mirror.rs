@@ -10,6 +10,7 @@ mod download;
 mod fetch;
 mod metrics;
 mod peers;
+mod pieces;
 mod remote;
 mod serve;
 mod tags;
@@ -46,6 +47,7 @@ use fetch::Fetcher;
 pub use metrics::Metrics;
 pub use peers::Conduct;
 use peers::Peers;
+use pieces::Pieces;
 pub use serve::Serve;
 
 /// Referrers in one list; each is read from the disk.
@@ -206,6 +208,7 @@ struct Shared {
     /// In KiB.
     collected: Arc<Semaphore>,
     disputes: tags::Disputes,
+    pieces: Pieces,
 }
 
 /// The configuration in force; clones share it, and it is swapped whole when it changes.
@@ -247,6 +250,7 @@ impl Mirror {
             prefetches: Arc::new(Semaphore::new(prefetches)),
             collected: Arc::new(Semaphore::new(COLLECTED)),
             disputes: tags::Disputes::default(),
+            pieces: Pieces::default(),
         };
         Self { shared: Arc::new(shared) }
     }

@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::fetch::{Fetcher, Flow, NoFlow, Want};
 use super::metrics::{Failover, Verification};
+use super::pieces::{Piece, Pieces};
 use super::verify::{Mismatch, Verifier};
 use crate::network::Peer;
 use crate::oci::{ByteRange, Digest, PeerId};
@@ -52,6 +53,8 @@ pub(crate) struct Context {
     pub(crate) segment: u64,
     /// One permit for each segment that may be prefetched at a time.
     pub(crate) prefetches: Arc<Semaphore>,
+    /// Told which contents go to the runtime.
+    pub(crate) pieces: Pieces,
 }
 
 /// A range of some content that flows.
@@ -74,6 +77,8 @@ pub(crate) struct Download {
     paused: Option<Instant>,
     /// Bytes go to the runtime before the digest is known to be right.
     is_streamed: bool,
+    /// Its place among the contents that flow, if they do.
+    piece: Option<Piece>,
     /// And some did.
     is_passed_on: bool,
     /// From a source that was not believed any more then.
@@ -132,6 +137,7 @@ impl Download {
             last_read: Instant::now(),
             paused: None,
             is_streamed: false,
+            piece: None,
             is_passed_on: false,
             is_doubted: false,
             is_judged: false,
@@ -164,6 +170,7 @@ impl Download {
     /// The bytes as a stream. After an error there is nothing more.
     pub(crate) fn into_stream(mut self) -> BoxStream<'static, io::Result<Bytes>> {
         self.is_streamed = true;
+        self.piece = Some(self.context.pieces.begin(&self.digest));
         futures::stream::try_unfold(self, |mut download| async move {
             let chunk = download.next().await.map_err(io::Error::other)?;
             Ok(chunk.map(|chunk| (chunk, download)))
@@ -336,6 +343,9 @@ impl Download {
     /// Draws the consequences of a failure: liars are left out, and what the runtime got of them is discarded.
     async fn report(&mut self, failure: &Failure) {
         self.next = None;
+        if let Some(piece) = &mut self.piece {
+            piece.cut();
+        }
         let mismatch = match failure {
             Failure::Mismatch(mismatch) => mismatch,
             Failure::NoFlow(reason) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::download::{Context, Download};
 use super::fetch::{Flow, NoFlow, Want};
@@ -18,6 +18,11 @@ const SMALL_TRIES: usize = 4;
 /// the registry's deadlines (1 s and 3 s), so that another holder can be asked.
 const MANIFEST_BODY: Duration = Duration::from_millis(400);
 const SMALL_BODY: Duration = Duration::from_millis(1500);
+/// How long a piece of a content that flows is waited for, whatever its holders do: less than the registry's deadline for
+/// blobs, since without it the whole pull fails.
+const PIECE_WAIT: Duration = Duration::from_millis(2500);
+/// Pause before the holders of such a piece are asked again.
+const PIECE_PAUSE: Duration = Duration::from_millis(100);
 /// Busy peers are waited for less than the registry's deadline for manifests allows.
 const MANIFEST_BUSY: Duration = Duration::from_millis(500);
 
@@ -82,7 +87,12 @@ impl Shared {
             (rules.verify, rules.busy_wait, rules.segment)
         };
         let digest = &request.digest;
-        if !self.fetcher.is_held(digest) {
+        let began = Instant::now();
+        // Nobody starts in the middle but a piece, and another attempt where an answer was cut.
+        let is_piece = !request.head
+            && matches!(request.range, Some(RangeHeader::From(1..) | RangeHeader::Between(1.., _)))
+            && self.pieces.is_flowing(digest);
+        if !is_piece && !self.fetcher.is_held(digest) {
             return Err(Refusal::NotHere(cause));
         }
         let sizes = self.sizes(digest);
@@ -101,7 +111,13 @@ impl Shared {
             };
             let streamed = !request.head && (!verify || !is_small || request.range.is_some());
             let part = Part { digest, start, length, busy, streamed };
-            let mut flow = self.open(&part, &sizes).await.map_err(Refusal::NotHere)?;
+            let mut opened = self.open(&part, &sizes).await;
+            while is_piece && opened.is_err() && began.elapsed() < PIECE_WAIT {
+                sleep(PIECE_PAUSE).await;
+                let left = PIECE_WAIT.saturating_sub(began.elapsed());
+                opened = self.open(&Part { busy: busy.min(left), ..part }, &sizes).await;
+            }
+            let mut flow = opened.map_err(Refusal::NotHere)?;
             let size = flow.size();
             let claimed = Descriptor::new(*digest, size, &flow.segment.descriptor.media_type);
             if is_manifest(&claimed.media_type) && self.rules.load().is_private(&request.name) {
@@ -123,6 +139,7 @@ impl Shared {
             }
             let collected = self.collect(digest, flow, busy, SMALL_BODY).await;
             if let Some(content) = collected.map_err(Refusal::NotHere)? {
+                drop(self.pieces.begin(digest));
                 return Ok(whole(claimed, content, false, Source::Peers));
             }
         }
@@ -183,6 +200,7 @@ impl Shared {
             busy,
             segment: rules.segment,
             prefetches: Arc::clone(&self.prefetches),
+            pieces: self.pieces.clone(),
         };
         Download::new(context, *digest, flow, range, verify)
     }

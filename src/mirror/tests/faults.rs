@@ -263,3 +263,29 @@ async fn a_client_that_reads_slowly_is_no_stall_of_the_peer() {
     assert!(got == bytes);
     assert_eq!(lab.conduct(0).failures, 0);
 }
+
+/// containerd's parallel fetch asks no other host for a piece, so that a 404 would fail the whole pull.
+#[tokio::test]
+async fn a_piece_of_what_flows_is_waited_for() {
+    let lab = Lab::new(1);
+    let (artifact, layer, bytes) = image("library/app", 6 * MIB);
+    lab.hold(0, &artifact);
+    let first = lab.open(&layer, None).await.unwrap();
+    lab.fault(0, Fault::Dead);
+    let range = format!("bytes={}-", 4 * MIB);
+    let (piece, ()) = tokio::join!(lab.open(&layer, Some(&range)), async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        lab.fault(0, Fault::None);
+    });
+    assert!(read(piece.unwrap()).await.unwrap() == bytes[4 * MIB..]);
+    lab.fault(0, Fault::Dead);
+    let began = Instant::now();
+    assert!(lab.open(&layer, Some(&range)).await.is_err());
+    within("a piece that does not come, of the registry's 3 s", began.elapsed(), 2900);
+    drop(first);
+    // Another attempt, and no piece: the runtime's next host is the better one to ask.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let began = Instant::now();
+    assert!(lab.open(&layer, Some(&range)).await.is_err());
+    within("the middle of what does not flow", began.elapsed(), NEW);
+}
