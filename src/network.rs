@@ -8,6 +8,7 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod gossip;
 pub mod identity;
 pub mod memory;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! `peili-lab`: the laboratory as a program, behind `cargo xtask demo`, `soak` and `bench`.
+//! `peili-lab`: the laboratory as a program, behind `cargo xtask demo`, `soak`, `bench` and `simulate`.
 //!
 //! Whatever runs is owned by the future of its command, and a signal drops that future: processes, namespaces and
 //! files are gone before the program ends.
@@ -6,6 +6,7 @@
 
 mod bench;
 mod demo;
+mod simulate;
 mod soak;
 
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Command {
     Soak(soak::Options),
     /// What bytes, lookups and memory cost, beside nginx in the same run
     Bench(bench::Options),
+    /// The gossip that ships among thousands of nodes in one process, against its targets
+    Simulate(simulate::Options),
 }
 
 impl Command {
@@ -37,6 +40,9 @@ impl Command {
             Self::Demo(options) => demo::run(&options).await,
             Self::Soak(options) => soak::run(&options).await,
             Self::Bench(options) => bench::run(&options).await,
+            Self::Simulate(options) => tokio::task::spawn_blocking(move || simulate::run(&options))
+                .await
+                .context("the simulation panicked")?,
         }
     }
 }

@@ -36,6 +36,10 @@ Commands:
   soak [--minutes N] [--seed N] [--rate N]
       Six nodes with churn; ends with an error if anything leaks or grows. 10 minutes unless told otherwise.
 
+  simulate network [--nodes N,N] [--scenarios S,S] [ARGUMENTS]
+      The gossip that ships among thousands of nodes in one process, against its targets (docs/network.md). 1,000 nodes take
+      some minutes, 5,000 half an hour and 8 GiB.
+
   setup
       Only the first part of `test`: installs what is missing.
 
@@ -49,7 +53,7 @@ Environment:
   CI                   set: no colours";
 
 /// Commands of the laboratory's program, which has a help of its own.
-const LABORATORY: [&str; 3] = ["demo", "bench", "soak"];
+const LABORATORY: [&str; 4] = ["demo", "bench", "soak", "simulate"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -79,6 +83,7 @@ fn run(arguments: &[String]) -> Result<bool> {
         "demo" => laboratory("demo", rest, false),
         "bench" => laboratory("bench", rest, true),
         "soak" => laboratory("soak", rest, false),
+        "simulate" => laboratory("simulate", rest, true),
         "setup" => {
             ensure!(rest.is_empty(), "`setup` takes no arguments");
             setup::install()?;
