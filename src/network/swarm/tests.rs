@@ -93,6 +93,7 @@ impl Start {
             advertise: Vec::new(),
             dns: self.dns,
             peers: self.peers,
+            ..Config::default()
         };
         let announcement = Announcement {
             transfer: vec![(Ipv4Addr::UNSPECIFIED, 5002).into()],
