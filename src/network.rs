@@ -92,6 +92,9 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// Digests that this node advertises.
     pub advertised: usize,
+    /// Who is admitted, and this node's own proof.
+    #[serde(default)]
+    pub admission: Option<admission::Status>,
     /// What bootstrap cannot reach, and why; one line each.
     pub problems: Vec<String>,
 }
@@ -111,6 +114,9 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Level in force.
     pub level: crate::oci::Level,
+    /// By what it has that level: `listed`, `key <ID>`, `open`, `denied`; empty: by nothing.
+    #[serde(default)]
+    pub proof: String,
     /// Digests that it says it holds.
     pub holds: usize,
     /// Peer port addresses.

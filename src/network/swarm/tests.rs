@@ -103,6 +103,7 @@ impl Start {
         };
         let parts = Parts {
             gate: Arc::clone(&controls.gate) as _,
+            admission: Admission::off(),
             tags: Arc::clone(&controls.tags) as _,
             metrics: Metrics::default(),
         };
@@ -444,6 +445,7 @@ async fn a_taken_port_is_a_problem_that_goes_away() {
     let controls = Controls::default();
     let parts = Parts {
         gate: Arc::clone(&controls.gate) as _,
+        admission: Admission::off(),
         tags: Arc::clone(&controls.tags) as _,
         metrics: Metrics::default(),
     };
