@@ -20,17 +20,18 @@ use crate::admin::{self, Sources, Status};
 use crate::config::{Config, Loaded, watch};
 use crate::listener::Sockets;
 use crate::mirror::{self, Mirror, Parts, Serve, Settings};
+use crate::network::admission::{self, Admission, Mode};
 use crate::network::identity::{Identity, IdentityError};
 use crate::network::swarm::{self, Announcement, Swarm, SwarmNetwork};
 use crate::network::{self, Network};
-use crate::oci::Gate;
+use crate::oci::{Gate, Members};
 use crate::registry::{self, Amount};
 use crate::store::containerd::ContainerdStore;
 use crate::store::layout::LayoutStore;
 use crate::store::{Health, Provider, Watcher};
 use crate::telemetry::{self, Causes, Log};
-use crate::transfer::{self, client::Client, server::ServerHandle};
-use crate::trust::PinnedTrust;
+use crate::transfer::{self, client::Client, server::Access, server::ServerHandle};
+use crate::trust::{self, PinnedTrust};
 use crate::upstream::probe::Prober;
 use crate::watchdog::Watchdog;
 
@@ -41,6 +42,7 @@ struct App {
     config: Config,
     log: Log,
     gate: Arc<PinnedTrust>,
+    admission: Admission,
     settings: Settings,
     prober: Arc<Prober>,
     network: SwarmNetwork,
@@ -51,7 +53,7 @@ struct App {
     problems: Arc<Problems>,
     listening: Arc<AtomicBool>,
     vitals: Vitals,
-    _tasks: [AbortOnDropHandle<()>; 2],
+    _tasks: [AbortOnDropHandle<()>; 3],
 }
 
 /// What is wrong beside what the parts say of themselves.
@@ -113,15 +115,22 @@ impl App {
             version = env!("CARGO_PKG_VERSION"), node = config.node.name, peer = %identity.peer_id(),
             store = config.store.source, "starting"
         );
-        if config.network.peers.is_empty() {
+        warn_if_open(&config.network);
+        if config.network.peers.is_empty() && config.network.dns.is_empty() {
             tracing::warn!(
-                "no peers are configured: this node is alone; name them under `network.peers` by the IDs that \
-                 `peili identity` prints on them"
+                "no peers are configured: this node is alone until others connect; name them under `network.peers` by \
+                 the IDs that `peili identity` prints on them, or by a service under `network.dns`"
             );
         }
         let (store, watcher) = store(&config)?;
-        let peers = config.network.peers.iter().map(|peer| peer.id.clone());
-        let gate = Arc::new(PinnedTrust::new(config.trust.clone(), peers)?);
+        let gate = Arc::new(PinnedTrust::new(config.trust.clone(), peers(&config.network))?);
+        let network_metrics = network::metrics::register(metrics.sub_registry_with_prefix("network"));
+        let admission = Admission::new(
+            identity.peer_id().clone(),
+            &config.network,
+            Arc::clone(&gate) as Arc<dyn Members>,
+            network_metrics.clone(),
+        );
         let settings = Settings::new(&config.mirror, config.trust.unowned)?;
         let mirror_metrics = mirror::Metrics::register(metrics.sub_registry_with_prefix("mirror"));
         let serve = || {
@@ -135,7 +144,7 @@ impl App {
             transfer_sockets.into_listeners().collect(),
             &identity,
             &config.transfer,
-            Arc::clone(&gate) as Arc<dyn Gate>,
+            Access { gate: Arc::clone(&gate) as _, admission: admission.clone() },
             Arc::new(serve()),
             transfer_metrics.clone(),
         )
@@ -148,13 +157,15 @@ impl App {
         };
         let parts = swarm::Parts {
             gate: Arc::clone(&gate) as Arc<dyn Gate>,
+            admission: admission.clone(),
             tags: Arc::new(serve()),
-            metrics: network::metrics::register(metrics.sub_registry_with_prefix("network")),
+            metrics: network_metrics,
         };
         let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
 
         let prober = Arc::new(Prober::new(config.upstream.clone(), registry_sockets.addresses()));
-        let client = Client::new(&identity, transfer_metrics).context("cannot start the peer client")?;
+        let client = Client::presenting(admission.clone(), &identity, transfer_metrics)
+            .context("cannot start the peer client")?;
         let held = Arc::clone(&store);
         let stored = Arc::clone(&watcher);
         let parts = Parts {
@@ -169,6 +180,15 @@ impl App {
         let mirror = Mirror::new(&settings, parts);
         let advertising = mirror::advertise(Arc::clone(&watcher), Arc::new(network.clone()));
         let advertising = AbortOnDropHandle::new(tokio::spawn(advertising));
+
+        // Certificates are shown again, and live connections are asked about again.
+        let admitting = AbortOnDropHandle::new(tokio::spawn({
+            let (network, recheck_uploads) = (network.clone(), uploads.rechecker());
+            admission.clone().follow(move || {
+                network.recheck();
+                recheck_uploads();
+            })
+        }));
 
         let causes = Arc::new(Causes::default());
         let registry_metrics = registry::Metrics::register(metrics.sub_registry_with_prefix("registry"));
@@ -219,6 +239,10 @@ impl App {
             let advertising = advertising.abort_handle();
             move || !advertising.is_finished()
         });
+        vitals.add("admission", {
+            let admitting = admitting.abort_handle();
+            move || !admitting.is_finished()
+        });
         tracing::info!(
             registry = ?registry.addresses(), peers = ?uploads.addresses(), admin = ?admin.addresses(), "listening"
         );
@@ -226,6 +250,7 @@ impl App {
             config,
             log,
             gate,
+            admission,
             settings,
             prober,
             network,
@@ -236,7 +261,7 @@ impl App {
             problems,
             listening,
             vitals,
-            _tasks: [executor, advertising],
+            _tasks: [executor, advertising, admitting],
         })
     }
 
@@ -317,6 +342,21 @@ impl Problems {
     }
 }
 
+/// Whom the configuration trusts.
+fn peers(config: &network::Config) -> trust::Peers {
+    trust::Peers {
+        listed: config.peers.iter().map(|peer| peer.id.clone()).collect(),
+        denied: config.deny.iter().cloned().collect(),
+        by_key: config.admission() == Mode::Key,
+    }
+}
+
+fn warn_if_open(config: &network::Config) {
+    if config.admission() == Mode::Open {
+        tracing::warn!("{}", admission::OPEN);
+    }
+}
+
 /// The identity on disk. Without one that can be read the node works with a passing identity that no peer knows: alone
 /// is a legal state, and a node that does not start serves nothing at all.
 fn identity(config: &Config) -> (Identity, Option<String>) {
@@ -334,8 +374,9 @@ fn identity(config: &Config) -> (Identity, Option<String>) {
     match result {
         Ok(identity) => (identity, None),
         Err(error) => {
-            let problem =
-                format!("identity: {error}; until then this node has a passing one that no peer trusts");
+            let problem = format!(
+                "identity: {error}; until then this node has a passing one that no list of peers has"
+            );
             tracing::error!("{problem}");
             (Identity::generate(), Some(problem))
         }

@@ -64,6 +64,12 @@ enum Command {
         Exit codes: 0 done, 1 failed (the file is corrupt or cannot be written), 2 wrong usage or configuration.")]
     Identity(Identity),
 
+    /// Make a cluster key, or name one
+    ///
+    /// All nodes that have the same key in a file (network.cluster-key) admit each other.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    ClusterKey(ClusterKey),
+
     /// Check, describe or show the configuration
     #[command(subcommand, after_help = EXIT_CODES)]
     Config(Config),
@@ -158,8 +164,34 @@ struct Identity {
 }
 
 #[derive(Debug, Subcommand)]
+enum ClusterKey {
+    /// Make a new key: one line of text, 32 random bytes in base64
+    ///
+    /// Whoever has it is a full member of the cluster until it is replaced on all nodes: keep it as you keep a password.
+    #[command(after_help = "Examples:\n  peili cluster-key generate /etc/peili/cluster.key\n  \
+        kubectl create secret generic peili-cluster --from-literal=key=\"$(peili cluster-key generate)\"\n\n\
+        Exit codes: 0 done, 1 failed (the file is there already, or cannot be written), 2 wrong usage.")]
+    Generate {
+        /// The new file, readable by its owner only; never overwritten [default: standard output]
+        path: Option<PathBuf>,
+    },
+
+    /// Print the ID of a key, as the status shows it
+    ///
+    /// The ID tells keys apart and tells nothing of the key.
+    #[command(after_help = "Examples:\n  peili cluster-key id /etc/peili/cluster.key\n\n\
+        Exit codes: 0 done, 1 failed (the file is no key), 2 wrong usage.")]
+    Id {
+        /// The key's file
+        path: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum Config {
     /// Check the configuration, say nothing if it is right
+    ///
+    /// What is legal and should be known, such as an open network, is a warning on standard error.
     #[command(
         after_help = "Examples:\n  peili config check --config peili.yaml\n\nExit codes: 0 right, 2 wrong."
     )]

@@ -199,6 +199,11 @@ impl Loaded {
     pub fn show(&self) -> String {
         show::show(self)
     }
+
+    /// What is legal and should be known, one line each. Reads the files of the cluster keys.
+    pub fn warnings(&self) -> Vec<String> {
+        network::admission::warnings(&self.config.network)
+    }
 }
 
 /// The JSON Schema of the file.

@@ -6,6 +6,7 @@
 //!
 //! Enforces the [`Gate`](crate::oci::Gate): connections, records and tags of peers below the level that they need are refused here.
 
+pub mod admission;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod gossip;
@@ -15,6 +16,7 @@ pub mod metrics;
 pub mod swarm;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,6 +93,9 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// Digests that this node advertises.
     pub advertised: usize,
+    /// Who is admitted, and this node's own proof.
+    #[serde(default)]
+    pub admission: Option<admission::Status>,
     /// What bootstrap cannot reach, and why; one line each.
     pub problems: Vec<String>,
 }
@@ -110,6 +115,9 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Level in force.
     pub level: crate::oci::Level,
+    /// By what it has that level: `listed`, `key <ID>`, `open`, `denied`; empty: by nothing.
+    #[serde(default)]
+    pub proof: String,
     /// Digests that it says it holds.
     pub holds: usize,
     /// Peer port addresses.
@@ -142,8 +150,17 @@ pub struct Config {
     pub advertise: Vec<SocketAddr>,
     /// Names of a headless service with the control plane's port, `peili-peers.peili.svc:5001`; resolved again and again.
     pub dns: Vec<String>,
-    /// Peers by identity: these are trusted, all others are not.
+    /// Peers by identity: these are trusted, and all others are not unless they prove themselves by the cluster key.
     pub peers: Vec<PeerConfig>,
+    /// Files with the cluster key, at least 32 random bytes (`peili cluster-key generate`): whoever has it is a member.
+    /// Two while the key is replaced: the first one signs, both count. Read again when they change. With neither this nor
+    /// `peers` the network is open: whoever comes may give and get blobs, but no tags.
+    pub cluster_key: Vec<PathBuf>,
+    /// Name of the cluster, the same on all of its nodes: 1 to 63 letters, digits, `.`, `_` and `-`.
+    pub cluster: String,
+    /// Peer IDs that are refused, whatever they show and whoever lists them.
+    #[schemars(with = "Vec<String>")]
+    pub deny: Vec<PeerId>,
 }
 
 /// One peer by identity.
@@ -165,6 +182,9 @@ impl Default for Config {
             advertise: Vec::new(),
             dns: Vec::new(),
             peers: Vec::new(),
+            cluster_key: Vec::new(),
+            cluster: "default".into(),
+            deny: Vec::new(),
         }
     }
 }

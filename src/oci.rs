@@ -33,6 +33,7 @@
 mod descriptor;
 mod digest;
 mod gate;
+mod membership;
 mod pattern;
 mod range;
 mod reference;
@@ -42,6 +43,7 @@ pub use descriptor::{
 };
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use gate::{Action, Gate, Level, PeerId, PeerIdError};
+pub use membership::{KeyId, KeyIdError, Members, Proof};
 pub use pattern::{PatternError, Patterns};
 pub use range::{ByteRange, RangeError, RangeHeader};
 pub use reference::{Name, Reference, ReferenceError, Registry, Repository, Tag};

@@ -1,18 +1,27 @@
 //! Facts about a peer -> how far it is trusted. Implements the [`Gate`] that `network` and `transfer` call.
 //!
-//! The rule here: peers that the configuration names are trusted for tags, all others for nothing. Which repositories
-//! may be sent to them is decided by patterns; `deny` wins. Answers are reads of a table that is replaced whole.
+//! The rule here: peers that the configuration lists, and those that proved to be members by a cluster key until their
+//! certificate ends, are trusted for tags. Of the others, where there is a key, each may connect to prove itself; where
+//! there is neither a key nor a list, the network is open and all are trusted for blobs; else for nothing. Who is denied
+//! gets nothing, whatever else holds. Which repositories may be sent to them is decided by patterns; `deny` wins there too.
+//! Answers are reads of tables.
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
-use crate::oci::{Action, Gate, Level, Name, PatternError, Patterns, PeerId};
+use crate::oci::{Action, Gate, KeyId, Level, Members, Name, PatternError, Patterns, PeerId, Proof};
+
+/// Members by key that are kept: above the few thousand nodes of a cluster, and about 3 MiB.
+const MEMBERS: usize = 16_384;
 
 /// What may be sent to trusted peers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,33 +35,57 @@ pub struct Config {
     pub unowned: bool,
 }
 
-/// The gate of configured peers.
+/// Who is configured to be trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// By name.
+    pub listed: BTreeSet<PeerId>,
+    /// Never, by name.
+    pub denied: BTreeSet<PeerId>,
+    /// Whether there is a cluster key, by which others prove themselves.
+    pub by_key: bool,
+}
+
+/// The gate of listed peers and of members by key.
 #[derive(Debug)]
 pub struct PinnedTrust {
     table: ArcSwap<Table>,
+    members: RwLock<HashMap<PeerId, Member>>,
 }
 
 #[derive(Debug)]
 struct Table {
     config: Config,
-    peers: BTreeSet<PeerId>,
+    peers: Peers,
     allow: Patterns,
     deny: Patterns,
 }
 
+/// Who proved itself by a certificate.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    key: KeyId,
+    until: Instant,
+}
+
+impl<T: IntoIterator<Item = PeerId>> From<T> for Peers {
+    /// These by name, and nobody else.
+    fn from(listed: T) -> Self {
+        Self { listed: listed.into_iter().collect(), ..Self::default() }
+    }
+}
+
 impl PinnedTrust {
-    /// Trusts `peers` for tags and nobody else.
-    pub fn new(config: Config, peers: impl IntoIterator<Item = PeerId>) -> Result<Self, PatternError> {
-        Ok(Self { table: ArcSwap::from_pointee(Table::new(config, peers)?) })
+    /// Trusts `peers`.
+    pub fn new(config: Config, peers: impl Into<Peers>) -> Result<Self, PatternError> {
+        let table = ArcSwap::from_pointee(Table::new(config, peers.into())?);
+        Ok(Self { table, members: RwLock::default() })
     }
 
-    /// Puts a new configuration in force at once, or none of it; tells whether anything changed.
-    pub fn replace(
-        &self,
-        config: Config,
-        peers: impl IntoIterator<Item = PeerId>,
-    ) -> Result<bool, PatternError> {
-        let table = Table::new(config, peers)?;
+    /// Puts a new configuration in force at once, or none of it; tells whether anything changed. Who was admitted by a key
+    /// stays so as long as there is one.
+    pub fn replace(&self, config: Config, peers: impl Into<Peers>) -> Result<bool, PatternError> {
+        let table = Table::new(config, peers.into())?;
         let old = self.table.load();
         if old.config == table.config && old.peers == table.peers {
             return Ok(false);
@@ -67,14 +100,78 @@ impl PinnedTrust {
     }
 }
 
+impl PinnedTrust {
+    fn proof_at(&self, table: &Table, peer: &PeerId, now: Instant) -> Proof {
+        let peers = &table.peers;
+        if peers.denied.contains(peer) {
+            return Proof::Denied;
+        }
+        if peers.listed.contains(peer) {
+            return Proof::Listed;
+        }
+        if !peers.by_key {
+            return if peers.listed.is_empty() { Proof::Open } else { Proof::None };
+        }
+        match self.members().get(peer) {
+            Some(member) if member.until > now => Proof::Key(member.key),
+            _ => Proof::None,
+        }
+    }
+
+    fn level_at(&self, table: &Table, peer: &PeerId, action: Action, now: Instant) -> Level {
+        match self.proof_at(table, peer, now) {
+            Proof::Denied => Level::None,
+            Proof::Listed | Proof::Key(_) => Level::Tags,
+            Proof::Open => Level::Blobs,
+            Proof::None if table.peers.by_key && action == Action::Connect => Level::Introduce,
+            Proof::None => Level::None,
+        }
+    }
+
+    fn admit_at(&self, peer: &PeerId, key: KeyId, time: Duration, now: Instant) -> bool {
+        if self.table.load().peers.denied.contains(peer) {
+            return false;
+        }
+        let member = Member { key, until: now + time };
+        let mut members = self.members_mut();
+        // What it showed before may come late, on another connection.
+        if members.get(peer).is_some_and(|known| known.until > member.until) {
+            return true;
+        }
+        if members.len() >= MEMBERS && !members.contains_key(peer) {
+            members.retain(|_, member| member.until > now);
+            let first = members.iter().min_by_key(|(_, member)| member.until).map(|(peer, _)| peer.clone());
+            if let Some(first) = first.filter(|_| members.len() >= MEMBERS) {
+                members.remove(&first);
+            }
+        }
+        members.insert(peer.clone(), member);
+        true
+    }
+
+    fn sweep_at(&self, keys: &[KeyId], now: Instant) -> bool {
+        let mut members = self.members_mut();
+        let before = members.len();
+        members.retain(|_, member| member.until > now && keys.contains(&member.key));
+        members.len() < before
+    }
+    fn members(&self) -> RwLockReadGuard<'_, HashMap<PeerId, Member>> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn members_mut(&self) -> RwLockWriteGuard<'_, HashMap<PeerId, Member>> {
+        self.members.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Gate for PinnedTrust {
-    fn level(&self, peer: &PeerId, _action: Action) -> Level {
-        if self.table.load().peers.contains(peer) { Level::Tags } else { Level::None }
+    fn level(&self, peer: &PeerId, action: Action) -> Level {
+        self.level_at(&self.table.load(), peer, action, Instant::now())
     }
 
     fn serves(&self, peer: &PeerId, repository: &Name) -> bool {
         let table = self.table.load();
-        table.peers.contains(peer)
+        self.level_at(&table, peer, Action::Serve, Instant::now()) >= Level::Blobs
             && !table.deny.matches(repository)
             && (table.config.allow.is_empty() || table.allow.matches(repository))
     }
@@ -82,11 +179,25 @@ impl Gate for PinnedTrust {
     fn serves_portless(&self, peer: &PeerId, repository: &Name) -> bool {
         self.serves(peer, repository) && !self.table.load().deny.matches_any_port(repository)
     }
+
+    fn proof(&self, peer: &PeerId) -> Proof {
+        self.proof_at(&self.table.load(), peer, Instant::now())
+    }
+}
+
+impl Members for PinnedTrust {
+    fn admit(&self, peer: &PeerId, key: KeyId, time: Duration) -> bool {
+        self.admit_at(peer, key, time, Instant::now())
+    }
+
+    fn sweep(&self, keys: &[KeyId]) -> bool {
+        self.sweep_at(keys, Instant::now())
+    }
 }
 
 impl Table {
-    fn new(config: Config, peers: impl IntoIterator<Item = PeerId>) -> Result<Self, PatternError> {
+    fn new(config: Config, peers: Peers) -> Result<Self, PatternError> {
         let (allow, deny) = (Patterns::new(&config.allow)?, Patterns::new(&config.deny)?);
-        Ok(Self { config, peers: peers.into_iter().collect(), allow, deny })
+        Ok(Self { config, peers, allow, deny })
     }
 }

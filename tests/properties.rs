@@ -45,7 +45,7 @@ fn messages() -> impl Strategy<Value = Message> {
         .prop_map(|(incarnation, node, zone, transfer)| {
             let have = Position { incarnation, version: 1 };
             let version = "0.1.0".into();
-            Message::Hello(Hello { incarnation, node, zone, version, transfer, control: Vec::new(), have })
+            Message::Hello(Hello { incarnation, node, zone, version, transfer, have, ..Hello::default() })
         });
     let inventory = (any::<u64>(), any::<Option<u32>>(), any::<bool>(), digests(), digests()).prop_map(
         |(incarnation, page, last, added, removed)| {

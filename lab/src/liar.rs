@@ -15,11 +15,13 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use peili::network::admission::Admission;
 use peili::network::identity::Identity;
 use peili::network::swarm::{Announcement, Parts, Swarm};
 use peili::network::{self, Advertisement, Network as _, TagSource};
 use peili::oci::{Action, ByteRange, Descriptor, Digest, Gate, Level, Name, PeerId, Reference};
-use peili::transfer::{self, Segment, Source, server::Server};
+use peili::transfer::server::{Access, Server};
+use peili::transfer::{self, Segment, Source};
 use tokio::sync::oneshot;
 
 use crate::image::Image;
@@ -151,8 +153,8 @@ async fn live(
     let gate = Arc::new(Everybody);
     let config = transfer::Config::default();
     let metrics = transfer::metrics::Metrics::default();
-    let server =
-        Server::spawn(vec![listener], identity, &config, Arc::clone(&gate) as _, Arc::new(content), metrics)?;
+    let access = Access::by(Arc::clone(&gate) as _);
+    let server = Server::spawn(vec![listener], identity, &config, access, Arc::new(content), metrics)?;
     let config = network::Config {
         listen: vec![SocketAddr::new(address, ports.network)],
         ..network::Config::default()
@@ -162,7 +164,12 @@ async fn live(
         node: "liar".into(),
         ..Announcement::default()
     };
-    let parts = Parts { gate, tags: Arc::new(Everybody), metrics: network::metrics::Metrics::default() };
+    let parts = Parts {
+        gate,
+        admission: Admission::off(),
+        tags: Arc::new(Everybody),
+        metrics: network::metrics::Metrics::default(),
+    };
     let (swarm, network) = Swarm::spawn(identity, &config, &announcement, parts)?;
     network.advertise(Advertisement::All(held));
     let _ = ready.send(Ok(()));

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 
 use super::{Status, StoreHealth};
 use crate::network::PeerStatus;
+use crate::network::admission::{self, Mode};
 use crate::registry::Amount;
 use crate::telemetry::Cause;
 
@@ -37,14 +38,14 @@ pub fn render(status: &Status, width: usize) -> String {
 pub(super) fn render_at(status: &Status, width: usize, now: u64) -> String {
     let width = if width == 0 { usize::MAX } else { width.max(NARROWEST) };
     let mut page = Page { text: String::new(), width };
-    heading(&mut page, status);
+    heading(&mut page, status, now);
     served(&mut page, status);
     peers(&mut page, status);
     causes(&mut page, &status.causes, now);
     page.text
 }
 
-fn heading(page: &mut Page, status: &Status) {
+fn heading(page: &mut Page, status: &Status, now: u64) {
     let (node, store, network) = (&status.node, &status.store, &status.network);
     let mut about = vec![known(&node.name)];
     if !node.zone.is_empty() {
@@ -68,6 +69,9 @@ fn heading(page: &mut Page, status: &Status) {
     page.line("Store    ", &format!("{}, {health}", known(&store.source)));
     page.line("Holds    ", &format!("{images}, {digests} ({} advertised){bytes}", network.advertised));
     page.line("Peers    ", &format!("{connected} of {} connected", network.peers.len()));
+    if let Some(admission) = &network.admission {
+        page.line("Admits   ", &admitted(admission, now));
+    }
     // The network's are among them.
     for (index, problem) in status.problems.iter().enumerate() {
         if index == 0 {
@@ -75,6 +79,22 @@ fn heading(page: &mut Page, status: &Status) {
         }
         for (number, line) in problem.lines().enumerate() {
             page.line(if number == 0 { "  - " } else { "    " }, line);
+        }
+    }
+}
+
+/// Who is admitted, and by what this node is.
+fn admitted(admission: &admission::Status, now: u64) -> String {
+    let admission::Status { mode, cluster, keys, certificate_until } = admission;
+    match mode {
+        Mode::Open => "whoever comes, for blobs: the network is open".into(),
+        Mode::List => "listed peers".into(),
+        Mode::Key if keys.is_empty() => format!("listed peers; cluster {cluster}: no key yet"),
+        Mode::Key => {
+            let keys = keys.join(" and ");
+            let left = certificate_until.map_or(0, |until| until.saturating_sub(now)) / 60 * 60;
+            let left = humantime::format_duration(Duration::from_secs(left));
+            format!("members of cluster {cluster} by key {keys}; own certificate good for {left}")
         }
     }
 }
@@ -100,10 +120,11 @@ fn peers(page: &mut Page, status: &Status) {
         return;
     }
     page.text.push_str("\nPeers\n");
-    let header = ["  NODE", "ZONE", "TRUST", "HOLDS", "VERSION", "PEER", "STATE"].map(String::from).to_vec();
+    let header =
+        ["  NODE", "ZONE", "TRUST", "PROOF", "HOLDS", "VERSION", "PEER", "STATE"].map(String::from).to_vec();
     let rows: Vec<_> = std::iter::once(header).chain(status.network.peers.iter().map(peer)).collect();
     // Version, zone, trust: what others show too.
-    page.table(&rows, &[4, 1, 2]);
+    page.table(&rows, &[5, 1, 2, 3]);
 }
 
 fn peer(peer: &PeerStatus) -> Vec<String> {
@@ -116,6 +137,7 @@ fn peer(peer: &PeerStatus) -> Vec<String> {
         format!("  {}", known(&peer.node)),
         known(&peer.zone),
         format!("{:?}", peer.level).to_lowercase(),
+        known(&peer.proof),
         peer.holds.to_string(),
         known(&peer.version),
         short(&peer.id),

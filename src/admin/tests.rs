@@ -4,6 +4,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::listener::tests::{ask, raw};
+use crate::network::admission::{Mode, Status as Admission};
 use crate::network::{self, PeerStatus};
 use crate::oci::Level;
 use crate::registry::Amount;
@@ -17,6 +18,7 @@ fn sample() -> Status {
         version: "0.1.0".into(),
         connected: problem.is_empty(),
         level: Level::Tags,
+        proof: "listed".into(),
         holds: 1234,
         transfer: Vec::new(),
         problem: problem.into(),
@@ -52,6 +54,12 @@ fn sample() -> Status {
                 peer("", "12D3KooWGGGGHHHHIIII", "connection refused\nevil"),
             ],
             advertised: 250,
+            admission: Some(Admission {
+                mode: Mode::Key,
+                cluster: "default".into(),
+                keys: vec!["0123456789abcdef".into()],
+                certificate_until: Some(10_000 + 12 * 3600),
+            }),
             problems: vec!["peers.peili.svc: no such name".into()],
         },
         served: Served {
@@ -79,6 +87,7 @@ fn status_for_people() {
     Store    containerd, degraded: containerd does not answer since 12 s
     Holds    1 image, 250 digests (250 advertised), 5.0 GiB
     Peers    1 of 2 connected
+    Admits   members of cluster default by key 0123456789abcdef; own certificate good for 12h
 
     Problems
       - containerd does not answer
@@ -92,9 +101,9 @@ fn status_for_people() {
     Not here, passed on        3
 
     Peers
-      NODE      ZONE   TRUST  HOLDS  VERSION  PEER       STATE
-      worker-2  north  tags   1234   0.1.0    …EEEEFFFF  connected
-      -         -      tags   1234   0.1.0    …HHHHIIII  connection refused?evil
+      NODE      ZONE   TRUST  PROOF   HOLDS  VERSION  PEER       STATE
+      worker-2  north  tags   listed  1234   0.1.0    …EEEEFFFF  connected
+      -         -      tags   listed  1234   0.1.0    …HHHHIIII  connection refused?evil
 
     Last not served
       AGO  TIMES  KIND      CAUSE         WHAT
@@ -116,6 +125,9 @@ fn status_on_a_narrow_terminal() {
     Holds    1 image, 250 digests (250 advertised),
              5.0 GiB
     Peers    1 of 2 connected
+    Admits   members of cluster default by key
+             0123456789abcdef; own certificate good
+             for 12h
 
     Problems
       - containerd does not answer

@@ -1,7 +1,8 @@
 //! Applies a changed configuration to what runs; says what needs a restart. What cannot be applied changes nothing.
 
-use super::App;
+use super::{App, peers, warn_if_open};
 use crate::config::{Config, Error, diff};
+use crate::network::admission::Mode;
 use crate::{mirror, network, registry, telemetry};
 
 impl App {
@@ -37,13 +38,16 @@ impl App {
         self.settings.replace(&config.mirror, config.trust.unowned)?;
         self.log.apply(&config.log)?;
         self.prober.reconfigure(config.upstream.clone());
-        let peers = config.network.peers.iter().map(|peer| peer.id.clone());
-        let trust = self.gate.replace(config.trust.clone(), peers)?;
+        let trust = self.gate.replace(config.trust.clone(), peers(&config.network))?;
+        let admission = self.admission.reconfigure(&config.network);
         let network = &self.config.network;
+        if network.admission() != Mode::Open {
+            warn_if_open(&config.network);
+        }
         if network.peers != config.network.peers || network.dns != config.network.dns {
             self.network.set_peers(config.network.peers.clone(), config.network.dns.clone());
         }
-        if trust {
+        if trust || admission {
             self.network.recheck();
             self.uploads.recheck();
         }
@@ -96,7 +100,8 @@ mirror:
   busy-wait: 3s}
 network:
   {listen: ['0.0.0.0:2'], advertise: ['10.0.0.1:1'], dns: ['a:1'],
-  peers: [{id: 12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp}]}
+  peers: [{id: 12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp}], cluster-key: [/x], cluster: x,
+  deny: [12D3KooWHdiAxVd8uMQR1hGWXccidmfCwLqcMpGwR6QcTP6QRMuD]}
 transfer: {listen: ['0.0.0.0:3'], uploads: 3, uploads-per-peer: 3, queue: 3, upload-rate: 3MiB}
 upstream: {hosts-dirs: [/x], cache: 20s, limit: 1s}
 trust: {allow: [a/b], deny: [a/b], unowned: true}

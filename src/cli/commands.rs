@@ -1,15 +1,18 @@
 //! What each command does.
 
+use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::Context;
 use clap::CommandFactory;
 
-use super::{Cli, Command, Config, Failure, Identity, Pull, Status};
+use super::{Cli, ClusterKey, Command, Config, Failure, Identity, Pull, Status};
 use crate::admin;
 use crate::app;
 use crate::config;
+use crate::network::admission::key::{self, Key};
 use crate::network::identity;
 use crate::pull::{self, Bars, Destination, Host, Options, Platforms, Progress, Silent};
 use crate::upstream::hosts;
@@ -22,7 +25,16 @@ impl Cli {
             Command::Pull(arguments) => pull(arguments).await,
             Command::Status(arguments) => status(&arguments).await,
             Command::Identity(arguments) => identity(arguments),
-            Command::Config(Config::Check(sources)) => Ok(sources.load().map(drop)?),
+            Command::Config(Config::Check(sources)) => {
+                let warnings = sources.load()?.warnings();
+                warnings.iter().try_for_each(|warning| print_error(&format!("warning: {warning}\n")))
+            }
+            Command::ClusterKey(ClusterKey::Generate { path }) => generate_key(path.as_deref()),
+            Command::ClusterKey(ClusterKey::Id { path }) => {
+                let key =
+                    Key::read(&path).with_context(|| format!("no cluster key in {}", path.display()))?;
+                print(&format!("{}\n", key.id()))
+            }
             Command::Config(Config::Show(sources)) => print(&sources.load()?.show()),
             Command::Config(Config::Schema) => {
                 let schema =
@@ -93,6 +105,18 @@ fn identity(arguments: Identity) -> Result<(), Failure> {
     print(&format!("{}\n", identity.peer_id()))
 }
 
+/// Never overwrites: a key that is lost splits the cluster.
+fn generate_key(path: Option<&Path>) -> Result<(), Failure> {
+    let line = key::generate().context("no key was made")?;
+    let Some(path) = path else { return print(&line) };
+    let failed = || format!("cannot write {}", path.display());
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path).with_context(failed)?;
+    file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).with_context(failed)?;
+    let id = Key::derive(line.as_bytes()).context("no key was made")?.id();
+    print(&format!("key {id} in {}\n", path.display()))
+}
+
 fn man(dir: Option<&Path>) -> Result<(), Failure> {
     let command = Cli::command();
     let Some(dir) = dir else {
@@ -104,6 +128,12 @@ fn man(dir: Option<&Path>) -> Result<(), Failure> {
         .and_then(|()| clap_mangen::generate_to(command, dir))
         .with_context(|| format!("cannot write man pages to {}", dir.display()))?;
     Ok(())
+}
+
+/// Writes to standard error, where what is no result belongs.
+fn print_error(text: &str) -> Result<(), Failure> {
+    let written = io::stderr().lock().write_all(text.as_bytes());
+    Ok(written.context("cannot write to standard error")?)
 }
 
 /// Writes to standard output; a reader that has seen enough (`| head`) is no failure.

@@ -9,6 +9,7 @@ use bytesize::ByteSize;
 use super::Config;
 use super::error::Fault;
 use super::tree::Node;
+use crate::network::admission::certificate::is_cluster;
 use crate::oci::{Patterns, Registry};
 use crate::store::containerd::is_namespace;
 use crate::store::layout::Spec;
@@ -150,6 +151,22 @@ impl Check<'_> {
 
     fn network(&mut self, config: &Config) {
         let network = &config.network;
+        if network.cluster_key.len() > 2 {
+            let hint = Some("the key that signs, and one more while it is replaced");
+            self.fault("network.cluster-key", "at most two files", hint);
+        }
+        for (index, path) in network.cluster_key.iter().enumerate() {
+            if path.as_os_str().is_empty() {
+                self.fault(&format!("network.cluster-key[{index}]"), "must not be empty", None);
+            }
+        }
+        if !is_cluster(&network.cluster) {
+            let text = "must be 1 to 63 letters, digits, `.`, `_` or `-`";
+            self.fault("network.cluster", text, None);
+        }
+        if network.deny.len() > PEER_LIMIT {
+            self.fault("network.deny", format!("more than {PEER_LIMIT} peers"), None);
+        }
         if network.peers.len() > PEER_LIMIT {
             self.fault("network.peers", format!("more than {PEER_LIMIT} peers"), None);
             return;

@@ -7,8 +7,11 @@ use serde_json::Value;
 use super::Config;
 
 /// Keys, and sections by their first part with a dot, that are applied while the process runs.
-const LIVE: [&str; 14] = [
+const LIVE: [&str; 17] = [
     "network.peers",
+    "network.cluster-key",
+    "network.cluster",
+    "network.deny",
     "network.dns",
     "trust.",
     "mirror.private",

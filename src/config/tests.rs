@@ -141,6 +141,10 @@ fn semantic_checks() {
         "network.peers[1].id: this peer is there twice",
     );
     check("network:\n  peers:\n    - id: abc\n", "c.yaml:3:11: network.peers[0].id: a peer ID is");
+    check("network:\n  cluster-key: [a, b, c]\n", "c.yaml:2:16: network.cluster-key: at most two files");
+    check("network:\n  cluster-key: [\"\"]\n", "network.cluster-key[0]: must not be empty");
+    check("network:\n  cluster: a b\n", "network.cluster: must be 1 to 63 letters");
+    check("network:\n  deny: [x]\n", "network.deny[0]: a peer ID is");
     check("network:\n  dns: [\"a b:1\"]\n", "network.dns[0]: `a b:1` is not host:port");
     check("trust:\n  deny: [\"[\"]\n", "trust.deny[0]: `[` is not a pattern");
     check(
@@ -162,6 +166,20 @@ fn semantic_checks() {
     check("log:\n  level: \"a=b=c\"\n", "log.level");
     check("registry:\n  blob-deadline: 1h\n", "registry.blob-deadline: must be 10ms to 1m");
     check("node:\n  drain: x\n", "c.yaml:2:10: node.drain");
+}
+
+/// What is legal and should be known: an open network, and key files that are no keys.
+#[test]
+fn warnings() {
+    let warnings = |text: &str| load(text, &[], &[]).unwrap().warnings().join("\n");
+    assert!(warnings("").starts_with("the network is open"), "{}", warnings(""));
+    assert_eq!(warnings(&format!("network:\n  peers:\n    - id: {PEER}\n")), "");
+    let text = warnings("network:\n  cluster-key: [/no/such/key]\n");
+    assert!(text.starts_with("cluster key /no/such/key: it cannot be read: No such file"), "{text}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("key");
+    fs::write(&path, [1; 32]).unwrap();
+    assert_eq!(warnings(&format!("network:\n  cluster-key: [{}]\n", path.display())), "");
 }
 
 #[test]

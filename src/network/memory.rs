@@ -177,6 +177,7 @@ impl Network for MemoryNetwork {
                 version: node.peer.version.clone(),
                 connected: linked(own, node),
                 level: own.gate.level(id, Action::Connect),
+                proof: own.gate.proof(id).to_string(),
                 holds: node.held.len(),
                 transfer: node.peer.transfer.clone(),
                 problem: if linked(own, node) { String::new() } else { format!("peer {id}: disconnected") },
@@ -184,7 +185,8 @@ impl Network for MemoryNetwork {
             .collect();
         let problems =
             peers.iter().map(|peer| peer.problem.clone()).filter(|text| !text.is_empty()).collect();
-        Status { id: self.id.to_string(), listening: Vec::new(), peers, advertised: own.held.len(), problems }
+        let advertised = own.held.len();
+        Status { id: self.id.to_string(), peers, advertised, problems, ..Status::default() }
     }
 }
 

@@ -15,6 +15,10 @@ pub struct Metrics {
     pub(super) inventory: Family<InventoryLabels, Counter>,
     pub(super) broken: Counter,
     pub(super) tags: Family<TagLabels, Counter>,
+    admissions: Family<AdmissionLabels, Counter>,
+    open: Gauge,
+    cluster_keys: Gauge,
+    cluster_key_errors: Gauge,
 }
 
 /// Why a connection was refused.
@@ -26,6 +30,8 @@ pub(super) enum Refused {
     Limit,
     /// No identity was proved in time.
     Handshake,
+    /// It did not prove in time to be a member.
+    Proof,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -66,13 +72,34 @@ pub(super) struct TagLabels {
     pub answer: Answer,
 }
 
+/// How the judgement of a certificate ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Admitted {
+    Admitted,
+    NoKey,
+    Missing,
+    Malformed,
+    Cluster,
+    OtherPeer,
+    UnknownKey,
+    Signature,
+    /// It expired, or ends too late.
+    Time,
+    Denied,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdmissionLabels {
+    outcome: Admitted,
+}
+
 /// Registers the network's metrics.
 pub fn register(registry: &mut Registry) -> Metrics {
     let metrics = Metrics::default();
     registry.register("peers", "Peers with a proved connection", metrics.peers.clone());
     registry.register(
         "refused_connections",
-        "Connections of the control plane that were refused, by reason: peer (not trusted), limit, handshake",
+        "Connections of the control plane that were refused, by reason: peer (not trusted), limit, handshake, proof (no member)",
         metrics.refused.clone(),
     );
     registry.register(
@@ -91,14 +118,37 @@ pub fn register(registry: &mut Registry) -> Metrics {
         "Answers given to peers that asked about a tag: found, unknown, denied",
         metrics.tags.clone(),
     );
+    registry.register(
+        "admissions",
+        "Judgements of membership certificates that peers showed, by how they ended",
+        metrics.admissions.clone(),
+    );
+    registry.register("open", "1 if whoever comes is admitted: no key and no list", metrics.open.clone());
+    registry.register("cluster_keys", "Cluster keys in force", metrics.cluster_keys.clone());
+    registry.register(
+        "cluster_key_errors",
+        "Files of cluster keys that cannot be used",
+        metrics.cluster_key_errors.clone(),
+    );
     metrics.start_at_zero();
     metrics
 }
 
 impl Metrics {
+    pub(super) fn admission(&self, outcome: Admitted) {
+        self.admissions.get_or_create(&AdmissionLabels { outcome }).inc();
+    }
+
+    pub(super) fn admission_is(&self, open: bool, keys: usize, errors: usize) {
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.open.set(open.into());
+        self.cluster_keys.set(count(keys));
+        self.cluster_key_errors.set(count(errors));
+    }
+
     /// Shows all labels from the start, so that what never happened is 0 and not missing.
     fn start_at_zero(&self) {
-        for reason in [Refused::Peer, Refused::Limit, Refused::Handshake] {
+        for reason in [Refused::Peer, Refused::Limit, Refused::Handshake, Refused::Proof] {
             drop(self.refused.get_or_create(&RefusedLabels { reason }));
         }
         for direction in [Direction::Sent, Direction::Received] {
@@ -108,6 +158,20 @@ impl Metrics {
         }
         for answer in [Answer::Found, Answer::Unknown, Answer::Denied] {
             drop(self.tags.get_or_create(&TagLabels { answer }));
+        }
+        for outcome in [
+            Admitted::Admitted,
+            Admitted::NoKey,
+            Admitted::Missing,
+            Admitted::Malformed,
+            Admitted::Cluster,
+            Admitted::OtherPeer,
+            Admitted::UnknownKey,
+            Admitted::Signature,
+            Admitted::Time,
+            Admitted::Denied,
+        ] {
+            drop(self.admissions.get_or_create(&AdmissionLabels { outcome }));
         }
     }
 }

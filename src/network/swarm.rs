@@ -28,6 +28,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::admission::Admission;
 use super::identity::Identity;
 use super::metrics::Metrics;
 use super::{Advertisement, Config, Network, Peer, PeerConfig, ResolveError, Status, TagSource};
@@ -58,6 +59,8 @@ pub struct Announcement {
 pub struct Parts {
     /// How far peers are trusted.
     pub gate: Arc<dyn Gate>,
+    /// By which peers prove themselves that the gate does not know.
+    pub admission: Admission,
     /// What names mean here.
     pub tags: Arc<dyn TagSource>,
     /// Counters.
@@ -104,6 +107,7 @@ impl Swarm {
         let shared = Arc::new(Shared::new(
             identity.peer_id().clone(),
             Arc::clone(&parts.gate),
+            parts.admission.clone(),
             inventory::INVENTORY_LIMIT,
         ));
         let (commands, receiver) = mpsc::channel(COMMANDS);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::Name;
+use super::{Name, Proof};
 
 /// The identity of a node: a libp2p peer ID in its base58 text form. That it is this peer is proved by the connection.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,6 +60,17 @@ pub trait Gate: Send + Sync {
     /// A gate that does not look at registries need not say more than [`Gate::serves`].
     fn serves_portless(&self, peer: &PeerId, repository: &Name) -> bool {
         self.serves(peer, repository)
+    }
+
+    /// By what `peer` has its level, for people.
+    fn proof(&self, _peer: &PeerId) -> Proof {
+        Proof::None
+    }
+
+    /// Whether `peer` may connect for one reason only, to prove that it is a member: until then it is told nothing and
+    /// believed nothing, and it has little time.
+    fn is_unproved(&self, peer: &PeerId) -> bool {
+        self.allows(peer, Action::Connect) && self.level(peer, Action::Believe) == Level::None
     }
 
     /// Whether `peer` may take part in `action`: the level in force reaches the one that the action needs.

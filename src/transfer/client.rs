@@ -32,6 +32,7 @@ use super::metrics::{Connected, Fetched, Metrics};
 use super::tls::{Tls, TlsError};
 use super::{FetchError, Segment, Transfer, wire};
 use crate::network::Peer;
+use crate::network::admission::Admission;
 use crate::network::identity::Identity;
 use crate::oci::{ByteRange, Descriptor, Digest, OCTET_STREAM, PeerId};
 
@@ -53,6 +54,7 @@ pub struct Client {
 
 struct Shared {
     tls: Tls,
+    admission: Admission,
     pool: Arc<Pool>,
     metrics: Metrics,
     /// In KiB.
@@ -74,10 +76,16 @@ struct Wanted {
 impl Client {
     /// A client that proves `identity`. Must be called in a tokio runtime.
     pub fn new(identity: &Identity, metrics: Metrics) -> Result<Self, TlsError> {
+        Self::presenting(Admission::off(), identity, metrics)
+    }
+
+    /// One that also shows that it is a member of the cluster. Must be called in a tokio runtime.
+    pub fn presenting(admission: Admission, identity: &Identity, metrics: Metrics) -> Result<Self, TlsError> {
         let pool = Arc::new(Pool::default());
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             tls: Tls::new(identity)?,
+            admission,
             pool: Arc::clone(&pool),
             metrics,
             drains: Arc::new(Semaphore::new(DRAIN_BUDGET >> 10)),
@@ -185,7 +193,8 @@ impl Shared {
     ) -> Result<Option<(http::Response<Incoming>, Connection)>, FetchError> {
         let dialing = match way {
             Way::Pooled(mut connection) => {
-                return match connection.send(wanted.request()?).await {
+                let shown = connection.show(self.admission.own());
+                return match connection.send(wanted.request(shown)?).await {
                     Ok(answer) => {
                         self.pool.lives(&wanted.peer);
                         self.metrics.connected(Connected::Reused);
@@ -205,7 +214,8 @@ impl Shared {
         let mut connection = connection?;
         self.pool.lives(&wanted.peer);
         drop(dialing);
-        let answer = connection.send(wanted.request()?).await.map_err(|error| request_error(&error))?;
+        let shown = connection.show(self.admission.own());
+        let answer = connection.send(wanted.request(shown)?).await.map_err(|error| request_error(&error))?;
         self.pool.lives(&wanted.peer);
         Ok(Some((answer, connection)))
     }
@@ -237,12 +247,15 @@ impl Shared {
 }
 
 impl Wanted {
-    fn request(&self) -> Result<Request<Empty<Bytes>>, FetchError> {
+    fn request(&self, certificate: Option<Bytes>) -> Result<Request<Empty<Bytes>>, FetchError> {
         let mut request = Request::builder()
             .uri(wire::content_path(&self.digest))
             .header(HOST, HOST_NAME)
             .header(wire::VERSION_HEADER, wire::VERSION)
             .header(wire::WAIT_HEADER, u64::try_from(self.wait.as_millis()).unwrap_or(u64::MAX));
+        if let Some(certificate) = certificate {
+            request = request.header(wire::CERTIFICATE_HEADER, wire::certificate(&certificate));
+        }
         request = if self.length == 0 {
             request.method(Method::HEAD)
         } else {

@@ -4,9 +4,9 @@
 //! handshakes, connections, header bytes, waiting requests, uploads, and the time that each of them may take.
 
 mod connections;
+mod place;
 mod upload;
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::connections::{Connections, Handshakes, Ticket};
+use self::place::{NoMember, Place};
 use self::upload::{Reply, Upload};
 use super::metrics::{Answered, Handshake, Metrics};
 use super::rate::Rate;
@@ -31,11 +32,14 @@ use super::slots::{Busy, Limits, Slots};
 use super::stream::{Guarded, Requests, StallLimits};
 use super::tls::{Tls, TlsError, proved_peer};
 use super::{Config, Segment, Source, wire};
+use crate::network::admission::Admission;
 use crate::network::identity::Identity;
 use crate::oci::{Action, Digest, Gate, PeerId, RangeHeader};
 
 /// TCP and TLS, from accept to the peer's proof.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
+/// From there to the membership certificate of a peer that is not known: its first request.
+const PROOF_LIMIT: Duration = Duration::from_secs(2);
 /// A request's header, from its first byte to its last.
 const HEADER_TIME_LIMIT: Duration = Duration::from_secs(5);
 /// A connection without a request. Above the 30 s after which the client closes it.
@@ -65,9 +69,19 @@ pub struct ServerHandle {
     addresses: Vec<SocketAddr>,
 }
 
+/// Who may come in.
+#[derive(Clone)]
+pub struct Access {
+    /// Asked about every peer.
+    pub gate: Arc<dyn Gate>,
+    /// By which those prove themselves that the gate does not know.
+    pub admission: Admission,
+}
+
 struct Shared {
     acceptor: TlsAcceptor,
     gate: Arc<dyn Gate>,
+    admission: Admission,
     source: Arc<dyn Source>,
     metrics: Metrics,
     slots: Arc<Slots>,
@@ -78,12 +92,12 @@ struct Shared {
 }
 
 impl Server {
-    /// Serves `source` on `listeners` to the peers that `gate` allows. Must be called in a tokio runtime.
+    /// Serves `source` on `listeners` to the peers that `access` lets in. Must be called in a tokio runtime.
     pub fn spawn(
         listeners: Vec<TcpListener>,
         identity: &Identity,
         config: &Config,
-        gate: Arc<dyn Gate>,
+        access: Access,
         source: Arc<dyn Source>,
         metrics: Metrics,
     ) -> Result<ServerHandle, TlsError> {
@@ -91,7 +105,7 @@ impl Server {
             listeners,
             identity,
             config,
-            gate,
+            access,
             source,
             metrics,
             StallLimits { header: HEADER_TIME_LIMIT, write: WRITE_STALL_LIMIT },
@@ -103,7 +117,7 @@ impl Server {
         listeners: Vec<TcpListener>,
         identity: &Identity,
         config: &Config,
-        gate: Arc<dyn Gate>,
+        access: Access,
         source: Arc<dyn Source>,
         metrics: Metrics,
         stall_limits: StallLimits,
@@ -115,7 +129,8 @@ impl Server {
         };
         let shared = Arc::new(Shared {
             acceptor: TlsAcceptor::from(Tls::new(identity)?.server()),
-            gate,
+            gate: access.gate,
+            admission: access.admission,
             source,
             slots: Slots::new(limits),
             rate: Rate::new(config.upload_rate.as_u64()).map(Arc::new),
@@ -134,6 +149,13 @@ impl Server {
     }
 }
 
+impl Access {
+    /// Whoever `gate` knows, and nobody else.
+    pub fn by(gate: Arc<dyn Gate>) -> Self {
+        Self { gate, admission: Admission::off() }
+    }
+}
+
 impl ServerHandle {
     /// Where it listens.
     pub fn addresses(&self) -> &[SocketAddr] {
@@ -142,10 +164,13 @@ impl ServerHandle {
 
     /// Asks the gate again about every live connection, and closes those that are no longer allowed. To be called when levels change.
     pub fn recheck(&self) {
-        let gate = &self.shared.gate;
-        self.shared
-            .connections
-            .close_unless(|peer| gate.allows(peer, Action::Connect) && gate.allows(peer, Action::Serve));
+        self.shared.recheck();
+    }
+
+    /// The same as a function that outlives this borrow.
+    pub fn rechecker(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.recheck()
     }
 
     /// Requests of peers that wait for an upload slot.
@@ -164,6 +189,14 @@ impl ServerHandle {
             );
         }
         self.tasks.shutdown().await;
+    }
+}
+
+impl Shared {
+    fn recheck(&self) {
+        let gate = &self.gate;
+        self.connections
+            .close_unless(|peer| gate.allows(peer, Action::Connect) && gate.allows(peer, Action::Serve));
     }
 }
 
@@ -211,7 +244,6 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, ticket: Ticket, stop
             accepted.unwrap_or(Err(Handshake::Timeout))
         }
     };
-    drop(ticket);
     let (stream, peer) = match accepted {
         Ok(accepted) => accepted,
         Err(outcome) => return shared.metrics.handshake(outcome),
@@ -220,17 +252,19 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, ticket: Ticket, stop
         tracing::debug!(%peer, "refused a connection: the peer is not trusted");
         return shared.metrics.handshake(Handshake::Denied);
     }
-    let Some(entry) = shared.connections.enter(&peer) else {
-        tracing::debug!(%peer, "refused a connection: there are too many");
-        return shared.metrics.handshake(Handshake::Full);
-    };
-    shared.metrics.handshake(Handshake::Accepted);
+    let place = Place::default();
+    if !shared.gate.is_unproved(&peer) && !place.enter(&shared, &peer) {
+        return;
+    }
 
     let requests = Requests::default();
     let stream = Guarded::new(stream, requests.clone(), shared.stall_limits);
     let service = service_fn(|request| {
-        let (shared, peer, requests) = (&shared, &peer, &requests);
-        async move { Ok::<_, Infallible>(respond(shared, peer, requests, &request).await) }
+        let (shared, peer, place, requests) = (&shared, &peer, &place, &requests);
+        async move {
+            place.prove(shared, peer, &request)?;
+            Ok::<_, NoMember>(respond(shared, peer, requests, &request).await)
+        }
     });
     let mut builder = http1::Builder::new();
     builder
@@ -242,6 +276,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, ticket: Ticket, stop
         .writev(true)
         .auto_date_header(false);
     let mut http = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut closed = std::pin::pin!(place.closed(ticket));
     let mut stopping = false;
     loop {
         tokio::select! {
@@ -249,15 +284,16 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, ticket: Ticket, stop
                 if let Err(error) = result {
                     tracing::debug!(%peer, %error, "a connection of a peer broke");
                 }
-                return;
+                break;
             }
-            () = entry.closed() => return,
+            () = &mut closed => break,
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
                 http.as_mut().graceful_shutdown();
             }
         }
     }
+    place.end(&peer, &shared.metrics);
 }
 
 async fn handshake(

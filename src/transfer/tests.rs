@@ -13,7 +13,7 @@ use super::client::Client;
 use super::conformance::{Dial, Fixture, UPLOADS};
 use super::memory::{Contents, Memory};
 use super::metrics::{Handshake, Metrics};
-use super::server::{Server, ServerHandle};
+use super::server::{Access, Server, ServerHandle};
 use super::stream::StallLimits;
 use super::{Config, FetchError, Transfer};
 use crate::network::Peer;
@@ -42,7 +42,7 @@ impl Node {
             vec![listener],
             &identity,
             &config,
-            Arc::clone(&gate) as _,
+            Access::by(Arc::clone(&gate) as _),
             Arc::clone(&contents) as _,
             metrics.clone(),
             stall_limits,
@@ -232,7 +232,8 @@ async fn a_closed_pooled_connection_is_replaced() {
     assert!(matches!(refused, Err(FetchError::Unreachable(_))), "{refused:?}");
     let listener = TcpListener::bind(address).await.unwrap();
     let config = Config::default();
-    let _server = Server::spawn(vec![listener], &identity, &config, gate, contents, metrics).unwrap();
+    let _server =
+        Server::spawn(vec![listener], &identity, &config, Access::by(gate), contents, metrics).unwrap();
     assert_eq!(read(&client, &peer, &held.digest, 1000).await.unwrap(), 1000);
 }
 

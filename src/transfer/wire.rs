@@ -9,12 +9,18 @@
 //! A request says in `Peili-Wait` how many milliseconds it may wait for an upload: a peer that is only busy answers 503 in
 //! that time, so that silence always means a peer that is gone or hangs.
 //!
+//! Where there is a cluster key, the first request of a connection, and the first after a renewal, has the client's membership
+//! certificate in `Peili-Certificate`, as base64. Who is no member, and does not become one by it, is not answered.
+//!
 //! `HEAD` answers 200 with the whole size. An incompatible protocol gets another ALPN name; [`VERSION`] is a number
 //! for what stays compatible. Headers that are not known are ignored.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use http::header::{CONTENT_RANGE, HeaderName, HeaderValue};
 
+use crate::network::admission::certificate;
 use crate::oci::{ByteRange, Digest};
 
 /// The only ALPN name that is spoken.
@@ -31,6 +37,12 @@ pub(crate) const QUEUE_HEADER: HeaderName = HeaderName::from_static("peili-queue
 
 /// Milliseconds that a request may wait for an upload.
 pub(crate) const WAIT_HEADER: HeaderName = HeaderName::from_static("peili-wait");
+
+/// Carries a membership certificate, which says its own version.
+pub(crate) const CERTIFICATE_HEADER: HeaderName = HeaderName::from_static("peili-certificate");
+
+/// Longest text in it.
+const CERTIFICATE_LIMIT: usize = certificate::LIMIT.div_ceil(3) * 4;
 
 /// Most bytes of one response: the largest segment that the configuration allows.
 pub(crate) const SEGMENT_LIMIT: u64 = 64 << 20;
@@ -49,6 +61,18 @@ pub(crate) fn content_path(digest: &Digest) -> String {
 /// The digest that a path asks for.
 pub(crate) fn parse_content_path(path: &str) -> Option<Digest> {
     path.strip_prefix(CONTENT_PATH)?.parse().ok()
+}
+
+/// The text of a membership certificate.
+pub(crate) fn certificate(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// What the header for it has; empty: it is not there, or cannot be read.
+pub(crate) fn parse_certificate(headers: &HeaderMap) -> Vec<u8> {
+    let value = headers.get(CERTIFICATE_HEADER).map(HeaderValue::as_bytes);
+    let value = value.filter(|value| value.len() <= CERTIFICATE_LIMIT);
+    value.and_then(|value| STANDARD.decode(value).ok()).unwrap_or_default()
 }
 
 /// `Content-Range` of an answer without bytes.

@@ -1,8 +1,10 @@
-//! What runs on each connection, and the two checks before there is one: the gate and the limits.
+//! What runs on each connection, and the checks before there is one: the gate, the limits, and the time that a peer has to
+//! prove itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,14 +14,15 @@ use libp2p::core::{Endpoint, transport::PortUse};
 use libp2p::multiaddr::Protocol;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, ListenFailure, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm, dummy,
+    CloseConnection, ConnectionClosed, ConnectionDenied, ConnectionId, DialFailure, FromSwarm, ListenFailure,
+    NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
 };
 use libp2p::{Multiaddr, PeerId, ping};
+use tokio::time::{Instant, Sleep};
 
 use super::codec::{Codec, PROTOCOL};
 use crate::network::identity::peer_id;
-use crate::oci::{Action, Gate};
+use crate::oci::{Action, Gate, Proof};
 
 /// The driver, not the ping, decides when a connection is dead: libp2p's ping forgives one failure and then waits for
 /// the negotiation of a new stream, ten seconds in all.
@@ -38,6 +41,13 @@ const CONNECTIONS: u32 = 512;
 const PENDING: u32 = 256;
 /// So many of them may come from one address: more than ten nodes behind one address ever need at once.
 pub(super) const PENDING_PER_ADDRESS: usize = 16;
+/// Connections whose peer may only prove that it is a member: so many, for so long. A proof takes two round trips. The
+/// oldest gives way to a new one, so that who does not prove itself keeps nobody out. Each may fill [`STREAMS`] messages of
+/// a MiB in its time.
+const UNPROVED: usize = 32;
+pub(super) const PROOF_TIME: Duration = Duration::from_secs(2);
+/// So many of them from one address; a flood from there takes no more.
+pub(super) const UNPROVED_PER_ADDRESS: usize = 8;
 /// And from one IPv6 network of 64 bits, all of which one host may have.
 const PENDING_PER_NETWORK: usize = 64;
 
@@ -55,11 +65,30 @@ pub(super) struct Doorkeeper {
     gate: Arc<dyn Gate>,
     /// Incoming connections without a proved identity, at most [`PENDING`].
     pending: HashMap<ConnectionId, IpAddr>,
+    /// Connections whose peer was not proved to be a member when they were made, the oldest first.
+    unproved: VecDeque<Unproved>,
+    /// Of them, those to be closed.
+    closing: VecDeque<(PeerId, ConnectionId)>,
+    /// When the oldest one has to be looked at.
+    due: Option<Pin<Box<Sleep>>>,
+}
+
+struct Unproved {
+    connection: ConnectionId,
+    peer: PeerId,
+    id: crate::oci::PeerId,
+    ip: Option<IpAddr>,
+    since: Instant,
 }
 
 /// Why the doorkeeper denied a connection.
 #[derive(Debug)]
-pub(super) struct NotTrusted;
+pub(super) enum NotTrusted {
+    /// Nothing speaks for the peer.
+    Unknown,
+    /// It is denied by name.
+    Denied,
+}
 
 /// Too many connections from one address prove no identity.
 #[derive(Debug)]
@@ -76,7 +105,7 @@ impl Behaviour {
             .with_request_timeout(REQUEST_TIMEOUT)
             .with_max_concurrent_streams(STREAMS);
         Self {
-            doorkeeper: Doorkeeper { gate, pending: HashMap::new() },
+            doorkeeper: Doorkeeper::new(gate),
             limits: connection_limits::Behaviour::new(limits),
             ping: ping::Behaviour::new(
                 ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT),
@@ -91,10 +120,63 @@ impl Behaviour {
 }
 
 impl Doorkeeper {
-    fn check(&self, peer: &PeerId) -> Result<dummy::ConnectionHandler, ConnectionDenied> {
-        match peer_id(peer) {
-            Some(peer) if self.gate.allows(&peer, Action::Connect) => Ok(dummy::ConnectionHandler),
-            _ => Err(ConnectionDenied::new(NotTrusted)),
+    fn new(gate: Arc<dyn Gate>) -> Self {
+        let (unproved, closing) = (VecDeque::new(), VecDeque::new());
+        Self { gate, pending: HashMap::new(), unproved, closing, due: None }
+    }
+
+    fn check(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        remote: &Multiaddr,
+    ) -> Result<dummy::ConnectionHandler, ConnectionDenied> {
+        let Some(id) = peer_id(&peer) else { return Err(ConnectionDenied::new(NotTrusted::Unknown)) };
+        if !self.gate.allows(&id, Action::Connect) {
+            let denied = self.gate.proof(&id) == Proof::Denied;
+            let why = if denied { NotTrusted::Denied } else { NotTrusted::Unknown };
+            return Err(ConnectionDenied::new(why));
+        }
+        if self.gate.is_unproved(&id) {
+            let ip = socket(remote).map(|address| address.ip());
+            self.watch(Unproved { connection, peer, id, ip, since: Instant::now() });
+        }
+        Ok(dummy::ConnectionHandler)
+    }
+
+    /// Bounds the connections that prove nothing yet, and the time that they have.
+    fn watch(&mut self, new: Unproved) {
+        let gate = &self.gate;
+        self.unproved.retain(|other| gate.is_unproved(&other.id));
+        let same = |other: &Unproved| other.ip == new.ip;
+        let of_address = self.unproved.iter().filter(|other| same(other)).count() >= UNPROVED_PER_ADDRESS;
+        let first = if of_address { self.unproved.iter().position(same) } else { Some(0) };
+        if (of_address || self.unproved.len() >= UNPROVED)
+            && let Some(oldest) = first.and_then(|first| self.unproved.remove(first))
+        {
+            self.closing.push_back((oldest.peer, oldest.connection));
+        }
+        self.unproved.push_back(new);
+    }
+
+    /// The next connection whose time to prove something is over.
+    fn overdue(&mut self, context: &mut Context<'_>) -> Option<(PeerId, ConnectionId)> {
+        loop {
+            if let Some(closing) = self.closing.pop_front() {
+                return Some(closing);
+            }
+            let since = self.unproved.front()?.since;
+            if since.elapsed() < PROOF_TIME {
+                let due = self.due.get_or_insert_with(|| Box::pin(tokio::time::sleep(PROOF_TIME)));
+                due.as_mut().reset(since + PROOF_TIME);
+                if due.as_mut().poll(context).is_pending() {
+                    return None;
+                }
+            }
+            let oldest = self.unproved.pop_front()?;
+            if self.gate.is_unproved(&oldest.id) {
+                return Some((oldest.peer, oldest.connection));
+            }
         }
     }
 
@@ -152,27 +234,35 @@ impl NetworkBehaviour for Doorkeeper {
         connection: ConnectionId,
         peer: PeerId,
         _: &Multiaddr,
-        _: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         self.pending.remove(&connection);
-        self.check(&peer)
+        self.check(connection, peer, remote)
     }
 
     fn handle_established_outbound_connection(
         &mut self,
-        _: ConnectionId,
+        connection: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        remote: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.check(&peer)
+        self.check(connection, peer, remote)
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
-        // Comes for what was denied as well, by this or another behaviour.
-        if let FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) = event {
-            self.pending.remove(&connection_id);
+        match event {
+            // Comes for what was denied as well, by this or another behaviour.
+            FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) => {
+                self.pending.remove(&connection_id);
+                self.unproved.retain(|other| other.connection != connection_id);
+            }
+            FromSwarm::DialFailure(DialFailure { connection_id, .. })
+            | FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. }) => {
+                self.unproved.retain(|other| other.connection != connection_id);
+            }
+            _ => {}
         }
     }
 
@@ -180,14 +270,23 @@ impl NetworkBehaviour for Doorkeeper {
         match event {}
     }
 
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        Poll::Pending
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        match self.overdue(context) {
+            Some((peer_id, connection)) => {
+                let connection = CloseConnection::One(connection);
+                Poll::Ready(ToSwarm::CloseConnection { peer_id, connection })
+            }
+            None => Poll::Pending,
+        }
     }
 }
 
 impl fmt::Display for NotTrusted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not among the peers that this node trusts (`network.peers`)")
+        f.write_str(match self {
+            Self::Unknown => "not among the peers that this node trusts (`network.peers`)",
+            Self::Denied => "denied by this node's `network.deny`",
+        })
     }
 }
 

@@ -29,6 +29,7 @@ use crate::oci::{Action, Descriptor, PeerId, Reference};
 
 mod dialing;
 mod exchange;
+mod proof;
 mod twins;
 
 /// Changes that come within it go into one message.
@@ -115,6 +116,10 @@ struct Link {
     flight: Option<(OutboundRequestId, Flight)>,
     /// Whether it answered a greeting that told the present state.
     greeted: bool,
+    /// Whether it answered this node's certificate, which is all that it is told before it shows its own.
+    introduced: bool,
+    /// Whether it was a member once.
+    proved: bool,
     /// What it has of this node's inventory.
     has: Position,
     /// The whole inventory on its way, and the next page.
@@ -130,6 +135,7 @@ struct Link {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flight {
+    Introduction,
     Hello,
     Page { number: u32, last: bool, to: u64 },
     Change { to: u64 },
@@ -289,8 +295,11 @@ impl Driver {
         let gate = Arc::clone(&self.shared.gate);
         let mut closed = Vec::new();
         for (peer, link) in &mut self.links {
-            if gate.allows(&link.id, Action::Connect) {
+            // A member whose certificate ended may come in again, with a new one.
+            let ended = link.proved && gate.is_unproved(&link.id);
+            if gate.allows(&link.id, Action::Connect) && !ended {
                 link.greeted = false;
+                link.introduced = false;
                 link.denied = false;
                 link.whole = None;
             } else {
@@ -360,6 +369,8 @@ impl Driver {
             connections: HashMap::new(),
             flight: None,
             greeted: false,
+            introduced: false,
+            proved: false,
             has: Position::default(),
             whole: None,
             denied: false,
@@ -371,16 +382,22 @@ impl Driver {
         link.connections.insert(connection, Connection { ip, alive: now, answered: now, said: None });
         // Where there was a connection before, the other end may have started anew while that was not known to be dead.
         link.greeted = false;
+        link.introduced = false;
         self.push(peer);
     }
 
     fn on_disconnected(&mut self, peer: P2pId, connection: ConnectionId, cause: &str) {
         let Some(link) = self.links.get_mut(&peer) else { return };
-        if link.connections.remove(&connection).is_none() || !link.connections.is_empty() {
+        let Some(removed) = link.connections.remove(&connection) else { return };
+        if !link.connections.is_empty() {
             return;
         }
         let id = link.id.clone();
+        let (proved, from) = (link.proved, removed.ip);
         let waiting = self.links.remove(&peer).map(|link| link.waiting).unwrap_or_default();
+        if !proved && self.shared.gate.is_unproved(&id) {
+            self.left_unproved(&id, from);
+        }
         for (_, reply) in waiting {
             // The asker may have gone.
             let _ = reply.send(Err(ResolveError::Unreachable("the connection was lost".into())));
@@ -399,7 +416,8 @@ impl Driver {
             tracing::info!(peer = %id, cause, leaving, "disconnected");
         }
         self.bootstrap.disconnected(&id, greeted, now);
-        let about = [Subject::Conduct(id.clone()), Subject::Twins(id.clone())];
+        let about =
+            [Subject::Conduct(id.clone()), Subject::Twins(id.clone()), Subject::Certificate(id.clone())];
         self.shared.forget_problems(|subject| about.contains(subject));
         if self.bootstrap.peers().any(|(pinned, _)| *pinned == id) {
             let text = match (greeted, leaving) {

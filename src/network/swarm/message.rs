@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use prost::Message as _;
 
+use crate::network::admission::certificate;
 use crate::oci::{Algorithm, Descriptor, Digest, Reference};
 
 /// Longest message: a page of 8,192 sha512 digests is half of it.
@@ -59,6 +60,10 @@ pub struct Hello {
     pub control: Vec<SocketAddr>,
     /// What the sender has of the receiver's inventory.
     pub have: Position,
+    /// Its membership certificate, at most [`certificate::LIMIT`] bytes; empty: it has none.
+    pub certificate: Vec<u8>,
+    /// The certificate is all that it says: it does not know yet whether the receiver is a member.
+    pub introduction: bool,
 }
 
 /// A state of an inventory.
@@ -129,6 +134,13 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
             transfer: addresses("transfer", &hello.transfer)?,
             control: addresses("control", &hello.control)?,
             have: Position { incarnation: hello.have_incarnation, version: hello.have_version },
+            certificate: match hello.certificate {
+                certificate if certificate.len() > certificate::LIMIT => {
+                    return Err(DecodeError::Field("certificate"));
+                }
+                certificate => certificate,
+            },
+            introduction: hello.introduction,
         })),
         wire::Body::Inventory(inventory) => {
             let added = digests("added", &inventory.added_sha256, &inventory.added_sha512)?;
@@ -179,6 +191,8 @@ pub fn encode(message: &Message) -> Vec<u8> {
             control: join(&hello.control),
             have_incarnation: hello.have.incarnation,
             have_version: hello.have.version,
+            certificate: hello.certificate.clone(),
+            introduction: hello.introduction,
         }),
         Message::Inventory(inventory) => wire::Body::Inventory(wire::Inventory {
             incarnation: inventory.incarnation,
@@ -310,6 +324,10 @@ mod wire {
         pub have_incarnation: u64,
         #[prost(uint64, tag = "8")]
         pub have_version: u64,
+        #[prost(bytes = "vec", tag = "9")]
+        pub certificate: Vec<u8>,
+        #[prost(bool, tag = "10")]
+        pub introduction: bool,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -377,6 +395,8 @@ mod tests {
                 transfer: vec!["0.0.0.0:5002".parse().unwrap(), "[2001:db8::1]:5002".parse().unwrap()],
                 control: Vec::new(),
                 have: Position { incarnation: 2, version: 3 },
+                certificate: vec![1; certificate::LIMIT],
+                introduction: true,
             }),
             Message::Inventory(Inventory {
                 incarnation: 1,
@@ -410,6 +430,7 @@ mod tests {
         assert!(hello(|hello| hello.node = "x".repeat(257)).is_err());
         assert!(hello(|hello| hello.zone = "a\x1b[2J".into()).is_err());
         assert!(hello(|hello| hello.transfer = vec!["10.0.0.1:0".parse().unwrap()]).is_err());
+        assert!(hello(|hello| hello.certificate = vec![0; certificate::LIMIT + 1]).is_err());
         assert!(matches!(decode(&vec![0; MESSAGE_LIMIT + 1]), Err(DecodeError::TooLong(_))));
         assert!(matches!(decode(&[]), Err(DecodeError::Unknown)));
         // Field 99, of a later version.

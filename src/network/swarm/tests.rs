@@ -93,6 +93,7 @@ impl Start {
             advertise: Vec::new(),
             dns: self.dns,
             peers: self.peers,
+            ..Config::default()
         };
         let announcement = Announcement {
             transfer: vec![(Ipv4Addr::UNSPECIFIED, 5002).into()],
@@ -102,6 +103,7 @@ impl Start {
         };
         let parts = Parts {
             gate: Arc::clone(&controls.gate) as _,
+            admission: Admission::off(),
             tags: Arc::clone(&controls.tags) as _,
             metrics: Metrics::default(),
         };
@@ -443,6 +445,7 @@ async fn a_taken_port_is_a_problem_that_goes_away() {
     let controls = Controls::default();
     let parts = Parts {
         gate: Arc::clone(&controls.gate) as _,
+        admission: Admission::off(),
         tags: Arc::clone(&controls.tags) as _,
         metrics: Metrics::default(),
     };

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::inventory::{Held, Own};
 use super::message::ADDRESS_LIMIT;
+use crate::network::admission::Admission;
 use crate::network::{Advertisement, Peer, PeerConfig, PeerStatus, Status};
 use crate::oci::{Action, Digest, Gate, PeerId};
 
@@ -23,6 +24,7 @@ const LOG_TIME: Duration = Duration::from_secs(60);
 pub(super) struct Shared {
     pub id: PeerId,
     pub gate: Arc<dyn Gate>,
+    pub admission: Admission,
     /// Wakes the driver after one of the fields below was written.
     pub wake: Notify,
     own: Mutex<Own>,
@@ -70,6 +72,8 @@ pub(super) enum Subject {
     Twins(PeerId),
     /// Not trusted, and refused.
     Refused(PeerId),
+    /// Its certificate is refused, though it is trusted otherwise or still.
+    Certificate(PeerId),
 }
 
 /// What is wrong now, and what the log was told of it.
@@ -81,10 +85,11 @@ struct Problems {
 }
 
 impl Shared {
-    pub(super) fn new(id: PeerId, gate: Arc<dyn Gate>, limit: usize) -> Self {
+    pub(super) fn new(id: PeerId, gate: Arc<dyn Gate>, admission: Admission, limit: usize) -> Self {
         Self {
             id,
             gate,
+            admission,
             wake: Notify::new(),
             own: Mutex::new(Own::new(limit)),
             peers: RwLock::default(),
@@ -190,6 +195,7 @@ impl Shared {
                 version: record.map(|peer| peer.version.clone()).unwrap_or_default(),
                 connected: known.connected,
                 level: self.gate.level(id, Action::Connect),
+                proof: self.gate.proof(id).to_string(),
                 holds: known.held.digests.len(),
                 transfer: record.map(|peer| peer.transfer.clone()).unwrap_or_default(),
                 problem: if known.connected {
@@ -201,8 +207,9 @@ impl Shared {
         };
         let peers = self.peers().iter().map(peer).collect();
         let listening = self.listening().clone();
-        let problems = problems.into_values().collect();
-        Status { id: self.id.to_string(), listening, peers, advertised, problems }
+        let problems = self.admission.problems().into_iter().chain(problems.into_values()).collect();
+        let admission = Some(self.admission.status());
+        Status { id: self.id.to_string(), listening, peers, advertised, admission, problems }
     }
 }
 

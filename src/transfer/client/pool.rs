@@ -41,6 +41,8 @@ pub(super) struct Connection {
     sender: SendRequest<Empty<Bytes>>,
     /// `None`: it ended.
     driver: Option<Driver>,
+    /// The membership certificate that the other end was shown last.
+    shown: Option<Bytes>,
 }
 
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
@@ -69,7 +71,14 @@ impl Connection {
         sender: SendRequest<Empty<Bytes>>,
         driver: impl Future<Output = hyper::Result<()>> + Send + 'static,
     ) -> Self {
-        Self { sender, driver: Some(Box::pin(driver)) }
+        Self { sender, driver: Some(Box::pin(driver)), shown: None }
+    }
+
+    /// What of `certificate` the next request has to show: nothing if it was shown on this connection.
+    pub(super) fn show(&mut self, certificate: Option<Bytes>) -> Option<Bytes> {
+        let new = certificate.filter(|certificate| self.shown.as_ref() != Some(certificate))?;
+        self.shown = Some(new.clone());
+        Some(new)
     }
 
     /// Sends a request and waits for the answer's header.

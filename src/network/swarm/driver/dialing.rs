@@ -19,7 +19,7 @@ use super::super::bootstrap::{Lookup, Target};
 use super::super::lookup::look_up;
 use super::super::message::ADDRESS_LIMIT;
 use super::super::view::Subject;
-use super::{Driver, LookupDone, REFUSED_LIMIT};
+use super::{Driver, LookupDone};
 use crate::network::PeerConfig;
 use crate::network::identity::peer_id;
 use crate::network::metrics::{Refused, RefusedLabels};
@@ -233,21 +233,20 @@ impl Driver {
     }
 
     pub(super) fn on_refused(&mut self, from: &Multiaddr, error: &ListenError, peer: Option<P2pId>) {
-        let from = socket(from).map_or_else(|| from.to_string(), |address| address.ip().to_string());
+        let ip = socket(from).map(|address| address.ip());
+        let from = ip.map_or_else(|| from.to_string(), |ip| ip.to_string());
+        let why = match error {
+            ListenError::Denied { cause } => cause.downcast_ref::<NotTrusted>(),
+            _ => None,
+        };
         let reason = match error {
-            ListenError::Denied { cause } if cause.downcast_ref::<NotTrusted>().is_some() => Refused::Peer,
+            ListenError::Denied { .. } if why.is_some() => Refused::Peer,
             ListenError::Denied { .. } => Refused::Limit,
             _ => Refused::Handshake,
         };
         self.metrics.refused.get_or_create(&RefusedLabels { reason }).inc();
-        match (reason, peer.as_ref().and_then(peer_id)) {
-            (Refused::Peer, Some(id))
-                if self.refused.contains_key(&id) || self.refused.len() < REFUSED_LIMIT =>
-            {
-                self.refused.insert(id.clone(), Instant::now());
-                let text = format!("peer {id} at {from} was refused: {NotTrusted}");
-                self.shared.problem(Subject::Refused(id), Some(text));
-            }
+        match (why, peer.as_ref().and_then(peer_id)) {
+            (Some(why), Some(id)) => self.show_refused(&id, ip, &why.to_string()),
             _ => tracing::debug!(from, %error, "an incoming connection failed"),
         }
     }

@@ -12,6 +12,7 @@ use super::super::codec::{PROTOCOL, Request};
 use super::super::inventory::{Held, INVENTORY_LIMIT};
 use super::super::message::{Hello, Message, Position, State};
 use super::super::view::{Subject, reachable};
+use super::proof::introduction;
 use super::{Driver, Flight, QUESTIONS, RETRY, Reply, WAITING, dialing};
 use crate::network::identity::peer_id;
 use crate::network::metrics::{Answer, Direction, InventoryLabels, Kind, TagLabels};
@@ -51,10 +52,15 @@ impl Driver {
     }
 
     fn on_request(&mut self, peer: P2pId, connection: ConnectionId, request: Message) -> Message {
+        // Before anything that it says is believed.
+        if !self.hears(peer, &request) {
+            return Message::Denied;
+        }
         let Some(link) = self.links.get_mut(&peer) else { return Message::Denied };
         let id = link.id.clone();
         let gate = &self.shared.gate;
         match request {
+            Message::Hello(hello) if hello.introduction => Message::State(State::default()),
             Message::Hello(hello) => {
                 if link.flight.is_none() || !link.greeted {
                     link.has = hello.have;
@@ -80,8 +86,7 @@ impl Driver {
                     version: hello.version,
                 };
                 self.shared.problem(Subject::Peer(id.clone()), None);
-                self.refused.remove(&id);
-                self.shared.forget_problems(|subject| *subject == Subject::Refused(id.clone()));
+                self.forget_refused(&id);
                 let mut peers = self.shared.peers_mut();
                 let known = peers.entry(id.clone()).or_default();
                 known.held.incarnation(hello.incarnation);
@@ -156,6 +161,10 @@ impl Driver {
                 let incarnation = self.shared.own().position().incarnation;
                 let reached = |to| state.have == Position { incarnation, version: to };
                 let fits = match flight {
+                    Flight::Introduction => {
+                        link.introduced = true;
+                        true
+                    }
                     Flight::Hello => {
                         link.greeted = true;
                         true
@@ -176,7 +185,13 @@ impl Driver {
                 }
             }
             // It takes this node for gone, and is about to close the connection.
-            Message::Denied if flight == Flight::Hello => link.next = Some(Instant::now() + RETRY),
+            Message::Denied if matches!(flight, Flight::Hello | Flight::Introduction) => {
+                link.next = Some(Instant::now() + RETRY);
+                let (id, from) = (link.id.clone(), link.ip());
+                if self.shared.admission.by_key() || flight == Flight::Introduction {
+                    self.not_admitted(&id, from);
+                }
+            }
             Message::Denied => {
                 link.denied = true;
                 link.whole = None;
@@ -208,6 +223,7 @@ impl Driver {
         }
         tracing::debug!(peer = %link.id, %error, "a message was not answered");
         link.greeted = false;
+        link.introduced = false;
         link.whole = None;
         link.next = Some(Instant::now() + RETRY);
         if let OutboundFailure::UnsupportedProtocols = error {
@@ -229,7 +245,10 @@ impl Driver {
         if link.flight.is_some() || link.next.is_some() {
             return;
         }
-        let (message, flight) = if !link.greeted {
+        let (message, flight) = if !link.greeted && self.shared.gate.is_unproved(&link.id) {
+            let Some(introduction) = introduction(&self.shared, link) else { return };
+            (introduction, Flight::Introduction)
+        } else if !link.greeted {
             let have = self.shared.peers().get(&link.id).map(|known| known.held.state().have);
             let hello = Hello {
                 incarnation: self.shared.own().position().incarnation,
@@ -239,6 +258,8 @@ impl Driver {
                 transfer: self.announcement.transfer.clone(),
                 control: dialing::control_addresses(&self.swarm, &self.advertise),
                 have: have.unwrap_or_default(),
+                certificate: self.shared.admission.own().unwrap_or_default().to_vec(),
+                introduction: false,
             };
             (Message::Hello(hello), Flight::Hello)
         } else if link.denied || !self.shared.gate.allows(&link.id, Action::Serve) {
@@ -264,7 +285,7 @@ impl Driver {
         let kind = match flight {
             Flight::Page { .. } => Some(Kind::Whole),
             Flight::Change { .. } => Some(Kind::Change),
-            Flight::Hello | Flight::Leaving => None,
+            Flight::Introduction | Flight::Hello | Flight::Leaving => None,
         };
         if let Some(kind) = kind {
             let labels = InventoryLabels { direction: Direction::Sent, kind };

@@ -1,0 +1,104 @@
+//! Peers that must prove to be members first: what they are told until then, and what becomes of what they show.
+//!
+//! ```text
+//!   connected --> introduction: this node's certificate, and nothing else
+//!   its hello, with its certificate --admitted--> our whole hello, inventory, tags
+//!                                   --refused---> denied; the doorkeeper closes the connection in time
+//! ```
+
+use std::net::IpAddr;
+
+use libp2p::PeerId as P2pId;
+use tokio::time::Instant;
+
+use super::super::message::{Hello, Message};
+use super::super::view::{Shared, Subject};
+use super::{Driver, Link, REFUSED_LIMIT};
+use crate::network::metrics::{Refused, RefusedLabels};
+use crate::oci::PeerId;
+
+impl Driver {
+    /// Whether `peer` may say `request`: it is a member, or becomes one by the certificate in it.
+    pub(super) fn hears(&mut self, peer: P2pId, request: &Message) -> bool {
+        let Some(link) = self.links.get(&peer) else { return false };
+        let (id, from) = (link.id.clone(), link.ip());
+        let (gate, admission) = (&self.shared.gate, &self.shared.admission);
+        let unproved = gate.is_unproved(&id);
+        let judged = match request {
+            Message::Hello(hello) if admission.by_key() && (unproved || !hello.certificate.is_empty()) => {
+                admission.admit(&id, &hello.certificate)
+            }
+            _ => Ok(()),
+        };
+        let member = !gate.is_unproved(&id);
+        match judged {
+            Err(refused) if member => {
+                let text = format!("peer {id} is trusted still, but {refused}");
+                self.shared.problem(Subject::Certificate(id), Some(text));
+            }
+            Err(refused) => self.show_refused(&id, from, &refused.to_string()),
+            Ok(()) if member && matches!(request, Message::Hello(_)) => {
+                self.shared.problem(Subject::Certificate(id.clone()), None);
+                self.forget_refused(&id);
+            }
+            Ok(()) => {}
+        }
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.proved |= member;
+        }
+        member
+    }
+
+    /// A peer does not take this node for a member. Why is said there; what this node thinks of that peer says more.
+    pub(super) fn not_admitted(&mut self, id: &PeerId, from: Option<IpAddr>) {
+        if !self.refused.contains_key(id) {
+            let at = from.map(|ip| format!(" at {ip}")).unwrap_or_default();
+            let text = format!(
+                "peer {id}{at} does not admit this node: its status says why; is the cluster key the same?"
+            );
+            self.note_refused(id, text);
+        }
+    }
+
+    /// A peer was refused for this reason.
+    pub(super) fn show_refused(&mut self, id: &PeerId, from: Option<IpAddr>, why: &str) {
+        let at = from.map(|ip| format!(" at {ip}")).unwrap_or_default();
+        self.note_refused(id, format!("peer {id}{at} was refused: {why}"));
+    }
+
+    /// A link is gone whose peer never proved itself.
+    pub(super) fn left_unproved(&mut self, id: &PeerId, from: Option<IpAddr>) {
+        self.metrics.refused.get_or_create(&RefusedLabels { reason: Refused::Proof }).inc();
+        if !self.refused.contains_key(id) {
+            self.show_refused(id, from, "it showed no membership certificate in time");
+        }
+    }
+
+    pub(super) fn forget_refused(&mut self, id: &PeerId) {
+        if self.refused.remove(id).is_some() {
+            self.shared.problem(Subject::Refused(id.clone()), None);
+        }
+    }
+
+    fn note_refused(&mut self, id: &PeerId, text: String) {
+        if self.refused.contains_key(id) || self.refused.len() < REFUSED_LIMIT {
+            self.refused.insert(id.clone(), Instant::now());
+            self.shared.problem(Subject::Refused(id.clone()), Some(text));
+        }
+    }
+}
+
+/// What an unproved peer is told: that this node is a member. `None`: it was told, or there is nothing to tell.
+pub(super) fn introduction(shared: &Shared, link: &Link) -> Option<Message> {
+    let certificate = shared.admission.own().filter(|_| !link.introduced)?;
+    let incarnation = shared.own().position().incarnation;
+    let certificate = certificate.to_vec();
+    Some(Message::Hello(Hello { incarnation, certificate, introduction: true, ..Hello::default() }))
+}
+
+impl Link {
+    /// The address at the other end of one of its connections.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        self.connections.values().find_map(|connection| connection.ip)
+    }
+}
