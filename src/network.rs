@@ -32,6 +32,12 @@ pub trait Network: Send + Sync {
     /// Live and trusted peers that say that they hold `digest`, in no order; never this node. Must not block.
     fn holders(&self, digest: &Digest) -> Vec<Arc<Peer>>;
 
+    /// The same, where this node's view is not complete yet: then a member whose view is is asked, for at most `limit`.
+    async fn find(&self, digest: &Digest, limit: Duration) -> Vec<Arc<Peer>> {
+        let _ = limit;
+        self.holders(digest)
+    }
+
     /// Live peers that are trusted for tags, in no order. Must not block.
     fn tag_peers(&self) -> Vec<Arc<Peer>>;
 
@@ -93,6 +99,12 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// Digests that this node advertises.
     pub advertised: usize,
+    /// Live members that it knows, itself included.
+    #[serde(default)]
+    pub members: usize,
+    /// Whether it knows all that a member knows who knows all: until then it asks where it does not know.
+    #[serde(default)]
+    pub complete: bool,
     /// Who is admitted, and this node's own proof.
     #[serde(default)]
     pub admission: Option<admission::Status>,
@@ -113,6 +125,15 @@ pub struct PeerStatus {
     pub version: String,
     /// Whether a proved connection to it is up.
     pub connected: bool,
+    /// How it is by the word of the members; `None`: it is none of them.
+    #[serde(default)]
+    pub state: Option<MemberState>,
+    /// For how long.
+    #[serde(default)]
+    pub seconds: u64,
+    /// Whether this node gossips with it.
+    #[serde(default)]
+    pub neighbour: bool,
     /// Level in force.
     pub level: crate::oci::Level,
     /// By what it has that level: `listed`, `key <ID>`, `open`, `denied`; empty: by nothing.
@@ -124,6 +145,22 @@ pub struct PeerStatus {
     pub transfer: Vec<SocketAddr>,
     /// Why it is not connected; empty if it is.
     pub problem: String,
+}
+
+/// How a member is by the word of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberState {
+    /// Known from an earlier time; nobody has confirmed it since.
+    Remembered,
+    /// It lives.
+    Alive,
+    /// It is silent, and has a second to say that it lives.
+    Suspected,
+    /// It is gone.
+    Dead,
+    /// It said that it goes.
+    Left,
 }
 
 /// Why a peer did not say what a tag means.

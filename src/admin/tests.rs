@@ -5,7 +5,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::listener::tests::{ask, raw};
 use crate::network::admission::{Mode, Status as Admission};
-use crate::network::{self, PeerStatus};
+use crate::network::{self, MemberState, PeerStatus};
 use crate::oci::Level;
 use crate::registry::Amount;
 use crate::telemetry::Cause;
@@ -17,6 +17,9 @@ fn sample() -> Status {
         zone: if node.is_empty() { String::new() } else { "north".into() },
         version: "0.1.0".into(),
         connected: problem.is_empty(),
+        state: problem.is_empty().then_some(MemberState::Alive),
+        seconds: 3_725,
+        neighbour: problem.is_empty(),
         level: Level::Tags,
         proof: "listed".into(),
         holds: 1234,
@@ -54,6 +57,8 @@ fn sample() -> Status {
                 peer("", "12D3KooWGGGGHHHHIIII", "connection refused\nevil"),
             ],
             advertised: 250,
+            members: 2,
+            complete: true,
             admission: Some(Admission {
                 mode: Mode::Key,
                 cluster: "default".into(),

@@ -34,7 +34,7 @@ use members::{Members, State};
 use neighbours::{PROBE, REDIAL_LIMIT};
 use record::{Notary, Record};
 use sync::Completeness;
-use wire::{Frame, FrameError, Position};
+use wire::{Frame, Position};
 
 /// A member or a content by the first 8 bytes of a hash.
 pub type Key = u64;
@@ -73,6 +73,8 @@ pub const LINKS: usize = 16;
 pub const FORGET: Ms = 600_000;
 /// How long a start may take to find a neighbour whose view is complete.
 pub const ALONE: Ms = 1_500;
+/// A tick that comes so much too late finds a node that stood still.
+const LATE: Ms = 200;
 /// Suspicions of one accuser within a minute: more than it has neighbours are not believed.
 const ACCUSATIONS: u32 = LINKS as u32;
 const ACCUSATIONS_TIME: Ms = 60_000;
@@ -109,8 +111,8 @@ pub enum Action {
     Close(LinkId),
     /// The other end of a link is silent, and the link is gone: its connection is dead.
     Dead(LinkId),
-    /// Another process has this node's identity.
-    Twin,
+    /// Two processes have the identity of this member, or of this node.
+    Twin(Key),
     /// The other end of a link sees this node at this address.
     Observed(LinkId, String),
 }
@@ -118,9 +120,6 @@ pub enum Action {
 /// What a neighbour did that the protocol does not allow: the link is to be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// A frame that cannot be read.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
     /// Its own record is not believed.
     #[error("its record is not believed: {0}")]
     Record(#[from] record::RecordError),
@@ -198,6 +197,8 @@ pub struct Gossip<H> {
     changed: Ms,
     counts: Counts,
     floods: bool,
+    /// When the owner was to look after this at the latest.
+    expected: Ms,
     /// Members of which there is another record or state.
     renewed: Vec<u32>,
 }
@@ -244,6 +245,7 @@ impl<H: Holdings> Gossip<H> {
             changed: now,
             counts: Counts::default(),
             floods: false,
+            expected: now,
             renewed: Vec::new(),
             rng,
         }
@@ -282,6 +284,16 @@ impl<H: Holdings> Gossip<H> {
     /// may have gone to another member.
     pub fn renewed(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.renewed)
+    }
+
+    /// Contents that this node holds.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// The limit, if this node holds more than others are told.
+    pub fn left_out(&self) -> Option<u32> {
+        Some(self.limits.contents).filter(|limit| self.held.len() > *limit as usize)
     }
 
     /// What is to be done.
@@ -326,8 +338,15 @@ impl<H: Holdings> Gossip<H> {
         due
     }
 
-    /// Does what the time asks for.
+    /// Does what the time asks for. Comes at [`Self::next_due`]; where it comes later, this node stood still.
     pub fn tick(&mut self, now: Ms) {
+        let late = now.saturating_sub(self.expected);
+        if late > LATE {
+            // That says nothing about the others.
+            for link in &mut self.links {
+                link.excuse(late);
+            }
+        }
         while self.suspects.front().is_some_and(|(at, ..)| *at <= now) {
             let Some((_, index, seq)) = self.suspects.pop_front() else { break };
             let dies = self
@@ -356,6 +375,7 @@ impl<H: Holdings> Gossip<H> {
             self.next_forget = now + FORGET / 60;
             self.forget(now);
         }
+        self.expected = self.next_due(now).max(now);
     }
 
     /// Asks for what a lazy link has and the tree did not bring.
@@ -417,6 +437,16 @@ impl<H: Holdings> Gossip<H> {
     /// The next frame for a link, if one is due.
     pub fn flush(&mut self, id: LinkId, now: Ms) -> Option<Frame> {
         link::flush(self, id, now)
+    }
+
+    /// The link of some neighbour whose view is complete.
+    pub fn complete_neighbour(&self) -> Option<LinkId> {
+        self.links.iter().find(|link| link.ready && link.is_complete).map(|link| link.id)
+    }
+
+    /// Reads and judges a record that came by another way.
+    pub fn judge(&self, signed: &bytes::Bytes) -> Result<Arc<Record>, record::RecordError> {
+        self.notary.open(signed)
     }
 
     /// Links that there are.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::identity::Identity;
-use super::{Advertisement, Network, Peer, PeerStatus, ResolveError, Status, TagSource};
+use super::{Advertisement, MemberState, Network, Peer, PeerStatus, ResolveError, Status, TagSource};
 use crate::oci::{Action, Descriptor, Digest, Gate, PeerId, Reference};
 
 /// Joins networks.
@@ -176,6 +176,9 @@ impl Network for MemoryNetwork {
                 zone: node.peer.zone.clone(),
                 version: node.peer.version.clone(),
                 connected: linked(own, node),
+                state: Some(if linked(own, node) { MemberState::Alive } else { MemberState::Dead }),
+                seconds: 0,
+                neighbour: linked(own, node),
                 level: own.gate.level(id, Action::Connect),
                 proof: own.gate.proof(id).to_string(),
                 holds: node.held.len(),

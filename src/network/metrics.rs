@@ -6,13 +6,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::gossip::Counts;
+
 /// What the network counts.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(super) peers: Gauge,
     pub(super) refused: Family<RefusedLabels, Counter>,
     pub(super) dial_failures: Counter,
-    pub(super) inventory: Family<InventoryLabels, Counter>,
+    pub(super) frames_sent: Counter,
+    pub(super) frames_received: Counter,
+    gossip: Family<GossipLabels, Gauge>,
     pub(super) broken: Counter,
     pub(super) tags: Family<TagLabels, Counter>,
     admissions: Family<AdmissionLabels, Counter>,
@@ -39,24 +43,21 @@ pub(super) struct RefusedLabels {
     pub reason: Refused,
 }
 
+/// What the gossip counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Direction {
-    Sent,
-    Received,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Kind {
-    /// A page of a whole inventory.
-    Whole,
-    /// A change.
-    Change,
+enum Event {
+    Fresh,
+    Duplicate,
+    Refused,
+    Excess,
+    Graft,
+    Refutation,
+    Difference,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct InventoryLabels {
-    pub direction: Direction,
-    pub kind: Kind,
+struct GossipLabels {
+    event: Event,
 }
 
 /// How this node answered a peer's question about a tag.
@@ -107,10 +108,13 @@ pub fn register(registry: &mut Registry) -> Metrics {
         "Attempts to reach a peer's control plane that failed",
         metrics.dial_failures.clone(),
     );
+    registry.register("gossip_frames_sent", "Frames sent to neighbours", metrics.frames_sent.clone());
+    registry.register("gossip_frames_received", "Frames of neighbours", metrics.frames_received.clone());
     registry.register(
-        "inventory_messages",
-        "Inventory messages by direction and kind (whole: one page of all, change: a difference)",
-        metrics.inventory.clone(),
+        "gossip_events",
+        "What the gossip has met so far: fresh and duplicate news, refused records, excess over a limit, grafts, refutations \
+         of this node, comparisons with a difference",
+        metrics.gossip.clone(),
     );
     registry.register("broken_messages", "Messages of peers that could not be read", metrics.broken.clone());
     registry.register(
@@ -135,6 +139,21 @@ pub fn register(registry: &mut Registry) -> Metrics {
 }
 
 impl Metrics {
+    /// Shows what the gossip has counted.
+    pub(super) fn gossip(&self, counts: &Counts) {
+        for (event, count) in [
+            (Event::Fresh, counts.fresh),
+            (Event::Duplicate, counts.duplicate),
+            (Event::Refused, counts.refused),
+            (Event::Excess, counts.excess),
+            (Event::Graft, counts.grafts),
+            (Event::Refutation, counts.refuted),
+            (Event::Difference, counts.differences),
+        ] {
+            self.gossip.get_or_create(&GossipLabels { event }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
     pub(super) fn admission(&self, outcome: Admitted) {
         self.admissions.get_or_create(&AdmissionLabels { outcome }).inc();
     }
@@ -151,11 +170,7 @@ impl Metrics {
         for reason in [Refused::Peer, Refused::Limit, Refused::Handshake, Refused::Proof] {
             drop(self.refused.get_or_create(&RefusedLabels { reason }));
         }
-        for direction in [Direction::Sent, Direction::Received] {
-            for kind in [Kind::Whole, Kind::Change] {
-                drop(self.inventory.get_or_create(&InventoryLabels { direction, kind }));
-            }
-        }
+        self.gossip(&Counts::default());
         for answer in [Answer::Found, Answer::Unknown, Answer::Denied] {
             drop(self.tags.get_or_create(&TagLabels { answer }));
         }

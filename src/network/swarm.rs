@@ -1,8 +1,7 @@
 //! The network over libp2p: TCP, TLS 1.3 with proved identities, yamux, and a control protocol of our own.
 //!
-//! One task, the driver, owns the libp2p swarm; handles read the view in memory and leave orders. Every node pushes
-//! its inventory straight to every connected peer, one message at a time each, so a slow peer delays nobody else.
-//! There is no gossip and no lookup: good for ten nodes, not for thousands.
+//! One task, the driver, owns the libp2p swarm and drives the gossip ([`super::gossip`]); handles read the view in memory and
+//! leave orders. A few neighbours have a stream each for the gossip's frames; who else is connected may ask and be asked.
 //!
 //! ```text
 //!   handles --orders--> driver --dial, messages--> libp2p
@@ -14,10 +13,11 @@ mod behaviour;
 mod bootstrap;
 mod codec;
 mod driver;
-mod inventory;
 mod lookup;
 #[doc(hidden)]
 pub mod message;
+mod notary;
+mod stream;
 mod view;
 
 use std::net::SocketAddr;
@@ -29,11 +29,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::admission::Admission;
+use super::gossip::Limits;
 use super::identity::Identity;
 use super::metrics::Metrics;
 use super::{Advertisement, Config, Network, Peer, PeerConfig, ResolveError, Status, TagSource};
 use crate::oci::{Action, Descriptor, Digest, Gate, PeerId, Reference};
-use driver::{Command, Driver};
+use driver::{Command, Driver, Question, Reply};
 use lookup::{Names, SystemNames};
 use view::Shared;
 
@@ -104,12 +105,8 @@ impl Swarm {
         parts: Parts,
         names: Arc<dyn Names>,
     ) -> Result<(Self, SwarmNetwork), SpawnError> {
-        let shared = Arc::new(Shared::new(
-            identity.peer_id().clone(),
-            Arc::clone(&parts.gate),
-            parts.admission.clone(),
-            inventory::INVENTORY_LIMIT,
-        ));
+        let (gate, admission) = (Arc::clone(&parts.gate), parts.admission.clone());
+        let shared = Arc::new(Shared::new(identity, gate, admission, Limits::default()));
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let driver = Driver::new(identity, config, announcement, parts, Arc::clone(&shared), names)
             .map_err(SpawnError)?;
@@ -156,10 +153,40 @@ impl SwarmNetwork {
     }
 }
 
+impl SwarmNetwork {
+    async fn ask<T>(
+        &self,
+        command: Command,
+        answer: oneshot::Receiver<Result<T, ResolveError>>,
+        limit: Duration,
+    ) -> Result<T, ResolveError> {
+        self.commands.try_send(command).map_err(|error| {
+            ResolveError::Unreachable(match error {
+                mpsc::error::TrySendError::Full(_) => "too many questions wait".into(),
+                mpsc::error::TrySendError::Closed(_) => "the network has stopped".into(),
+            })
+        })?;
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(ResolveError::Unreachable("the network has stopped".into())),
+            Err(_) => Err(ResolveError::Timeout),
+        }
+    }
+}
+
 #[async_trait]
 impl Network for SwarmNetwork {
     fn holders(&self, digest: &Digest) -> Vec<Arc<Peer>> {
         self.shared.holders(digest)
+    }
+
+    async fn find(&self, digest: &Digest, limit: Duration) -> Vec<Arc<Peer>> {
+        let here = self.shared.holders(digest);
+        if !here.is_empty() || self.shared.view().gossip.is_complete() {
+            return here;
+        }
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Find { digest: *digest, reply }, answer, limit).await.unwrap_or_default()
     }
 
     fn tag_peers(&self) -> Vec<Arc<Peer>> {
@@ -180,18 +207,8 @@ impl Network for SwarmNetwork {
             return Err(ResolveError::Denied);
         }
         let (reply, answer) = oneshot::channel();
-        let command = Command::Resolve { peer: peer.clone(), name: name.clone(), reply };
-        self.commands.try_send(command).map_err(|error| {
-            ResolveError::Unreachable(match error {
-                mpsc::error::TrySendError::Full(_) => "too many questions wait".into(),
-                mpsc::error::TrySendError::Closed(_) => "the network has stopped".into(),
-            })
-        })?;
-        match tokio::time::timeout(limit, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(ResolveError::Unreachable("the network has stopped".into())),
-            Err(_) => Err(ResolveError::Timeout),
-        }
+        let question = Question::Tag(name.clone());
+        self.ask(Command::Ask { peer: peer.clone(), question, reply: Reply::Tag(reply) }, answer, limit).await
     }
 
     fn status(&self) -> Status {

@@ -257,7 +257,7 @@ impl World {
                     }
                     self.links.remove(&link);
                 }
-                Action::Dead(_) | Action::Twin | Action::Observed(..) => {}
+                Action::Dead(_) | Action::Twin(_) | Action::Observed(..) => {}
             }
         }
         let links: Vec<LinkId> = self.nodes[number].iter().flat_map(|node| node.gossip.links()).collect();

@@ -1,5 +1,7 @@
 //! One neighbour: what it has still to be told, and when.
 
+use std::collections::HashMap;
+
 use super::changes::{Changes, What};
 use super::holdings::Holdings;
 use super::sync::{BulkIn, BulkOut};
@@ -144,6 +146,12 @@ impl Link {
         self.urgent(now);
     }
 
+    /// This node stood still for so long.
+    pub(super) fn excuse(&mut self, late: Ms) {
+        self.heard += late;
+        self.asked = self.asked.map(|asked| asked + late);
+    }
+
     /// When it has been silent for too long.
     pub(super) fn silence_due(&self, quiet: bool) -> Ms {
         match self.asked {
@@ -206,7 +214,8 @@ impl<H: Holdings> Gossip<H> {
             return;
         };
         let mut deltas: Vec<(u32, Delta, Vec<u64>)> = Vec::new();
-        let mut told: Vec<u32> = Vec::new();
+        // Where it is in what the link is told.
+        let mut told: HashMap<u32, usize> = HashMap::new();
         for change in changes {
             if change.known & link.bit != 0 {
                 continue;
@@ -221,9 +230,13 @@ impl<H: Holdings> Gossip<H> {
                 continue;
             }
             if !link.eager || change.what == What::Position {
-                if !told.contains(&change.member) {
-                    told.push(change.member);
-                    frame.have.push(member.position());
+                let at = *told.entry(change.member).or_insert_with(|| {
+                    // Without what is not news: these are most of what there is to say to a lazy link.
+                    frame.have.push(Position { seq: 0, hash: 0, ..member.position() });
+                    frame.have.len() - 1
+                });
+                if matches!(change.what, What::Record(_)) {
+                    frame.have[at].seq = member.record.seq;
                 }
                 continue;
             }

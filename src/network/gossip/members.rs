@@ -30,6 +30,8 @@ pub struct Member {
     pub key: u64,
     /// Its last record.
     pub record: Arc<Record>,
+    /// The process that its records were from before that of the last one.
+    pub before: u64,
     /// How it is.
     pub state: State,
     /// Since when, in milliseconds of the gossip's clock.
@@ -126,8 +128,17 @@ impl Members {
     /// Adds a member that is not there yet.
     pub fn add(&mut self, record: Arc<Record>, state: State, now: u64) -> u32 {
         let key = record.key;
-        let member =
-            Member { key, record, state, since: now, version: 0, hash: 0, count: 0, suspicion: None };
+        let member = Member {
+            key,
+            record,
+            before: 0,
+            state,
+            since: now,
+            version: 0,
+            hash: 0,
+            count: 0,
+            suspicion: None,
+        };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             (self.slots.len() - 1) as u32

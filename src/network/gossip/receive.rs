@@ -175,7 +175,7 @@ impl<H: Holdings> Gossip<H> {
             let other = record.process != self.draft.process;
             if other && record.seq >= self.draft.seq {
                 if self.met.replace(record.process) == Some(record.process) {
-                    self.actions.push(Action::Twin);
+                    self.actions.push(Action::Twin(record.key));
                 }
                 self.refute(record.seq, now);
             }
@@ -194,7 +194,11 @@ impl<H: Holdings> Gossip<H> {
         };
         let Some(member) = self.members.get(index) else { return false };
         let (seq, state) = (member.record.seq, member.state);
-        if record.seq < seq || (record.seq == seq && state != State::Remembered) {
+        // Two processes with one identity may have the same number.
+        let last = (seq, member.record.process);
+        let is_known =
+            if state == State::Remembered { record.seq < seq } else { (record.seq, record.process) <= last };
+        if is_known {
             if let (Some(at), State::Dead | State::Left) = (at, state) {
                 // It is not known there that this one is gone.
                 let link = &mut self.links[at];
@@ -216,6 +220,7 @@ impl<H: Holdings> Gossip<H> {
             return false;
         }
         let epoch = member.record.epoch;
+        let (now_is, was, before) = (record.process, member.record.process, member.before);
         if record.epoch > epoch {
             self.clear(index);
         }
@@ -225,6 +230,13 @@ impl<H: Holdings> Gossip<H> {
             self.clear(index);
         }
         let seq = record.seq;
+        if now_is != was {
+            // One that was started again has a new number, and does not come back to an old one.
+            if now_is == before {
+                self.actions.push(Action::Twin(record.key));
+            }
+            self.members.update(index, |member| member.before = was);
+        }
         self.members.update(index, |member| {
             member.state = if record.leaving { State::Left } else { State::Alive };
             (member.record, member.since, member.suspicion) = (record, now, None);

@@ -231,7 +231,7 @@ impl World {
                         let other = self.other(link, key);
                         self.step_link_away(key, other, link);
                     }
-                    Action::Dead(_) | Action::Twin | Action::Observed(..) => {}
+                    Action::Dead(_) | Action::Twin(_) | Action::Observed(..) => {}
                 }
             }
             self.send(key);

@@ -26,12 +26,12 @@ use crate::oci::{Action, Gate, Proof};
 
 /// The driver, not the ping, decides when a connection is dead: libp2p's ping forgives one failure and then waits for
 /// the negotiation of a new stream, ten seconds in all.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
-const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// An inventory page is half a MiB at most: ten seconds are 50 KiB/s.
+/// Neighbours are watched by the gossip; this finds what is dead of the rest, and is as dear as all else where all is quiet.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages are small; a peer that takes so long is of no use.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams with a request, of both directions, on one connection. Each may hold a message of a MiB, so that one peer
-/// takes 24 MiB at most.
+/// Streams with a request, of both directions, on one connection. Each may hold a message of 32 KiB.
 pub(super) const STREAMS: usize = 8;
 /// One in each direction where both dial at once, and room for a new one while an old one is not known to be dead.
 const CONNECTIONS_PER_PEER: u32 = 3;
@@ -42,8 +42,8 @@ const PENDING: u32 = 256;
 /// So many of them may come from one address: more than ten nodes behind one address ever need at once.
 pub(super) const PENDING_PER_ADDRESS: usize = 16;
 /// Connections whose peer may only prove that it is a member: so many, for so long. A proof takes two round trips. The
-/// oldest gives way to a new one, so that who does not prove itself keeps nobody out. Each may fill [`STREAMS`] messages of
-/// a MiB in its time.
+/// oldest gives way to a new one, so that who does not prove itself keeps nobody out. Each may fill [`STREAMS`] messages in
+/// its time.
 const UNPROVED: usize = 32;
 pub(super) const PROOF_TIME: Duration = Duration::from_secs(2);
 /// So many of them from one address; a flood from there takes no more.
@@ -56,6 +56,7 @@ pub(super) struct Behaviour {
     doorkeeper: Doorkeeper,
     limits: connection_limits::Behaviour,
     ping: ping::Behaviour,
+    pub(super) gossip: libp2p_stream::Behaviour,
     pub(super) control: request_response::Behaviour<Codec>,
 }
 
@@ -110,6 +111,7 @@ impl Behaviour {
             ping: ping::Behaviour::new(
                 ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT),
             ),
+            gossip: libp2p_stream::Behaviour::new(),
             control: request_response::Behaviour::with_codec(
                 Codec,
                 [(PROTOCOL, ProtocolSupport::Full)],

@@ -30,6 +30,8 @@ const PEER_ADDRESSES: usize = 16;
 pub(super) enum Target {
     Peer(PeerId),
     Service(String),
+    /// One that the gossip knows, by its key there: dialled once, since the gossip says when again.
+    Member(u64),
 }
 
 /// What to do now.

@@ -9,8 +9,6 @@ use super::message::{MESSAGE_LIMIT, Message, decode, encode};
 
 /// The protocol's name; the number is its version.
 pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/peili/control/1");
-/// Longest answer: a tag's descriptor, 600 bytes at most.
-const ANSWER_LIMIT: usize = 4096;
 
 /// A request, or why it cannot be read: libp2p reports no failure to read one.
 pub(super) type Request = Result<Message, String>;
@@ -38,7 +36,7 @@ impl request_response::Codec for Codec {
     where
         T: AsyncRead + Unpin + Send,
     {
-        read(io, ANSWER_LIMIT).await
+        read(io, MESSAGE_LIMIT).await
     }
 
     async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, request: Request) -> io::Result<()>

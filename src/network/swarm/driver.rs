@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use libp2p::core::transport::timeout::TransportTimeout;
 use libp2p::core::upgrade::Version;
-use libp2p::request_response::{self, OutboundRequestId};
+use libp2p::request_response::OutboundRequestId;
 use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{Multiaddr, PeerId as P2pId, Transport, ping, tcp, tls, yamux};
 use tokio::sync::{mpsc, oneshot};
@@ -17,23 +17,23 @@ use tokio::time::Instant;
 
 use super::behaviour::{Behaviour, BehaviourEvent, STREAMS, socket};
 use super::bootstrap::{Bootstrap, Target};
-use super::inventory::{Held, Snapshot};
 use super::lookup::Names;
-use super::message::{Message, Position, clean};
+use super::message::{Message, clean};
+use super::stream;
 use super::view::{Known, Shared, Subject};
 use super::{Announcement, Parts};
+use crate::network::gossip::members::State;
+use crate::network::gossip::{LinkId, Ms};
 use crate::network::identity::{Identity, peer_id};
 use crate::network::metrics::Metrics;
-use crate::network::{Config, ResolveError, TagSource};
-use crate::oci::{Action, Descriptor, PeerId, Reference};
+use crate::network::{Config, Peer, ResolveError, TagSource};
+use crate::oci::{Action, Descriptor, Digest, PeerId, Reference};
 
 mod dialing;
 mod exchange;
+mod neighbours;
 mod proof;
-mod twins;
 
-/// Changes that come within it go into one message.
-const COALESCE: Duration = Duration::from_millis(50);
 /// Wait after a message that failed or led nowhere.
 const RETRY: Duration = Duration::from_secs(1);
 /// TCP, TLS and yamux together.
@@ -43,34 +43,62 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Streams that are open, or opened and not yet looked at. Far above what both sides' protocols open, so that it is
 /// never a connection's end by mistake; each may hold a window of 256 KiB.
 const OPEN_STREAMS: usize = 4 * STREAMS;
-/// Connections stay: the ping decides when one is dead. libp2p has no "never".
-const IDLE_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// A connection over which nothing goes is closed after that. That of a neighbour has the gossip's stream.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Questions about tags on their way to one peer: with the one message besides, half of the streams that a connection
 /// may have. The rest is the peer's.
 const QUESTIONS: usize = STREAMS / 2 - 1;
 /// Questions that wait for one of those to be answered; more fail at once.
 const WAITING: usize = 64;
-/// How long the record and the inventory of a peer that went away are kept for its return.
+/// How long a peer that went away is shown.
 const MEMORY: Duration = Duration::from_secs(600);
 /// How long, and how many, peers that were refused are shown after their last attempt.
 const REFUSED_MEMORY: Duration = Duration::from_secs(120);
 const REFUSED_LIMIT: usize = 64;
+/// Two processes with one identity refute each other every second; where that has ended, it is shown for so long.
+const TWINS_MEMORY: Duration = Duration::from_secs(10);
 /// How often what is too old is dropped, and failed listeners are tried again.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
-/// A connection without an answered ping for so long is dead: pings go every second and a live peer answers within a
-/// round trip.
-const SILENCE: Duration = Duration::from_secs(3);
+/// A connection without an answered ping for so long is dead: more than two pings.
+const SILENCE: Duration = Duration::from_secs(50);
 /// How often that is looked at.
-const LIVENESS: Duration = Duration::from_millis(500);
+const LIVENESS: Duration = Duration::from_secs(5);
 /// Time for the farewell to reach the peers.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 pub(super) enum Command {
-    Resolve { peer: PeerId, name: Reference, reply: Reply },
+    Ask {
+        peer: PeerId,
+        question: Question,
+        reply: Reply,
+    },
+    /// Whoever knows all is asked.
+    Find {
+        digest: Digest,
+        reply: oneshot::Sender<Result<Vec<Arc<Peer>>, ResolveError>>,
+    },
     Shutdown,
 }
 
-type Reply = oneshot::Sender<Result<Option<Descriptor>, ResolveError>>;
+/// What a peer is asked.
+#[derive(Clone, Debug)]
+pub(super) enum Question {
+    Tag(Reference),
+    Holders(Digest),
+}
+
+/// What it answered.
+pub(super) enum Answered {
+    Tag(Option<Descriptor>),
+    Holders(Vec<Arc<Peer>>),
+}
+
+/// Who waits for the answer, by the question.
+pub(super) enum Reply {
+    Tag(oneshot::Sender<Result<Option<Descriptor>, ResolveError>>),
+    Holders(oneshot::Sender<Result<Vec<Arc<Peer>>, ResolveError>>),
+}
+
 type LookupDone = (Target, Vec<Result<Vec<SocketAddr>, (String, String)>>);
 
 pub(super) struct Driver {
@@ -83,15 +111,30 @@ pub(super) struct Driver {
     advertise: Vec<SocketAddr>,
     /// Addresses to listen at, and whether one does.
     listen: Vec<(SocketAddr, Option<libp2p::core::transport::ListenerId>)>,
+    /// Addresses at which neighbours see this node and that are this machine's.
+    own_ips: Vec<IpAddr>,
     links: HashMap<P2pId, Link>,
     questions: HashMap<OutboundRequestId, (P2pId, Reply)>,
+    /// Questions for members to whom a connection is on its way.
+    unasked: HashMap<P2pId, Vec<(Question, Reply)>>,
+    neighbours: HashMap<LinkId, neighbours::Neighbour>,
+    next_link: LinkId,
+    streams: libp2p_stream::Control,
+    incoming: libp2p_stream::IncomingStreams,
+    opening: HashSet<P2pId>,
+    openings: JoinSet<neighbours::Opened>,
+    events: mpsc::Sender<stream::Event>,
+    from_streams: mpsc::Receiver<stream::Event>,
+    farewells: JoinSet<()>,
+    gossip_due: Ms,
+    /// Identities that two processes have, and when that was seen last.
+    twins: HashMap<PeerId, Instant>,
     bootstrap: Bootstrap,
     dials: HashMap<ConnectionId, (Target, Option<SocketAddr>)>,
     names: Arc<dyn Names>,
     lookups: JoinSet<LookupDone>,
     /// Peers that are not trusted, and when they tried last.
     refused: HashMap<PeerId, Instant>,
-    flush: Option<Instant>,
     housekeeping: Instant,
     liveness: Instant,
 }
@@ -102,10 +145,6 @@ struct Connection {
     ip: Option<IpAddr>,
     /// When a ping was answered last, moved on by the time in which this node stood still.
     alive: Instant,
-    /// When a ping was really answered last.
-    answered: Instant,
-    /// The incarnation that said hello last, and when.
-    said: Option<(u64, Instant)>,
 }
 
 /// A connected peer.
@@ -114,32 +153,27 @@ struct Link {
     connections: HashMap<ConnectionId, Connection>,
     /// The one message that is on its way to it.
     flight: Option<(OutboundRequestId, Flight)>,
-    /// Whether it answered a greeting that told the present state.
+    /// Whether this node dialled one of the connections, for more than a question.
+    dialed: bool,
+    /// Whether it heard who this is.
     greeted: bool,
+    /// Whether it said who it is.
+    heard: bool,
     /// Whether it answered this node's certificate, which is all that it is told before it shows its own.
     introduced: bool,
     /// Whether it was a member once.
     proved: bool,
-    /// What it has of this node's inventory.
-    has: Position,
-    /// The whole inventory on its way, and the next page.
-    whole: Option<(Snapshot, u32)>,
-    /// It does not want to hear of inventories.
-    denied: bool,
     /// Nothing is sent before.
     next: Option<Instant>,
     questions: usize,
     /// Questions that are not sent yet.
-    waiting: VecDeque<(Reference, Reply)>,
+    waiting: VecDeque<(Question, Reply)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flight {
     Introduction,
     Hello,
-    Page { number: u32, last: bool, to: u64 },
-    Change { to: u64 },
-    Leaving,
 }
 
 impl Driver {
@@ -179,6 +213,9 @@ impl Driver {
             zone: clean(&announcement.zone),
             version: clean(&announcement.version),
         };
+        let mut streams = swarm.behaviour().gossip.new_control();
+        let incoming = streams.accept(stream::PROTOCOL).map_err(|error| error.to_string())?;
+        let (events, from_streams) = mpsc::channel(stream::EVENTS);
         let mut driver = Self {
             swarm,
             shared,
@@ -188,17 +225,30 @@ impl Driver {
             advertise: config.advertise.clone(),
             listen: config.listen.iter().map(|address| (*address, None)).collect(),
             links: HashMap::new(),
+            own_ips: Vec::new(),
             questions: HashMap::new(),
+            unasked: HashMap::new(),
+            neighbours: HashMap::new(),
+            next_link: 0,
+            streams,
+            incoming,
+            opening: HashSet::new(),
+            openings: JoinSet::new(),
+            events,
+            from_streams,
+            farewells: JoinSet::new(),
+            gossip_due: 0,
+            twins: HashMap::new(),
             bootstrap: Bootstrap::new(),
             dials: HashMap::new(),
             names,
             lookups: JoinSet::new(),
             refused: HashMap::new(),
-            flush: None,
             housekeeping: Instant::now() + HOUSEKEEPING,
             liveness: Instant::now() + LIVENESS,
         };
         driver.listen();
+        driver.amend();
         driver.configure(&config.peers, &config.dns);
         Ok(driver)
     }
@@ -210,10 +260,14 @@ impl Driver {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_event(event),
                 command = commands.recv() => match command {
-                    Some(Command::Resolve { peer, name, reply }) => self.ask(&peer, name, reply),
+                    Some(Command::Ask { peer, question, reply }) => self.ask(&peer, question, reply),
+                    Some(Command::Find { digest, reply }) => self.find(digest, reply),
                     Some(Command::Shutdown) => return self.leave().await,
                     None => return,
                 },
+                Some(event) = self.from_streams.recv() => self.on_stream(event),
+                Some((peer, stream)) = self.incoming.next() => self.begin_gossip(peer, stream, false),
+                Some(Ok(opened)) = self.openings.join_next(), if !self.openings.is_empty() => self.on_opened(opened),
                 () = shared.wake.notified() => self.on_orders(),
                 Some(done) = self.lookups.join_next(), if !self.lookups.is_empty() => self.on_lookup(done),
                 () = tokio::time::sleep_until(due) => self.on_time(),
@@ -223,16 +277,16 @@ impl Driver {
 
     fn next_due(&self) -> Instant {
         let waiting = self.links.values().filter(|link| link.flight.is_none()).filter_map(|link| link.next);
-        let times = [self.flush, self.bootstrap.next_due()].into_iter().flatten();
-        let first = times.chain(waiting).fold(self.housekeeping, Instant::min);
+        let first =
+            self.bootstrap.next_due().into_iter().chain(waiting).fold(self.housekeeping, Instant::min);
+        let first = first.min(self.gossip_due());
         if self.links.is_empty() { first } else { first.min(self.liveness) }
     }
 
     fn on_time(&mut self) {
         let now = Instant::now();
-        if self.flush.is_some_and(|flush| flush <= now) {
-            self.flush = None;
-            self.push_all();
+        if self.gossip_due() <= now {
+            self.turn();
         }
         let mut waiting = Vec::new();
         for (peer, link) in &mut self.links {
@@ -247,7 +301,6 @@ impl Driver {
         self.start_lookups(now);
         if self.liveness <= now {
             self.close_dead(now);
-            self.name_twins();
         }
         if self.housekeeping <= now {
             self.housekeeping = now + HOUSEKEEPING;
@@ -263,21 +316,21 @@ impl Driver {
         if orders.recheck {
             self.recheck();
         }
-        if orders.advertised && self.flush.is_none() {
-            self.flush = Some(Instant::now() + COALESCE);
-        }
+        self.turn();
     }
 
     fn keep_house(&mut self, now: Instant) {
         self.listen();
         let pinned: HashSet<PeerId> = self.bootstrap.peers().map(|(id, _)| id.clone()).collect();
-        self.shared.peers_mut().retain(|id, known| {
-            let old = known.gone.is_some_and(|gone| now - gone > MEMORY);
-            if old {
-                known.held = Held::default();
-            }
-            !old || pinned.contains(id)
-        });
+        self.shared
+            .peers_mut()
+            .retain(|id, known| known.gone.is_none_or(|gone| now - gone <= MEMORY) || pinned.contains(id));
+        let over = |last: &Instant| now - *last > TWINS_MEMORY;
+        for (id, _) in self.twins.extract_if(|_, last| over(last)) {
+            self.shared.problem(Subject::Twins(id), None);
+        }
+        let counts = self.shared.view().gossip.counts();
+        self.metrics.gossip(&counts);
         let shared = &self.shared;
         self.refused.retain(|id, last| {
             let recent = now - *last < REFUSED_MEMORY;
@@ -300,15 +353,8 @@ impl Driver {
             if gate.allows(&link.id, Action::Connect) && !ended {
                 link.greeted = false;
                 link.introduced = false;
-                link.denied = false;
-                link.whole = None;
             } else {
                 closed.push(*peer);
-            }
-        }
-        for (id, known) in self.shared.peers_mut().iter_mut() {
-            if !gate.allows(id, Action::Believe) {
-                known.held = Held::default();
             }
         }
         for peer in closed {
@@ -318,7 +364,12 @@ impl Driver {
             // An error is a peer whose connections are gone already.
             let _ = self.swarm.disconnect_peer_id(peer);
         }
-        self.push_all();
+        // The certificate may be another.
+        self.amend();
+        let peers: Vec<P2pId> = self.links.keys().copied().collect();
+        for peer in peers {
+            self.push(peer);
+        }
     }
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -329,7 +380,6 @@ impl Driver {
                 let connection = link.and_then(|link| link.connections.get_mut(&connection));
                 if let (Ok(_), Some(connection)) = (result, connection) {
                     connection.alive = Instant::now();
-                    connection.answered = connection.alive;
                 }
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
@@ -358,7 +408,9 @@ impl Driver {
             self.swarm.close_connection(connection);
             return;
         };
-        let dialed = self.dials.remove(&connection).and_then(|_| socket(remote));
+        let target = self.dials.remove(&connection).map(|(target, _)| target);
+        let is_question = matches!(target, Some(Target::Member(_))) && self.unasked.contains_key(&peer);
+        let dialed = target.and_then(|_| socket(remote));
         self.bootstrap.connected(&id, dialed);
         if let Some(address) = dialed {
             self.shared.problem(Subject::Address(address), None);
@@ -368,22 +420,27 @@ impl Driver {
             id,
             connections: HashMap::new(),
             flight: None,
+            dialed: false,
             greeted: false,
+            heard: false,
             introduced: false,
             proved: false,
-            has: Position::default(),
-            whole: None,
-            denied: false,
             next: None,
             questions: 0,
             waiting: VecDeque::new(),
         });
         let now = Instant::now();
-        link.connections.insert(connection, Connection { ip, alive: now, answered: now, said: None });
+        link.connections.insert(connection, Connection { ip, alive: now });
+        link.dialed |= dialed.is_some() && !is_question;
         // Where there was a connection before, the other end may have started anew while that was not known to be dead.
         link.greeted = false;
         link.introduced = false;
         self.push(peer);
+        for (question, reply) in self.unasked.remove(&peer).unwrap_or_default() {
+            if let Some(id) = self.links.get(&peer).map(|link| link.id.clone()) {
+                self.ask(&id, question, reply);
+            }
+        }
     }
 
     fn on_disconnected(&mut self, peer: P2pId, connection: ConnectionId, cause: &str) {
@@ -399,17 +456,15 @@ impl Driver {
             self.left_unproved(&id, from);
         }
         for (_, reply) in waiting {
-            // The asker may have gone.
-            let _ = reply.send(Err(ResolveError::Unreachable("the connection was lost".into())));
+            reply.fail(ResolveError::Unreachable("the connection was lost".into()));
         }
+        self.end_streams(peer);
         let now = Instant::now();
-        let (greeted, leaving) = {
+        let leaving = self.shared.state(&id) == Some(State::Left);
+        let greeted = {
             let mut peers = self.shared.peers_mut();
             let known = peers.get_mut(&id).filter(|known| known.connected);
-            known.map_or((false, false), |known| {
-                (known.connected, known.gone) = (false, Some(now));
-                (true, known.leaving)
-            })
+            known.map(|known| (known.connected, known.gone) = (false, Some(now))).is_some()
         };
         if greeted {
             self.metrics.peers.dec();
@@ -417,7 +472,7 @@ impl Driver {
         }
         self.bootstrap.disconnected(&id, greeted, now);
         let about =
-            [Subject::Conduct(id.clone()), Subject::Twins(id.clone()), Subject::Certificate(id.clone())];
+            [Subject::Conduct(id.clone()), Subject::Gossip(id.clone()), Subject::Certificate(id.clone())];
         self.shared.forget_problems(|subject| about.contains(subject));
         if self.bootstrap.peers().any(|(pinned, _)| *pinned == id) {
             let text = match (greeted, leaving) {
@@ -461,30 +516,76 @@ impl Driver {
         }
     }
 
-    /// Tells all peers, waits until they know, or not for long.
-    async fn leave(mut self) {
-        let mut waiting = HashSet::new();
-        for (peer, link) in &mut self.links {
-            let request = self.swarm.behaviour_mut().control.send_request(peer, Ok(Message::Leaving));
-            link.flight = Some((request, Flight::Leaving));
-            waiting.insert(request);
+    /// The connections of a peer count as gone at once: to close one in order takes the other end.
+    fn lose(&mut self, peer: P2pId, why: &str) {
+        let Some(link) = self.links.get(&peer) else { return };
+        let connections: Vec<ConnectionId> = link.connections.keys().copied().collect();
+        for connection in connections {
+            self.swarm.close_connection(connection);
+            self.on_disconnected(peer, connection, why);
         }
+    }
+
+    /// Asks a neighbour that knows all who holds something.
+    fn find(&mut self, digest: Digest, reply: oneshot::Sender<Result<Vec<Arc<Peer>>, ResolveError>>) {
+        let reply = Reply::Holders(reply);
+        let complete = self.shared.view().gossip.complete_neighbour();
+        match complete.and_then(|link| self.neighbours.get(&link)).map(|neighbour| neighbour.id.clone()) {
+            Some(id) => self.ask(&id, Question::Holders(digest), reply),
+            None => reply.fail(ResolveError::Unreachable("no neighbour knows all".into())),
+        }
+    }
+
+    /// Tells the neighbours, waits until that is written, or not for long.
+    async fn leave(mut self) {
+        self.leave_gossip();
         let farewell = async {
-            while !waiting.is_empty() {
-                if let SwarmEvent::Behaviour(BehaviourEvent::Control(
-                    request_response::Event::Message {
-                        message: request_response::Message::Response { request_id, .. },
-                        ..
-                    }
-                    | request_response::Event::OutboundFailure { request_id, .. },
-                )) = self.swarm.select_next_some().await
-                {
-                    waiting.remove(&request_id);
+            loop {
+                tokio::select! {
+                    written = self.farewells.join_next() => if written.is_none() { return },
+                    // It is the swarm that writes.
+                    _ = self.swarm.select_next_some() => {}
+                    _ = self.from_streams.recv() => {}
                 }
             }
         };
         // Who has not heard it sees the connection close.
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+}
+
+impl Question {
+    fn message(&self) -> Message {
+        match self {
+            Self::Tag(name) => Message::Resolve(name.clone()),
+            Self::Holders(digest) => Message::Holders(*digest),
+        }
+    }
+}
+
+impl Reply {
+    /// The asker may have gone, here and below.
+    fn fail(self, error: ResolveError) {
+        match self {
+            Self::Tag(reply) => drop(reply.send(Err(error))),
+            Self::Holders(reply) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn give(self, answer: Result<Answered, ResolveError>) {
+        match (self, answer) {
+            (Self::Tag(reply), Ok(Answered::Tag(found))) => drop(reply.send(Ok(found))),
+            (Self::Holders(reply), Ok(Answered::Holders(found))) => drop(reply.send(Ok(found))),
+            (reply, Ok(_)) => reply.fail(ResolveError::Unreachable("it broke the protocol".into())),
+            (reply, Err(error)) => reply.fail(error),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Tag(reply) => reply.is_closed(),
+            Self::Holders(reply) => reply.is_closed(),
+        }
     }
 }
 
@@ -494,6 +595,7 @@ impl Drop for Driver {
         for known in self.shared.peers_mut().values_mut() {
             *known = Known::default();
         }
+        self.shared.view_mut().clear();
         self.shared.listening().clear();
         self.metrics.peers.set(0);
     }

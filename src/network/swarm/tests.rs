@@ -289,23 +289,6 @@ async fn an_unknown_node_is_refused_before_it_says_anything() {
     assert_eq!(one.problems(), "");
 }
 
-/// Guards that what a peer below `blobs` says it holds is not even kept.
-#[tokio::test]
-async fn claims_of_a_peer_below_blobs_are_not_kept() {
-    let one = Start::default().start().await;
-    let two = Start::knowing(&[&one]).start().await;
-    let holds = || one.network.status().peers.iter().map(|peer| peer.holds).sum::<usize>();
-    two.network.advertise(Advertisement::Added(Digest::sha256(b"first")));
-    wait_for("it is believed", || holds() == 1).await;
-    one.controls.gate.set(&two.id(), Level::Introduce);
-    one.network.recheck();
-    wait_for("it is forgotten", || holds() == 0).await;
-    two.network.advertise(Advertisement::Added(Digest::sha256(b"second")));
-    // Long enough for the news to have come.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!((holds(), one.connected()), (0, 1));
-}
-
 #[tokio::test]
 async fn garbage_on_the_port_harms_nobody() {
     let one = Start::default().start().await;
@@ -357,12 +340,14 @@ async fn a_hung_peer_is_given_up_and_delays_no_other() {
         }
     }));
     let peer = PeerConfig { id: one.id(), addresses: vec![relayed.to_string()] };
-    let hung = Start { peers: vec![peer], ..Start::default() }.start().await;
+    let hung = Start { peers: vec![peer], ..Start::default() };
+    // Else it would connect to the one that hangs, and that one could say that it lives.
+    two.controls.gate.set(hung.identity.peer_id(), Level::None);
+    let hung = hung.start().await;
     one.sees(2).await;
     let held = Digest::sha256(b"held by the one that hangs");
     hung.network.advertise(Advertisement::Added(held));
-    wait_for("known", || holders(&two.view(), &held).is_empty() && holders(&one.view(), &held).len() == 1)
-        .await;
+    wait_for("known", || holders(&one.view(), &held).len() == 1).await;
 
     stop.send(true).unwrap();
     let start = StdInstant::now();

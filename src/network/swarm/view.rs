@@ -1,17 +1,22 @@
 //! What the driver writes and everyone else reads: the peers, what they hold, and what is wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::inventory::{Held, Own};
 use super::message::ADDRESS_LIMIT;
+use super::notary::{self, Keeper, content_key};
 use crate::network::admission::Admission;
-use crate::network::{Advertisement, Peer, PeerConfig, PeerStatus, Status};
+use crate::network::gossip::holdings::Index;
+use crate::network::gossip::members::{Member, State};
+use crate::network::gossip::record::Record;
+use crate::network::gossip::{Gossip, Limits, Ms};
+use crate::network::identity::Identity;
+use crate::network::{Advertisement, MemberState, Peer, PeerConfig, PeerStatus, Status};
 use crate::oci::{Action, Digest, Gate, PeerId};
 
 /// Problems that are kept at once, and subjects whose last log lines are remembered; what is more is not shown.
@@ -27,31 +32,35 @@ pub(super) struct Shared {
     pub admission: Admission,
     /// Wakes the driver after one of the fields below was written.
     pub wake: Notify,
-    own: Mutex<Own>,
+    began: Instant,
+    view: RwLock<View>,
     peers: RwLock<BTreeMap<PeerId, Known>>,
     problems: Mutex<Problems>,
     listening: Mutex<Vec<String>>,
     orders: Mutex<Orders>,
 }
 
+/// What the gossip knows, and its members as the rest of the program knows them.
+pub(super) struct View {
+    pub gossip: Gossip<Index>,
+    /// By the number of the member.
+    members: HashMap<u32, (PeerId, Arc<Peer>)>,
+}
+
 /// What handles want of the driver; the last one counts.
 #[derive(Default)]
 pub(super) struct Orders {
-    pub advertised: bool,
     pub recheck: bool,
     pub configure: Option<(Vec<PeerConfig>, Vec<String>)>,
 }
 
-/// A peer that is or was here.
+/// A peer that is or was connected, or that is configured.
 #[derive(Default)]
 pub(super) struct Known {
-    /// Its record; `None`: it has not said who it is yet.
+    /// What it said of itself; `None`: it has not said who it is yet.
     pub peer: Option<Arc<Peer>>,
-    pub held: Held,
     /// Whether a connection is up.
     pub connected: bool,
-    /// Whether it said that it goes away.
-    pub leaving: bool,
     /// When the last connection ended.
     pub gone: Option<Instant>,
 }
@@ -68,6 +77,8 @@ pub(super) enum Subject {
     Peer(PeerId),
     /// Connected, but something it does is wrong.
     Conduct(PeerId),
+    /// Connected, but the gossip with it cannot begin.
+    Gossip(PeerId),
     /// Two processes with its identity are connected.
     Twins(PeerId),
     /// Not trusted, and refused.
@@ -85,13 +96,30 @@ struct Problems {
 }
 
 impl Shared {
-    pub(super) fn new(id: PeerId, gate: Arc<dyn Gate>, admission: Admission, limit: usize) -> Self {
+    pub(super) fn new(
+        identity: &Identity,
+        gate: Arc<dyn Gate>,
+        admission: Admission,
+        limits: Limits,
+    ) -> Self {
+        let peer = identity.keypair().public().to_peer_id();
+        let keeper = Arc::new(Keeper::new(identity.keypair().clone(), admission.clone(), Arc::clone(&gate)));
+        let draft = Record {
+            key: notary::member_key(&peer),
+            identity: peer.to_bytes().into(),
+            // Above that of an earlier life, if the clock is right; if it is not, others say so.
+            seq: SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_secs().max(1)),
+            process: rand::random(),
+            ..Record::default()
+        };
+        let gossip = Gossip::new(draft, keeper, Index::default(), limits, rand::random(), 0);
         Self {
-            id,
+            id: identity.peer_id().clone(),
             gate,
             admission,
             wake: Notify::new(),
-            own: Mutex::new(Own::new(limit)),
+            began: Instant::now(),
+            view: RwLock::new(View { gossip, members: HashMap::new() }),
             peers: RwLock::default(),
             problems: Mutex::default(),
             listening: Mutex::default(),
@@ -99,8 +127,22 @@ impl Shared {
         }
     }
 
-    pub(super) fn own(&self) -> MutexGuard<'_, Own> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The gossip's clock.
+    pub(super) fn now(&self) -> Ms {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(Ms::MAX)
+    }
+
+    /// When its clock will show that.
+    pub(super) fn instant(&self, at: Ms) -> Instant {
+        self.began + Duration::from_millis(at)
+    }
+
+    pub(super) fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn view_mut(&self) -> RwLockWriteGuard<'_, View> {
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn peers(&self) -> RwLockReadGuard<'_, BTreeMap<PeerId, Known>> {
@@ -125,20 +167,42 @@ impl Shared {
     }
 
     pub(super) fn advertise(&self, change: Advertisement) {
-        let (changed, left_out) = {
-            let mut own = self.own();
-            (own.apply(change), own.left_out())
+        let now = self.now();
+        let left_out = {
+            let gossip = &mut self.view_mut().gossip;
+            match change {
+                Advertisement::Added(digest) => gossip.hold(content_key(&digest), true, now),
+                Advertisement::Removed(digest) => gossip.hold(content_key(&digest), false, now),
+                Advertisement::All(digests) => {
+                    let all: HashSet<u64> = digests.iter().map(content_key).collect();
+                    gossip.hold_all(&all, now);
+                }
+            }
+            gossip.left_out()
         };
-        self.problem(
-            Subject::Own,
-            left_out.then(|| {
-                let limit = super::inventory::INVENTORY_LIMIT;
-                format!("this node holds more than {limit} digests; peers are not told of the rest")
-            }),
-        );
-        if changed {
-            self.order(|orders| orders.advertised = true);
+        let text = left_out.map(|limit| {
+            format!("this node holds more than {limit} digests; peers are not told of the rest")
+        });
+        self.problem(Subject::Own, text);
+        self.wake.notify_one();
+    }
+
+    /// Takes note of what has become of members since the last time.
+    pub(super) fn renew(&self) {
+        let view = &mut *self.view_mut();
+        for number in view.gossip.renewed() {
+            match view.gossip.members().get(number).and_then(|member| notary::peer(&member.record)) {
+                Some(member) => view.members.insert(number, member),
+                None => view.members.remove(&number),
+            };
         }
+    }
+
+    /// How a peer is by the gossip's word.
+    pub(super) fn state(&self, id: &PeerId) -> Option<State> {
+        let view = self.view();
+        let key = notary::member_key(&id.as_str().parse().ok()?);
+        view.gossip.members().by_key(key).map(|member| member.state)
     }
 
     /// Notes what is wrong with `subject`, or that nothing is; logs a change.
@@ -169,47 +233,113 @@ impl Shared {
     }
 
     pub(super) fn holders(&self, digest: &Digest) -> Vec<Arc<Peer>> {
-        let peers = self.peers();
-        let holding =
-            peers.iter().filter(|(_, known)| known.is_here() && known.held.digests.contains(digest));
-        let trusted = holding.filter(|(id, _)| self.gate.allows(id, Action::Believe));
-        trusted.filter_map(|(_, known)| known.peer.clone()).collect()
+        let view = self.view();
+        let numbers = view.gossip.holdings().holders(content_key(digest));
+        let members = numbers.into_iter().flatten().filter_map(|number| view.member(number));
+        let trusted = members.filter(|(_, id, _)| self.gate.allows(id, Action::Believe));
+        trusted.map(|(_, _, peer)| Arc::clone(peer)).collect()
+    }
+
+    /// Signed records of some that hold `digest`, this node left out.
+    pub(super) fn records(&self, digest: &Digest, limit: usize) -> Vec<bytes::Bytes> {
+        let view = self.view();
+        let numbers = view.gossip.holdings().holders(content_key(digest));
+        let members = numbers.into_iter().flatten().filter_map(|number| view.member(number));
+        members.map(|(member, ..)| member.record.signed.clone()).take(limit).collect()
     }
 
     pub(super) fn tag_peers(&self) -> Vec<Arc<Peer>> {
-        let peers = self.peers();
-        let trusted =
-            peers.iter().filter(|(id, known)| known.is_here() && self.gate.allows(id, Action::Tags));
-        trusted.filter_map(|(_, known)| known.peer.clone()).collect()
+        let view = self.view();
+        let members = view.members.keys().filter_map(|number| view.member(*number));
+        let trusted = members.filter(|(_, id, _)| self.gate.allows(id, Action::Tags));
+        trusted.map(|(_, _, peer)| Arc::clone(peer)).collect()
     }
 
     pub(super) fn status(&self) -> Status {
         let problems = self.problems().texts.clone();
-        let advertised = self.own().len();
-        let peer = |(id, known): (&PeerId, &Known)| {
-            let record = known.peer.as_deref();
-            PeerStatus {
-                id: id.to_string(),
-                node: record.map(|peer| peer.node.clone()).unwrap_or_default(),
-                zone: record.map(|peer| peer.zone.clone()).unwrap_or_default(),
-                version: record.map(|peer| peer.version.clone()).unwrap_or_default(),
-                connected: known.connected,
-                level: self.gate.level(id, Action::Connect),
-                proof: self.gate.proof(id).to_string(),
-                holds: known.held.digests.len(),
-                transfer: record.map(|peer| peer.transfer.clone()).unwrap_or_default(),
-                problem: if known.connected {
-                    String::new()
-                } else {
-                    problems.get(&Subject::Peer(id.clone())).cloned().unwrap_or_default()
+        let mut peers: BTreeMap<PeerId, PeerStatus> = BTreeMap::new();
+        let view = self.view();
+        let neighbours: HashSet<u64> = view.gossip.neighbours().collect();
+        for (number, member) in view.gossip.members().iter() {
+            let Some((id, peer)) = view.members.get(&number).filter(|_| number != 0) else { continue };
+            let age = Duration::from_millis(self.now().saturating_sub(member.since));
+            peers.insert(
+                id.clone(),
+                PeerStatus {
+                    state: Some(member_state(member)),
+                    seconds: age.as_secs(),
+                    neighbour: neighbours.contains(&member.key),
+                    holds: member.count as usize,
+                    ..self.peer_status(id, Some(peer))
                 },
+            );
+        }
+        let (advertised, members, complete) =
+            (view.gossip.held(), view.gossip.members().live(), view.gossip.is_complete());
+        drop(view);
+        for (id, known) in self.peers().iter() {
+            let status = peers.entry(id.clone()).or_insert_with(|| self.peer_status(id, known.peer.as_ref()));
+            status.connected = known.connected;
+            if !known.connected {
+                status.problem = problems.get(&Subject::Peer(id.clone())).cloned().unwrap_or_default();
             }
-        };
-        let peers = self.peers().iter().map(peer).collect();
+        }
+        let peers = peers.into_values().collect();
         let listening = self.listening().clone();
         let problems = self.admission.problems().into_iter().chain(problems.into_values()).collect();
         let admission = Some(self.admission.status());
-        Status { id: self.id.to_string(), listening, peers, advertised, admission, problems }
+        Status {
+            id: self.id.to_string(),
+            listening,
+            peers,
+            advertised,
+            members,
+            complete,
+            admission,
+            problems,
+        }
+    }
+
+    fn peer_status(&self, id: &PeerId, peer: Option<&Arc<Peer>>) -> PeerStatus {
+        PeerStatus {
+            id: id.to_string(),
+            node: peer.map(|peer| peer.node.clone()).unwrap_or_default(),
+            zone: peer.map(|peer| peer.zone.clone()).unwrap_or_default(),
+            version: peer.map(|peer| peer.version.clone()).unwrap_or_default(),
+            connected: false,
+            state: None,
+            seconds: 0,
+            neighbour: false,
+            level: self.gate.level(id, Action::Connect),
+            proof: self.gate.proof(id).to_string(),
+            holds: 0,
+            transfer: peer.map(|peer| peer.transfer.clone()).unwrap_or_default(),
+            problem: String::new(),
+        }
+    }
+}
+
+impl View {
+    /// Nobody is there any more.
+    pub(super) fn clear(&mut self) {
+        self.members.clear();
+    }
+
+    /// A live member other than this node.
+    fn member(&self, number: u32) -> Option<(&Member, &PeerId, &Arc<Peer>)> {
+        let (id, peer) = self.members.get(&number).filter(|_| number != 0)?;
+        let member = self.gossip.members().get(number).filter(|member| member.is_live())?;
+        Some((member, id, peer))
+    }
+}
+
+fn member_state(member: &Member) -> MemberState {
+    match member.state {
+        State::Remembered => MemberState::Remembered,
+        State::Alive => MemberState::Alive,
+        State::Suspected => MemberState::Suspected,
+        State::Dead => MemberState::Dead,
+        State::Left => MemberState::Left,
     }
 }
 
@@ -237,12 +367,6 @@ impl Problems {
         let (_, lines) = self.logged.entry(subject).or_insert((now, 0));
         *lines = lines.saturating_add(1);
         (*lines <= LOG_LINES).then_some((line, *lines == LOG_LINES))
-    }
-}
-
-impl Known {
-    fn is_here(&self) -> bool {
-        self.connected && !self.leaving
     }
 }
 

@@ -37,8 +37,14 @@ fn one_that_stood_still_says_that_it_lives() {
     world.hold(keys[1], 1, true);
     world.frozen.insert(keys[2]);
     world.until("it is dead", 6000, |world| world.state(keys[7], keys[2]) == Some(State::Dead));
+    let accusations = |world: &World| {
+        let suspected =
+            |key: &&Key| world.nodes[&keys[7]].members().by_key(**key).unwrap().suspicion.is_some();
+        keys.iter().filter(|key| **key != keys[2]).filter(suspected).count()
+    };
     world.frozen.clear();
     let took = world.until("it is back", 15_000, |world| {
+        assert_eq!(accusations(world), 0, "it takes its own stillness for that of others");
         world.keys().iter().all(|at| world.state(*at, keys[2]) == Some(State::Alive)) && world.is_one()
     });
     println!("back after {took} ms");
@@ -151,5 +157,14 @@ fn an_identity_that_two_have_is_reported() {
     let mut next = (*record).clone();
     next.seq += 10;
     node.take_record(Arc::new(next), None, 0, now);
-    assert_eq!(node.actions(), [Action::Twin]);
+    assert_eq!(node.actions(), [Action::Twin(keys[0])]);
+    // The others see records of the two by turns.
+    let node = world.nodes.get_mut(&keys[1]).unwrap();
+    for process in [1, 2, 1] {
+        let mut other = (*record).clone();
+        other.process = process;
+        other.seq = node.members().by_key(keys[0]).unwrap().record.seq + 1;
+        node.take_record(Arc::new(other), None, 0, now);
+    }
+    assert_eq!(node.actions(), [Action::Twin(keys[0])]);
 }

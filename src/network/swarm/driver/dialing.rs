@@ -67,11 +67,12 @@ impl Driver {
         self.on_listening();
     }
 
-    pub(super) fn on_listening(&self) {
+    pub(super) fn on_listening(&mut self) {
         let addresses = self.swarm.listeners().filter_map(socket);
         let mut addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
         addresses.sort_unstable();
         *self.shared.listening() = addresses;
+        self.amend();
     }
 
     pub(super) fn configure(&mut self, peers: &[PeerConfig], dns: &[String]) {
@@ -142,6 +143,8 @@ impl Driver {
                 }
                 self.dial_peer(id, &addresses, now);
             }
+            // The gossip knows addresses, and no names.
+            Target::Member(_) => {}
             Target::Service(name) => {
                 let problem = failed.into_iter().next();
                 let answer = if problem.is_none() { Ok(found.as_slice()) } else { Err(()) };
@@ -229,6 +232,14 @@ impl Driver {
                 self.shared.problem(Subject::Address(address), Some(text));
             }
             (Target::Service(_), None) => {}
+            (Target::Member(key), _) => {
+                let now = self.now();
+                self.shared.view_mut().gossip.dial_failed(key, now);
+                if let Some(peer) = met {
+                    self.unanswerable(peer, "it cannot be reached");
+                }
+                self.turn();
+            }
         }
     }
 
@@ -252,6 +263,11 @@ impl Driver {
     }
 }
 
+/// Where the control plane listens.
+pub(super) fn listening(swarm: &libp2p::Swarm<Behaviour>) -> Vec<SocketAddr> {
+    swarm.listeners().filter_map(socket).collect()
+}
+
 /// Where peers reach this node's control plane: what is configured, then the ports it listens at.
 pub(super) fn control_addresses(
     swarm: &libp2p::Swarm<Behaviour>,
@@ -268,7 +284,7 @@ pub(super) fn control_addresses(
     addresses
 }
 
-fn multiaddr(address: SocketAddr) -> Multiaddr {
+pub(super) fn multiaddr(address: SocketAddr) -> Multiaddr {
     Multiaddr::from(address.ip()).with(Protocol::Tcp(address.port()))
 }
 

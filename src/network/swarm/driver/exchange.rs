@@ -1,4 +1,4 @@
-//! The messages with connected peers: what is asked, answered and pushed.
+//! The messages with connected peers: what is asked and answered. What the members hold is the gossip's business.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,15 +9,14 @@ use libp2p::swarm::ConnectionId;
 use tokio::time::Instant;
 
 use super::super::codec::{PROTOCOL, Request};
-use super::super::inventory::{Held, INVENTORY_LIMIT};
-use super::super::message::{Hello, Message, Position, State};
+use super::super::message::{HOLDERS, Hello, Message};
+use super::super::notary;
 use super::super::view::{Subject, reachable};
-use super::proof::introduction;
-use super::{Driver, Flight, QUESTIONS, RETRY, Reply, WAITING, dialing};
+use super::{Answered, Driver, Flight, QUESTIONS, Question, RETRY, Reply, WAITING, dialing, proof};
 use crate::network::identity::peer_id;
-use crate::network::metrics::{Answer, Direction, InventoryLabels, Kind, TagLabels};
+use crate::network::metrics::{Answer, TagLabels};
 use crate::network::{Peer, ResolveError};
-use crate::oci::{Action, Descriptor, PeerId, Reference};
+use crate::oci::{Action, PeerId};
 
 impl Driver {
     pub(super) fn on_control(&mut self, event: request_response::Event<Request, Message>) {
@@ -30,9 +29,11 @@ impl Driver {
                     // An error is a peer that does not wait any more.
                     let _ = self.swarm.behaviour_mut().control.send_response(channel, answer);
                     self.push(peer);
+                    self.open_stream(peer);
                 }
                 request_response::Message::Response { request_id, response } => {
                     self.on_answer(peer, request_id, response);
+                    self.open_stream(peer);
                 }
             },
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
@@ -60,25 +61,19 @@ impl Driver {
         let id = link.id.clone();
         let gate = &self.shared.gate;
         match request {
-            Message::Hello(hello) if hello.introduction => Message::State(State::default()),
+            Message::Hello(hello) if hello.introduction => Message::Heard,
             Message::Hello(hello) => {
-                if link.flight.is_none() || !link.greeted {
-                    link.has = hello.have;
-                }
-                link.denied = false;
+                link.heard = true;
                 // The address of the connection that speaks comes first.
-                let mut seen: Vec<IpAddr> = Vec::new();
-                if let Some(speaks) = link.connections.get_mut(&connection) {
-                    speaks.said = Some((hello.incarnation, Instant::now()));
-                    seen.extend(speaks.ip);
-                }
+                let speaks = link.connections.get(&connection);
+                let mut seen: Vec<IpAddr> = speaks.and_then(|connection| connection.ip).into_iter().collect();
                 for ip in link.connections.values().filter_map(|connection| connection.ip) {
                     if !seen.contains(&ip) {
                         seen.push(ip);
                     }
                 }
                 self.bootstrap.learn(&id, &seen, reachable(&seen, &hello.control));
-                let record = Peer {
+                let peer = Peer {
                     id: id.clone(),
                     transfer: reachable(&seen, &hello.transfer),
                     node: hello.node,
@@ -89,55 +84,28 @@ impl Driver {
                 self.forget_refused(&id);
                 let mut peers = self.shared.peers_mut();
                 let known = peers.entry(id.clone()).or_default();
-                known.held.incarnation(hello.incarnation);
-                known.peer = Some(Arc::new(record));
-                (known.leaving, known.gone) = (false, None);
+                known.peer = Some(Arc::new(peer));
+                known.gone = None;
                 if !known.connected {
                     known.connected = true;
                     self.metrics.peers.inc();
                     tracing::info!(peer = %id, "connected");
                 }
-                Message::State(known.held.state())
-            }
-            Message::Inventory(inventory) => {
-                if !gate.allows(&id, Action::Believe) {
-                    return Message::Denied;
-                }
-                let kind = if inventory.page.is_some() { Kind::Whole } else { Kind::Change };
-                let labels = InventoryLabels { direction: Direction::Received, kind };
-                self.metrics.inventory.get_or_create(&labels).inc();
-                let (state, excess) = {
-                    let mut peers = self.shared.peers_mut();
-                    let known = peers.entry(id.clone()).or_default();
-                    let state = known.held.apply(inventory, INVENTORY_LIMIT);
-                    (state, known.held.excess)
-                };
-                if excess {
-                    let text = format!(
-                        "peer {id}: it claims more than {INVENTORY_LIMIT} digests; the rest is ignored"
-                    );
-                    self.shared.problem(Subject::Conduct(id), Some(text));
-                }
-                Message::State(state)
+                Message::Heard
             }
             Message::Resolve(name) => {
-                let (answer, message) = if !gate.allows(&id, Action::Tags) {
-                    (Answer::Denied, Message::Denied)
-                } else {
+                let (answer, message) = if gate.allows(&id, Action::Tags) {
                     let found = self.tags.tag(&id, &name);
                     (if found.is_some() { Answer::Found } else { Answer::Unknown }, Message::Resolved(found))
+                } else {
+                    (Answer::Denied, Message::Denied)
                 };
                 self.metrics.tags.get_or_create(&TagLabels { answer }).inc();
                 message
             }
-            Message::Leaving => {
-                let mut peers = self.shared.peers_mut();
-                let known = peers.entry(id).or_default();
-                known.leaving = true;
-                known.held = Held::default();
-                Message::State(State::default())
-            }
-            Message::State(_) | Message::Resolved(_) | Message::Denied => {
+            Message::Holders(_) if !gate.allows(&id, Action::Serve) => Message::Denied,
+            Message::Holders(digest) => Message::Held(self.shared.records(&digest, HOLDERS)),
+            Message::Heard | Message::Held(_) | Message::Resolved(_) | Message::Denied => {
                 self.broke(peer, "an answer instead of a request");
                 Message::Denied
             }
@@ -145,56 +113,25 @@ impl Driver {
     }
 
     fn on_answer(&mut self, peer: P2pId, request: OutboundRequestId, answer: Message) {
-        if self.questions.contains_key(&request) {
-            let answer = match answer {
-                Message::Resolved(found) => Ok(found),
-                Message::Denied => Err(ResolveError::Denied),
+        if let Some((_, question)) = self.questions.get(&request) {
+            let answered = match (question, answer) {
+                (Reply::Tag(_), Message::Resolved(found)) => Ok(Answered::Tag(found)),
+                (Reply::Holders(_), Message::Held(records)) => Ok(Answered::Holders(self.believed(&records))),
+                (_, Message::Denied) => Err(ResolveError::Denied),
                 _ => Err(ResolveError::Unreachable("it broke the protocol".into())),
             };
-            return self.answered(request, answer);
+            return self.answered(request, answered);
         }
         let Some(link) = self.links.get_mut(&peer) else { return };
         let Some((_, flight)) = link.flight.take_if(|(sent, _)| *sent == request) else { return };
-        match answer {
-            Message::State(state) => {
-                link.has = state.have;
-                let incarnation = self.shared.own().position().incarnation;
-                let reached = |to| state.have == Position { incarnation, version: to };
-                let fits = match flight {
-                    Flight::Introduction => {
-                        link.introduced = true;
-                        true
-                    }
-                    Flight::Hello => {
-                        link.greeted = true;
-                        true
-                    }
-                    Flight::Page { number, last, to } => {
-                        let fits = if last { reached(to) } else { state.pages == number + 1 };
-                        match &mut link.whole {
-                            Some((_, page)) if fits && !last => *page = number + 1,
-                            _ => link.whole = None,
-                        }
-                        fits
-                    }
-                    Flight::Change { to } => reached(to),
-                    Flight::Leaving => true,
-                };
-                if !fits {
-                    link.next = Some(Instant::now() + RETRY);
-                }
-            }
-            // It takes this node for gone, and is about to close the connection.
-            Message::Denied if matches!(flight, Flight::Hello | Flight::Introduction) => {
+        match (answer, flight) {
+            (Message::Heard, Flight::Introduction) => link.introduced = true,
+            (Message::Heard, Flight::Hello) => link.greeted = true,
+            // It takes this node for gone or for no member, and is about to close the connection.
+            (Message::Denied, _) => {
                 link.next = Some(Instant::now() + RETRY);
                 let (id, from) = (link.id.clone(), link.ip());
-                if self.shared.admission.by_key() || flight == Flight::Introduction {
-                    self.not_admitted(&id, from);
-                }
-            }
-            Message::Denied => {
-                link.denied = true;
-                link.whole = None;
+                self.not_admitted(&id, from);
             }
             _ => {
                 link.next = Some(Instant::now() + RETRY);
@@ -202,6 +139,16 @@ impl Driver {
             }
         }
         self.push(peer);
+    }
+
+    /// Those of `records` that are right and whose members are believed.
+    fn believed(&self, records: &[bytes::Bytes]) -> Vec<Arc<Peer>> {
+        let view = self.shared.view();
+        let records = records.iter().filter_map(|signed| view.gossip.judge(signed).ok());
+        let peers = records.filter_map(|record| notary::peer(&record));
+        let own = &self.shared.id;
+        let believed = peers.filter(|(id, _)| id != own && self.shared.gate.allows(id, Action::Believe));
+        believed.map(|(_, peer)| peer).collect()
     }
 
     fn on_unanswered(&mut self, peer: P2pId, request: OutboundRequestId, error: &OutboundFailure) {
@@ -223,8 +170,6 @@ impl Driver {
         }
         tracing::debug!(peer = %link.id, %error, "a message was not answered");
         link.greeted = false;
-        link.introduced = false;
-        link.whole = None;
         link.next = Some(Instant::now() + RETRY);
         if let OutboundFailure::UnsupportedProtocols = error {
             let text = format!("peer {}: it does not speak {}", link.id, PROTOCOL);
@@ -232,113 +177,96 @@ impl Driver {
         }
     }
 
-    pub(super) fn push_all(&mut self) {
-        let peers: Vec<P2pId> = self.links.keys().copied().collect();
-        for peer in peers {
-            self.push(peer);
-        }
-    }
-
-    /// Sends `peer` the next thing that it does not know, unless a message is on its way.
+    /// Tells `peer` who this is, unless it knows or a message is on its way.
     pub(super) fn push(&mut self, peer: P2pId) {
         let Some(link) = self.links.get_mut(&peer) else { return };
-        if link.flight.is_some() || link.next.is_some() {
+        if link.flight.is_some() || link.next.is_some() || link.greeted {
             return;
         }
-        let (message, flight) = if !link.greeted && self.shared.gate.is_unproved(&link.id) {
-            let Some(introduction) = introduction(&self.shared, link) else { return };
+        let (message, flight) = if self.shared.gate.is_unproved(&link.id) {
+            let Some(introduction) = proof::introduction(&self.shared, link) else { return };
             (introduction, Flight::Introduction)
-        } else if !link.greeted {
-            let have = self.shared.peers().get(&link.id).map(|known| known.held.state().have);
+        } else {
             let hello = Hello {
-                incarnation: self.shared.own().position().incarnation,
                 node: self.announcement.node.clone(),
                 zone: self.announcement.zone.clone(),
                 version: self.announcement.version.clone(),
                 transfer: self.announcement.transfer.clone(),
                 control: dialing::control_addresses(&self.swarm, &self.advertise),
-                have: have.unwrap_or_default(),
                 certificate: self.shared.admission.own().unwrap_or_default().to_vec(),
                 introduction: false,
             };
             (Message::Hello(hello), Flight::Hello)
-        } else if link.denied || !self.shared.gate.allows(&link.id, Action::Serve) {
-            return;
-        } else {
-            let mut own = self.shared.own();
-            let position = own.position();
-            let change = match &link.whole {
-                None if link.has == position => return,
-                None if link.has.incarnation == position.incarnation => own.since(link.has.version),
-                _ => None,
-            };
-            if let Some(change) = change {
-                let to = change.to;
-                (Message::Inventory(change), Flight::Change { to })
-            } else {
-                let (snapshot, number) = link.whole.get_or_insert_with(|| (own.snapshot(), 0));
-                let page = snapshot.page(position.incarnation, *number);
-                let flight = Flight::Page { number: *number, last: page.last, to: page.to };
-                (Message::Inventory(page), flight)
-            }
         };
-        let kind = match flight {
-            Flight::Page { .. } => Some(Kind::Whole),
-            Flight::Change { .. } => Some(Kind::Change),
-            Flight::Introduction | Flight::Hello | Flight::Leaving => None,
-        };
-        if let Some(kind) = kind {
-            let labels = InventoryLabels { direction: Direction::Sent, kind };
-            self.metrics.inventory.get_or_create(&labels).inc();
-        }
         let request = self.swarm.behaviour_mut().control.send_request(&peer, Ok(message));
         link.flight = Some((request, flight));
     }
 
-    pub(super) fn ask(&mut self, peer: &PeerId, name: Reference, reply: Reply) {
-        let link = peer.as_str().parse::<P2pId>().ok().and_then(|id| Some((id, self.links.get_mut(&id)?)));
-        let refused = match link {
-            None => ResolveError::Unreachable("it is not connected".into()),
-            Some((_, link)) if link.questions >= QUESTIONS => {
-                // Who does not wait any more takes no place.
-                link.waiting.retain(|(_, reply)| !reply.is_closed());
-                if link.waiting.len() < WAITING {
-                    link.waiting.push_back((name, reply));
-                    return;
-                }
-                ResolveError::Unreachable("too many questions wait for its answer".into())
-            }
-            Some((id, link)) => {
-                link.questions += 1;
-                let question =
-                    self.swarm.behaviour_mut().control.send_request(&id, Ok(Message::Resolve(name)));
-                self.questions.insert(question, (id, reply));
-                return;
-            }
+    /// Asks a peer; one that is a member and not connected is dialled first.
+    pub(super) fn ask(&mut self, peer: &PeerId, question: Question, reply: Reply) {
+        let Ok(p2p) = peer.as_str().parse::<P2pId>() else {
+            return reply.fail(ResolveError::Unreachable("its ID is not a peer ID of libp2p".into()));
         };
-        // The asker may have gone.
-        let _ = reply.send(Err(refused));
+        let Some(link) = self.links.get_mut(&p2p) else { return self.ask_later(p2p, question, reply) };
+        if link.questions < QUESTIONS {
+            link.questions += 1;
+            let question = self.swarm.behaviour_mut().control.send_request(&p2p, Ok(question.message()));
+            self.questions.insert(question, (p2p, reply));
+            return;
+        }
+        // Who does not wait any more takes no place.
+        link.waiting.retain(|(_, reply)| !reply.is_closed());
+        if link.waiting.len() < WAITING {
+            link.waiting.push_back((question, reply));
+        } else {
+            reply.fail(ResolveError::Unreachable("too many questions wait for its answer".into()));
+        }
     }
 
-    pub(super) fn answered(
-        &mut self,
-        question: OutboundRequestId,
-        answer: Result<Option<Descriptor>, ResolveError>,
-    ) {
+    fn ask_later(&mut self, peer: P2pId, question: Question, reply: Reply) {
+        let record = {
+            let view = self.shared.view();
+            let member = view.gossip.members().by_key(notary::member_key(&peer));
+            member.filter(|member| member.is_live()).map(|member| Arc::clone(&member.record))
+        };
+        let Some(record) = record else {
+            return reply.fail(ResolveError::Unreachable("it is not connected".into()));
+        };
+        self.unasked.retain(|_, waiting| {
+            waiting.retain(|(_, reply)| !reply.is_closed());
+            !waiting.is_empty()
+        });
+        if self.unasked.values().map(Vec::len).sum::<usize>() >= WAITING {
+            return reply.fail(ResolveError::Unreachable("too many questions wait for connections".into()));
+        }
+        let is_new = !self.unasked.contains_key(&peer);
+        self.unasked.entry(peer).or_default().push((question, reply));
+        if is_new && self.dial_record(peer, &record).is_err() {
+            self.unanswerable(peer, "it cannot be reached");
+        }
+    }
+
+    /// Questions for `peer` will not be asked.
+    pub(super) fn unanswerable(&mut self, peer: P2pId, why: &str) {
+        for (_, reply) in self.unasked.remove(&peer).unwrap_or_default() {
+            reply.fail(ResolveError::Unreachable(why.into()));
+        }
+    }
+
+    pub(super) fn answered(&mut self, question: OutboundRequestId, answer: Result<Answered, ResolveError>) {
         let Some((peer, reply)) = self.questions.remove(&question) else { return };
         if let Some(link) = self.links.get_mut(&peer) {
             link.questions = link.questions.saturating_sub(1);
-            while let Some((name, reply)) = link.waiting.pop_front() {
+            while let Some((question, reply)) = link.waiting.pop_front() {
                 if !reply.is_closed() {
                     link.questions += 1;
                     let control = &mut self.swarm.behaviour_mut().control;
-                    let question = control.send_request(&peer, Ok(Message::Resolve(name)));
+                    let question = control.send_request(&peer, Ok(question.message()));
                     self.questions.insert(question, (peer, reply));
                     break;
                 }
             }
         }
-        // The asker may have gone.
-        let _ = reply.send(answer);
+        reply.give(answer);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   connected --> introduction: this node's certificate, and nothing else
-//!   its hello, with its certificate --admitted--> our whole hello, inventory, tags
+//!   its hello, with its certificate --admitted--> our whole hello, the gossip, tags
 //!                                   --refused---> denied; the doorkeeper closes the connection in time
 //! ```
 
@@ -91,9 +91,8 @@ impl Driver {
 /// What an unproved peer is told: that this node is a member. `None`: it was told, or there is nothing to tell.
 pub(super) fn introduction(shared: &Shared, link: &Link) -> Option<Message> {
     let certificate = shared.admission.own().filter(|_| !link.introduced)?;
-    let incarnation = shared.own().position().incarnation;
     let certificate = certificate.to_vec();
-    Some(Message::Hello(Hello { incarnation, certificate, introduction: true, ..Hello::default() }))
+    Some(Message::Hello(Hello { certificate, introduction: true, ..Hello::default() }))
 }
 
 impl Link {

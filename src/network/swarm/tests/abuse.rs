@@ -43,8 +43,8 @@ impl request_response::Codec for Raw {
         io.write_all(&bytes).await?;
         io.flush().await?;
         if bytes.is_empty() {
-            // A message of a MiB that never ends.
-            io.write_all(&(1u32 << 20).to_be_bytes()).await?;
+            // A message that never ends.
+            io.write_all(&(1u32 << 15).to_be_bytes()).await?;
             loop {
                 io.write_all(&[0]).await?;
                 io.flush().await?;
@@ -103,9 +103,12 @@ async fn oversized_and_impossible_messages_are_refused() {
         }
     };
     let framed = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
-    assert!(outcome(&framed(&message::encode(&message::Message::Leaving))).await, "the program speaks right");
+    assert!(
+        outcome(&framed(&message::encode(&message::Message::Hello(message::Hello::default())))).await,
+        "the program speaks right"
+    );
     assert!(!outcome(&u32::MAX.to_be_bytes()).await, "too long");
-    one.has_problem("its message cannot be read: a message of 4294967295 bytes, more than 1048576").await;
+    one.has_problem("its message cannot be read: a message of 4294967295 bytes, more than 32768").await;
     assert!(!outcome(&framed(&[0xff; 100])).await, "not protobuf");
     one.has_problem("its message cannot be read: not a protobuf message").await;
 }
@@ -182,7 +185,7 @@ async fn many_questions_at_once_are_all_answered() {
     }
 }
 
-/// Guards `Link::twins`.
+/// Guards `Action::Twin` of the gossip.
 #[tokio::test]
 async fn two_processes_with_one_identity_are_named() {
     let one = Start::default().start().await;
