@@ -212,6 +212,17 @@ impl Admission {
         Self { shared: Arc::new(shared) }
     }
 
+    /// As it would be at another time of day.
+    #[cfg(test)]
+    pub(crate) fn at(
+        peer: PeerId,
+        config: &Config,
+        members: Arc<dyn Members>,
+        clock: impl Fn(u64) -> u64 + Send + Sync + 'static,
+    ) -> Self {
+        Self::with(Some((peer, members)), config, Metrics::default(), Box::new(move || clock(unix_time())))
+    }
+
     /// The certificate to show; `None`: there is no key, or none yet.
     pub fn own(&self) -> Option<Bytes> {
         self.shared.state.load().own.as_ref().map(|own| own.bytes.clone())

@@ -116,10 +116,14 @@ struct Link {
     flight: Option<(OutboundRequestId, Flight)>,
     /// Whether it answered a greeting that told the present state.
     greeted: bool,
+    /// The greeting that is on its way tells no longer the present state.
+    outdated: bool,
     /// Whether it answered this node's certificate, which is all that it is told before it shows its own.
     introduced: bool,
     /// Whether it was a member once.
     proved: bool,
+    /// When a certificate that it showed was refused last.
+    refused: Option<Instant>,
     /// What it has of this node's inventory.
     has: Position,
     /// The whole inventory on its way, and the next page.
@@ -291,6 +295,7 @@ impl Driver {
     /// The gate answers differently: connections go, and what was refused before is asked for again.
     fn recheck(&mut self) {
         self.refused.clear();
+        self.bootstrap.hurry(Instant::now());
         self.shared.forget_problems(|subject| matches!(subject, Subject::Refused(_)));
         let gate = Arc::clone(&self.shared.gate);
         let mut closed = Vec::new();
@@ -298,8 +303,7 @@ impl Driver {
             // A member whose certificate ended may come in again, with a new one.
             let ended = link.proved && gate.is_unproved(&link.id);
             if gate.allows(&link.id, Action::Connect) && !ended {
-                link.greeted = false;
-                link.introduced = false;
+                link.greet_again();
                 link.denied = false;
                 link.whole = None;
             } else {
@@ -369,8 +373,10 @@ impl Driver {
             connections: HashMap::new(),
             flight: None,
             greeted: false,
+            outdated: false,
             introduced: false,
             proved: false,
+            refused: None,
             has: Position::default(),
             whole: None,
             denied: false,
@@ -381,8 +387,7 @@ impl Driver {
         let now = Instant::now();
         link.connections.insert(connection, Connection { ip, alive: now, answered: now, said: None });
         // Where there was a connection before, the other end may have started anew while that was not known to be dead.
-        link.greeted = false;
-        link.introduced = false;
+        link.greet_again();
         self.push(peer);
     }
 
@@ -393,10 +398,10 @@ impl Driver {
             return;
         }
         let id = link.id.clone();
-        let (proved, from) = (link.proved, removed.ip);
+        let (proved, refused, from) = (link.proved, link.refused.is_some(), removed.ip);
         let waiting = self.links.remove(&peer).map(|link| link.waiting).unwrap_or_default();
         if !proved && self.shared.gate.is_unproved(&id) {
-            self.left_unproved(&id, from);
+            self.left_unproved(&id, from, refused);
         }
         for (_, reply) in waiting {
             // The asker may have gone.

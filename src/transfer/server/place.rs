@@ -54,7 +54,10 @@ impl Place {
                 tracing::debug!(%peer, %refused, unproved, "a certificate was refused at the peer port");
             }
         }
-        if shared.gate.is_unproved(peer) || !self.enter(shared, peer) { Err(NoMember) } else { Ok(()) }
+        if shared.gate.is_unproved(peer) {
+            return Err(NoMember);
+        }
+        if self.enter(shared, peer) { Ok(()) } else { Err(NoMember) }
     }
 
     /// Returns when the connection has to be closed.

@@ -162,11 +162,11 @@ impl Driver {
                 let reached = |to| state.have == Position { incarnation, version: to };
                 let fits = match flight {
                     Flight::Introduction => {
-                        link.introduced = true;
+                        link.introduced = !std::mem::take(&mut link.outdated);
                         true
                     }
                     Flight::Hello => {
-                        link.greeted = true;
+                        link.greeted = !std::mem::take(&mut link.outdated);
                         true
                     }
                     Flight::Page { number, last, to } => {
@@ -222,8 +222,7 @@ impl Driver {
             return;
         }
         tracing::debug!(peer = %link.id, %error, "a message was not answered");
-        link.greeted = false;
-        link.introduced = false;
+        link.greet_again();
         link.whole = None;
         link.next = Some(Instant::now() + RETRY);
         if let OutboundFailure::UnsupportedProtocols = error {
