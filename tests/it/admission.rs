@@ -360,8 +360,8 @@ async fn late_and_denied() {
     rig.answers(1, &rig.layer(), 404).await;
 }
 
-/// The clocks of all nodes jump: who is a member stays one. One clock is wrong: that node is refused by name from its next
-/// start on, and comes back when its clock is right.
+/// The clocks of all nodes jump: who is a member stays one. One clock is wrong: a node that starts
+/// so is refused, both sides say why, and it comes back when its clock is right.
 async fn clocks() {
     let mut rig = Rig::start(2, |number, plan, scratch| {
         plan.let_clock_jump().unwrap();
@@ -381,7 +381,10 @@ async fn clocks() {
         }
     }
     assert_eq!(rig.nodes[0].log().matches("disconnected").count(), 0);
+    // Neither remembers the other.
+    rig.nodes[1].kill();
     rig.nodes[0].set_clock("+0").unwrap();
+    rig.nodes[0].restart().await.unwrap();
     rig.nodes[1].restart().await.unwrap();
     for node in [0, 1] {
         rig.has_problem(node, "is this node's clock or that one's wrong?").await;
