@@ -33,7 +33,7 @@ use self::certificate::{Certificate, DecodeError, LIFE};
 use self::files::Files;
 use self::key::Key;
 use super::Config;
-use super::metrics::{Admitted, Metrics};
+use super::metrics::{Judged, Metrics};
 use crate::oci::{KeyId, Members, PeerId};
 
 /// Between two looks at the key files and at the time.
@@ -241,7 +241,7 @@ impl Admission {
     pub fn admit(&self, peer: &PeerId, certificate: &[u8]) -> Result<(), Refused> {
         let admitted = self.judge(peer, certificate);
         self.shared.metrics.admission(match &admitted {
-            Ok(()) => Admitted::Admitted,
+            Ok(()) => Judged::Admitted,
             Err(refused) => refused.outcome(),
         });
         admitted
@@ -389,17 +389,17 @@ impl fmt::Debug for Admission {
 }
 
 impl Refused {
-    fn outcome(&self) -> Admitted {
+    fn outcome(&self) -> Judged {
         match self {
-            Self::NoKey => Admitted::NoKey,
-            Self::Missing => Admitted::Missing,
-            Self::Malformed(_) | Self::Version(_) => Admitted::Malformed,
-            Self::Cluster { .. } => Admitted::Cluster,
-            Self::OtherPeer(_) => Admitted::OtherPeer,
-            Self::Key(_) => Admitted::UnknownKey,
-            Self::Signature => Admitted::Signature,
-            Self::Expired { .. } | Self::TooLong { .. } => Admitted::Time,
-            Self::Denied => Admitted::Denied,
+            Self::NoKey => Judged::NoKey,
+            Self::Missing => Judged::Missing,
+            Self::Malformed(_) | Self::Version(_) => Judged::Malformed,
+            Self::Cluster { .. } => Judged::Cluster,
+            Self::OtherPeer(_) => Judged::OtherPeer,
+            Self::Key(_) => Judged::UnknownKey,
+            Self::Signature => Judged::Signature,
+            Self::Expired { .. } | Self::TooLong { .. } => Judged::Time,
+            Self::Denied => Judged::Denied,
         }
     }
 }
