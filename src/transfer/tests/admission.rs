@@ -36,7 +36,7 @@ fn key(folder: &tempfile::TempDir, byte: u8) -> PathBuf {
 }
 
 fn config(keys: &[&PathBuf]) -> network::Config {
-    let cluster_key = keys.iter().map(|path| PathBuf::clone(path)).collect();
+    let cluster_key = keys.iter().copied().cloned().collect();
     network::Config { cluster_key, ..network::Config::default() }
 }
 
