@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use peili::config::Inputs;
+use peili::network::admission::certificate;
 use peili::network::swarm::message;
 use peili::oci::{ByteRange, Digest, Manifest, Name, Patterns, PeerId, RangeHeader, Reference, Registry};
 use peili::upstream::hosts;
@@ -101,5 +102,14 @@ pub(crate) fn message(bytes: &[u8]) {
     if let Ok(read) = message::decode(bytes) {
         let written = message::encode(&read);
         assert_eq!(message::decode(&written).expect("it was written here"), read);
+    }
+}
+
+/// A certificate that is read is written in a form that reads the same, and that may be sent.
+pub(crate) fn certificate(bytes: &[u8]) {
+    if let Ok(read) = certificate::decode(bytes) {
+        let written = read.encode();
+        assert!(written.len() <= certificate::LIMIT && certificate::is_cluster(&read.cluster));
+        assert_eq!(certificate::decode(&written).expect("it was written here"), read);
     }
 }

@@ -169,7 +169,7 @@ enum ClusterKey {
     ///
     /// Whoever has it is a full member of the cluster until it is replaced on all nodes: keep it as you keep a password.
     #[command(after_help = "Examples:\n  peili cluster-key generate /etc/peili/cluster.key\n  \
-        kubectl create secret generic peili-cluster --from-literal=key=\"$(peili cluster-key generate)\"\n\n\
+        kubectl create secret generic peili-cluster --from-file=current=cluster.key --from-file=next=cluster.key\n\n\
         Exit codes: 0 done, 1 failed (the file is there already, or cannot be written), 2 wrong usage.")]
     Generate {
         /// The new file, readable by its owner only; never overwritten [default: standard output]

@@ -78,7 +78,7 @@ pub struct NodeConfig {
     #[schemars(with = "String")]
     pub drain: Duration,
     /// Move a corrupt identity file aside and make a new identity, of which the other nodes must then be told. Without
-    /// it, the node runs with a passing identity that no peer trusts, and the status says so.
+    /// it, the node runs with a passing identity that is on no list, and the status says so.
     pub identity_recovery: bool,
 }
 

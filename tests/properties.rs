@@ -4,10 +4,14 @@
 #[path = "../fuzz/invariants.rs"]
 mod invariants;
 
+use peili::network::admission::certificate::{self, Certificate};
+use peili::network::admission::key::Key;
 use peili::network::swarm::message::{Hello, Inventory, Message, Position, State, encode};
 use peili::oci::{Algorithm, Descriptor, Digest};
 use proptest::collection::vec;
 use proptest::prelude::*;
+
+const PEER: &str = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
 
 /// `text` with some characters replaced.
 fn changed(text: &str, changes: Vec<(prop::sample::Index, char)>) -> String {
@@ -158,6 +162,18 @@ proptest! {
     }
 
     #[test]
+    fn certificates(bytes: Vec<u8>, cluster in "[a-z._-]{1,63}", not_after: u64, changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..3)) {
+        invariants::certificate(&bytes);
+        let key = Key::derive(&[1; 32]).unwrap();
+        let mut bytes = Certificate::new(&key, &cluster, &PEER.parse().unwrap(), not_after).encode();
+        for (index, byte) in changes {
+            let at = index.index(bytes.len());
+            bytes[at] = byte;
+        }
+        invariants::certificate(&bytes);
+    }
+
+    #[test]
     fn control_messages(bytes: Vec<u8>, message in messages(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..3)) {
         invariants::message(&bytes);
         let mut bytes = encode(&message);
@@ -167,6 +183,23 @@ proptest! {
             bytes[at] = byte;
         }
         invariants::message(&bytes);
+    }
+}
+
+/// A changed certificate is refused, or says what its key has signed: no change of a bit goes by.
+#[test]
+fn the_signature_covers_all_that_a_certificate_says() {
+    let (key, peer) = (Key::derive(&[1; 32]).unwrap(), PEER.parse().unwrap());
+    let right = Certificate::new(&key, "default", &peer, 1_800_000_000);
+    let bytes = right.encode();
+    for bit in 0..bytes.len() * 8 {
+        let mut changed = bytes.clone();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        if let Ok(read) = certificate::decode(&changed)
+            && read.verify([&key], "default", &peer, 1_799_990_000).is_ok()
+        {
+            assert_eq!(read, right, "bit {bit}");
+        }
     }
 }
 

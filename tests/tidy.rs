@@ -103,6 +103,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_mangen", &["cli"]),
     ("indicatif", &["pull"]),
     ("hickory_resolver", &["network"]),
+    ("base64", &["network/admission", "transfer/wire"]),
+    ("zeroize", &["network/admission"]),
     ("toml_edit", &["upstream"]),
     ("tar", &["store", "pull"]),
     ("serde_saphyr", &["config", "cli"]),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use futures::StreamExt;
 use peili::network::Peer;
+use peili::network::admission::Admission;
 use peili::network::identity::Identity;
 use peili::oci::{Digest, PeerId};
 use peili::transfer::client::Client;
@@ -51,9 +52,20 @@ pub fn run<T: Send>(
     identity: &Identity,
     work: impl FnOnce(&Asker) -> T + Send,
 ) -> Result<T> {
+    run_showing(namespace, &Admission::off(), identity, work)
+}
+
+/// The same for one that shows a membership certificate.
+pub fn run_showing<T: Send>(
+    namespace: Option<&Namespace>,
+    admission: &Admission,
+    identity: &Identity,
+    work: impl FnOnce(&Asker) -> T + Send,
+) -> Result<T> {
     let run = || -> Result<T> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let client = runtime.block_on(async { Client::new(identity, Metrics::default()) })?;
+        let client = async { Client::presenting(admission.clone(), identity, Metrics::default()) };
+        let client = runtime.block_on(client)?;
         Ok(work(&Asker { client, runtime }))
     };
     match namespace {

@@ -112,7 +112,11 @@ fn generate_key(path: Option<&Path>) -> Result<(), Failure> {
     let failed = || format!("cannot write {}", path.display());
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(path).with_context(failed)?;
-    file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).with_context(failed)?;
+    if let Err(error) = file.write_all(line.as_bytes()).and_then(|()| file.sync_all()) {
+        // Half a key is worse than none; the error that matters is the first one.
+        let _ = std::fs::remove_file(path);
+        return Err(anyhow::Error::new(error).context(failed()).into());
+    }
     let id = Key::derive(line.as_bytes()).context("no key was made")?.id();
     print(&format!("key {id} in {}\n", path.display()))
 }

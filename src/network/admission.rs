@@ -33,7 +33,7 @@ use self::certificate::{Certificate, DecodeError, LIFE};
 use self::files::Files;
 use self::key::Key;
 use super::Config;
-use super::metrics::{Admitted, Metrics};
+use super::metrics::{Judged, Metrics};
 use crate::oci::{KeyId, Members, PeerId};
 
 /// Between two looks at the key files and at the time.
@@ -212,6 +212,17 @@ impl Admission {
         Self { shared: Arc::new(shared) }
     }
 
+    /// As it would be at another time of day.
+    #[cfg(test)]
+    pub(crate) fn at(
+        peer: PeerId,
+        config: &Config,
+        members: Arc<dyn Members>,
+        clock: impl Fn(u64) -> u64 + Send + Sync + 'static,
+    ) -> Self {
+        Self::with(Some((peer, members)), config, Metrics::default(), Box::new(move || clock(unix_time())))
+    }
+
     /// The certificate to show; `None`: there is no key, or none yet.
     pub fn own(&self) -> Option<Bytes> {
         self.shared.state.load().own.as_ref().map(|own| own.bytes.clone())
@@ -230,7 +241,7 @@ impl Admission {
     pub fn admit(&self, peer: &PeerId, certificate: &[u8]) -> Result<(), Refused> {
         let admitted = self.judge(peer, certificate);
         self.shared.metrics.admission(match &admitted {
-            Ok(()) => Admitted::Admitted,
+            Ok(()) => Judged::Admitted,
             Err(refused) => refused.outcome(),
         });
         admitted
@@ -378,17 +389,17 @@ impl fmt::Debug for Admission {
 }
 
 impl Refused {
-    fn outcome(&self) -> Admitted {
+    fn outcome(&self) -> Judged {
         match self {
-            Self::NoKey => Admitted::NoKey,
-            Self::Missing => Admitted::Missing,
-            Self::Malformed(_) | Self::Version(_) => Admitted::Malformed,
-            Self::Cluster { .. } => Admitted::Cluster,
-            Self::OtherPeer(_) => Admitted::OtherPeer,
-            Self::Key(_) => Admitted::UnknownKey,
-            Self::Signature => Admitted::Signature,
-            Self::Expired { .. } | Self::TooLong { .. } => Admitted::Time,
-            Self::Denied => Admitted::Denied,
+            Self::NoKey => Judged::NoKey,
+            Self::Missing => Judged::Missing,
+            Self::Malformed(_) | Self::Version(_) => Judged::Malformed,
+            Self::Cluster { .. } => Judged::Cluster,
+            Self::OtherPeer(_) => Judged::OtherPeer,
+            Self::Key(_) => Judged::UnknownKey,
+            Self::Signature => Judged::Signature,
+            Self::Expired { .. } | Self::TooLong { .. } => Judged::Time,
+            Self::Denied => Judged::Denied,
         }
     }
 }

@@ -75,7 +75,7 @@ pub(super) struct TagLabels {
 
 /// How the judgement of a certificate ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Admitted {
+pub(super) enum Judged {
     Admitted,
     NoKey,
     Missing,
@@ -91,7 +91,7 @@ pub(super) enum Admitted {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AdmissionLabels {
-    outcome: Admitted,
+    outcome: Judged,
 }
 
 /// Registers the network's metrics.
@@ -154,7 +154,7 @@ impl Metrics {
         }
     }
 
-    pub(super) fn admission(&self, outcome: Admitted) {
+    pub(super) fn admission(&self, outcome: Judged) {
         self.admissions.get_or_create(&AdmissionLabels { outcome }).inc();
     }
 
@@ -175,16 +175,16 @@ impl Metrics {
             drop(self.tags.get_or_create(&TagLabels { answer }));
         }
         for outcome in [
-            Admitted::Admitted,
-            Admitted::NoKey,
-            Admitted::Missing,
-            Admitted::Malformed,
-            Admitted::Cluster,
-            Admitted::OtherPeer,
-            Admitted::UnknownKey,
-            Admitted::Signature,
-            Admitted::Time,
-            Admitted::Denied,
+            Judged::Admitted,
+            Judged::NoKey,
+            Judged::Missing,
+            Judged::Malformed,
+            Judged::Cluster,
+            Judged::OtherPeer,
+            Judged::UnknownKey,
+            Judged::Signature,
+            Judged::Time,
+            Judged::Denied,
         ] {
             drop(self.admissions.get_or_create(&AdmissionLabels { outcome }));
         }

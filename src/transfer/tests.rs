@@ -1,5 +1,6 @@
 //! Peer ports and clients on real sockets of the loopback interface.
 
+mod admission;
 mod faults;
 
 use std::sync::Arc;

@@ -131,7 +131,7 @@ async fn configuration() {
         assert_eq!(output.status.code(), Some(code), "{error}");
         assert!(error.contains(expected), "{error}");
     };
-    check("", 0, "").await;
+    check("", 0, "warning: the network is open").await;
     check("mirror:\n  segment: 4MiB\n", 0, "").await;
     check("mirror:\n  segmnt: 4MiB\n", 2, "peili.yaml:2:3").await;
     check("mirror:\n  segment: 1GiB\n", 2, "64KiB to 64MiB").await;
@@ -186,7 +186,9 @@ async fn changes() {
     let image = Image::builder("library/app", "v1").layer(1 << 20).build().unwrap();
     let mut pair = Pair::start(&[&image], &json!({})).await;
     let peers = pair.other.plan.config["network"]["peers"].take();
-    pair.other.plan.merge(&json!({"network": {"peers": []}}));
+    // A list that has no other node: without any, the network would be open.
+    let own = pair.other.plan.peer_id.clone();
+    pair.other.plan.merge(&json!({"network": {"peers": [{"id": own}]}}));
     pair.other.rewrite().unwrap();
     let manifest = format!("/v2/library/app/manifests/{}?ns={REGISTRY}", image.root);
     let answers = async |pair: &Pair, status: u16, what: &str| {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use peili_lab::{Requirement, require};
 
+mod admission;
 mod cli;
 mod cluster;
 mod faults;
@@ -87,7 +88,8 @@ impl Case {
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
-    let mut cases = cli::cases();
+    let mut cases = admission::cases();
+    cases.extend(cli::cases());
     cases.extend(faults::cases());
     cases.extend(pulls::cases());
     let is_wanted = |trial: &Trial| !arguments.list && !arguments.is_filtered_out(trial);

@@ -53,7 +53,7 @@ async fn content_is_served_if_one_of_its_repositories_is_allowed() {
     }
     assert!(node.tells("registry.test/library/app:v1") && !node.tells("registry.test/secret/app:v1"));
     // A peer that is trusted no longer gets nothing, wherever the question comes from.
-    node.gate.replace(trust::Config::default(), []).unwrap();
+    node.gate.replace(trust::Config::default(), [Hub::new_id()]).unwrap();
     assert_eq!(node.gate.level(&node.peer, crate::oci::Action::Serve), Level::None);
     assert!(!node.gives(&open.target.digest).await && !node.tells("registry.test/library/app:v1"));
 }

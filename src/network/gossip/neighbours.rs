@@ -165,6 +165,9 @@ impl<H: Holdings> Gossip<H> {
             // It lives, and has no room.
             self.back_off(link.key, now);
         }
+        if link.outbound && link.is_closing {
+            self.back_off(link.key, now);
+        }
         self.missing.retain(|_, missing| missing.link != id);
         if link.is_closing || !link.ready {
             return;

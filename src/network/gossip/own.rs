@@ -24,6 +24,9 @@ impl<H: Holdings> Gossip<H> {
     /// Says that this node goes away; what is flushed after it tells the neighbours.
     pub fn leave(&mut self, now: Ms) {
         self.amend(|draft| draft.leaving = true, now);
+        for link in &mut self.links {
+            link.at_once(now);
+        }
     }
 
     /// This node holds `content`, or holds it no more.

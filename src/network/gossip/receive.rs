@@ -146,7 +146,9 @@ impl<H: Holdings> Gossip<H> {
             .position(|other| other.key == key && other.id != self.links[at].id && other.ready);
         if let Some(twin) = twin {
             let keeps_outbound = self.draft.key < key;
-            let drops = if outbound == keeps_outbound { twin } else { at };
+            // Of two that came from there, the last one is surely alive.
+            let drops =
+                if self.links[twin].outbound == outbound || outbound == keeps_outbound { twin } else { at };
             self.take_leave(drops, now);
             if drops == at {
                 return Ok(at);
@@ -208,6 +210,12 @@ impl<H: Holdings> Gossip<H> {
                     }
                     _ => link.out.records.push(member.record.signed.clone()),
                 }
+                link.urgent(now);
+            }
+            if let (Some(at), true) = (at, record.seq == seq && record.process != last.1) {
+                // The other process with this identity is to hear of this one.
+                let link = &mut self.links[at];
+                link.out.records.push(member.record.signed.clone());
                 link.urgent(now);
             }
             let cursor = at.map_or(0, |at| self.links[at].cursor);

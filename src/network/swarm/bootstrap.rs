@@ -272,6 +272,16 @@ impl Bootstrap {
         }
     }
 
+    /// What failed may succeed now.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        for peer in self.peers.values_mut().filter(|peer| peer.wants()) {
+            (peer.attempts, peer.due) = (0, Some(now));
+        }
+        for service in self.services.values_mut() {
+            (service.wait, service.due) = (SERVICE_FIRST_WAIT, now);
+        }
+    }
+
     /// An attempt at a service's address came to an end.
     pub(super) fn dialed(&mut self, address: SocketAddr) {
         for service in self.services.values_mut() {

@@ -157,12 +157,14 @@ struct Link {
     dialed: bool,
     /// Whether it heard who this is.
     greeted: bool,
-    /// Whether it said who it is.
-    heard: bool,
+    /// The greeting that is on its way tells no longer the present state.
+    outdated: bool,
     /// Whether it answered this node's certificate, which is all that it is told before it shows its own.
     introduced: bool,
     /// Whether it was a member once.
     proved: bool,
+    /// When a certificate that it showed was refused last.
+    refused: Option<Instant>,
     /// Nothing is sent before.
     next: Option<Instant>,
     questions: usize,
@@ -344,6 +346,7 @@ impl Driver {
     /// The gate answers differently: connections go, and what was refused before is asked for again.
     fn recheck(&mut self) {
         self.refused.clear();
+        self.bootstrap.hurry(Instant::now());
         self.shared.forget_problems(|subject| matches!(subject, Subject::Refused(_)));
         let gate = Arc::clone(&self.shared.gate);
         let mut closed = Vec::new();
@@ -351,8 +354,7 @@ impl Driver {
             // A member whose certificate ended may come in again, with a new one.
             let ended = link.proved && gate.is_unproved(&link.id);
             if gate.allows(&link.id, Action::Connect) && !ended {
-                link.greeted = false;
-                link.introduced = false;
+                link.greet_again();
             } else {
                 closed.push(*peer);
             }
@@ -422,9 +424,10 @@ impl Driver {
             flight: None,
             dialed: false,
             greeted: false,
-            heard: false,
+            outdated: false,
             introduced: false,
             proved: false,
+            refused: None,
             next: None,
             questions: 0,
             waiting: VecDeque::new(),
@@ -433,8 +436,7 @@ impl Driver {
         link.connections.insert(connection, Connection { ip, alive: now });
         link.dialed |= dialed.is_some() && !is_question;
         // Where there was a connection before, the other end may have started anew while that was not known to be dead.
-        link.greeted = false;
-        link.introduced = false;
+        link.greet_again();
         self.push(peer);
         for (question, reply) in self.unasked.remove(&peer).unwrap_or_default() {
             if let Some(id) = self.links.get(&peer).map(|link| link.id.clone()) {
@@ -450,10 +452,10 @@ impl Driver {
             return;
         }
         let id = link.id.clone();
-        let (proved, from) = (link.proved, removed.ip);
+        let (proved, refused, from) = (link.proved, link.refused.is_some(), removed.ip);
         let waiting = self.links.remove(&peer).map(|link| link.waiting).unwrap_or_default();
         if !proved && self.shared.gate.is_unproved(&id) {
-            self.left_unproved(&id, from);
+            self.left_unproved(&id, from, refused);
         }
         for (_, reply) in waiting {
             reply.fail(ResolveError::Unreachable("the connection was lost".into()));

@@ -12,6 +12,7 @@ use crate::network::conformance::{Cluster, Controls, check_all, holders, wait_fo
 use crate::oci::Level;
 
 mod abuse;
+mod admission;
 
 /// A node, its address and what it asks.
 struct Node {

@@ -48,13 +48,17 @@ impl Place {
     ) -> Result<(), NoMember> {
         let certificate = wire::parse_certificate(request.headers());
         let unproved = shared.gate.is_unproved(peer);
-        if (unproved || !certificate.is_empty()) && shared.admission.by_key() {
-            if let Err(refused) = shared.admission.admit(peer, &certificate) {
-                // Not louder: strangers decide how often. Its own control plane hears of it, or this node's.
-                tracing::debug!(%peer, %refused, unproved, "a certificate was refused at the peer port");
-            }
+        if (unproved || !certificate.is_empty())
+            && shared.admission.by_key()
+            && let Err(refused) = shared.admission.admit(peer, &certificate)
+        {
+            // Not louder: strangers decide how often. Its own control plane hears of it, or this node's.
+            tracing::debug!(%peer, %refused, unproved, "a certificate was refused at the peer port");
         }
-        if shared.gate.is_unproved(peer) || !self.enter(shared, peer) { Err(NoMember) } else { Ok(()) }
+        if shared.gate.is_unproved(peer) {
+            return Err(NoMember);
+        }
+        if self.enter(shared, peer) { Ok(()) } else { Err(NoMember) }
     }
 
     /// Returns when the connection has to be closed.

@@ -54,7 +54,9 @@ async fn unknown_node() {
     for unknown_is_asker in [true, false] {
         let of = usize::from(unknown_is_asker);
         let forget = |plans: &mut Vec<Plan>| {
-            plans[of].config["network"]["peers"] = serde_json::json!([]);
+            // A list that has no other node: without any, the network would be open.
+            let own = plans[of].peer_id.clone();
+            plans[of].config["network"]["peers"] = serde_json::json!([{"id": own}]);
         };
         let (mut fleet, _) = Setup::new(1, image()).start_apart(forget).await;
         wait::until("a stranger refused", FOUND, async || {

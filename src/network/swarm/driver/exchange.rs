@@ -63,7 +63,6 @@ impl Driver {
         match request {
             Message::Hello(hello) if hello.introduction => Message::Heard,
             Message::Hello(hello) => {
-                link.heard = true;
                 // The address of the connection that speaks comes first.
                 let speaks = link.connections.get(&connection);
                 let mut seen: Vec<IpAddr> = speaks.and_then(|connection| connection.ip).into_iter().collect();
@@ -125,8 +124,8 @@ impl Driver {
         let Some(link) = self.links.get_mut(&peer) else { return };
         let Some((_, flight)) = link.flight.take_if(|(sent, _)| *sent == request) else { return };
         match (answer, flight) {
-            (Message::Heard, Flight::Introduction) => link.introduced = true,
-            (Message::Heard, Flight::Hello) => link.greeted = true,
+            (Message::Heard, Flight::Introduction) => link.introduced = !std::mem::take(&mut link.outdated),
+            (Message::Heard, Flight::Hello) => link.greeted = !std::mem::take(&mut link.outdated),
             // It takes this node for gone or for no member, and is about to close the connection.
             (Message::Denied, _) => {
                 link.next = Some(Instant::now() + RETRY);
@@ -169,7 +168,7 @@ impl Driver {
             return;
         }
         tracing::debug!(peer = %link.id, %error, "a message was not answered");
-        link.greeted = false;
+        link.greet_again();
         link.next = Some(Instant::now() + RETRY);
         if let OutboundFailure::UnsupportedProtocols = error {
             let text = format!("peer {}: it does not speak {}", link.id, PROTOCOL);

@@ -32,16 +32,11 @@ impl Driver {
     /// A connection's other end is a member: the gossip begins, where this node dialled.
     pub(super) fn open_stream(&mut self, peer: P2pId) {
         let Some(link) = self.links.get(&peer) else { return };
+        // What it is will be proved by the first thing that it says there, if it was not before.
         let gate = &self.shared.gate;
-        let is_member = !gate.is_unproved(&link.id) && gate.allows(&link.id, Action::Believe);
+        let is_believed = gate.allows(&link.id, Action::Believe) || gate.is_unproved(&link.id);
         let is_there = self.neighbours.values().any(|neighbour| neighbour.peer == peer);
-        if !is_member
-            || is_there
-            || !link.greeted
-            || !link.heard
-            || !link.dialed
-            || !self.opening.insert(peer)
-        {
+        if !is_believed || is_there || !link.greeted || !link.dialed || !self.opening.insert(peer) {
             return;
         }
         let mut control = self.streams.clone();

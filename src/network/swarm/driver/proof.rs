@@ -7,15 +7,19 @@
 //! ```
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use libp2p::PeerId as P2pId;
 use tokio::time::Instant;
 
 use super::super::message::{Hello, Message};
 use super::super::view::{Shared, Subject};
-use super::{Driver, Link, REFUSED_LIMIT};
+use super::{Driver, Flight, Link, REFUSED_LIMIT};
 use crate::network::metrics::{Refused, RefusedLabels};
-use crate::oci::PeerId;
+use crate::oci::{Action, PeerId};
+
+/// Between two judgements of what one connection shows: half of what a refused peer waits, and a signature costs.
+const JUDGEMENT: Duration = Duration::from_millis(500);
 
 impl Driver {
     /// Whether `peer` may say `request`: it is a member, or becomes one by the certificate in it.
@@ -24,13 +28,22 @@ impl Driver {
         let (id, from) = (link.id.clone(), link.ip());
         let (gate, admission) = (&self.shared.gate, &self.shared.admission);
         let unproved = gate.is_unproved(&id);
+        if unproved && link.refused.is_some_and(|refused| refused.elapsed() < JUDGEMENT) {
+            return false;
+        }
         let judged = match request {
             Message::Hello(hello) if admission.by_key() && (unproved || !hello.certificate.is_empty()) => {
                 admission.admit(&id, &hello.certificate)
             }
             _ => Ok(()),
         };
-        let member = !gate.is_unproved(&id);
+        let member = gate.allows(&id, Action::Connect) && !gate.is_unproved(&id);
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.proved |= member;
+            if judged.is_err() {
+                link.refused = Some(Instant::now());
+            }
+        }
         match judged {
             Err(refused) if member => {
                 let text = format!("peer {id} is trusted still, but {refused}");
@@ -42,9 +55,6 @@ impl Driver {
                 self.forget_refused(&id);
             }
             Ok(()) => {}
-        }
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.proved |= member;
         }
         member
     }
@@ -66,11 +76,12 @@ impl Driver {
         self.note_refused(id, format!("peer {id}{at} was refused: {why}"));
     }
 
-    /// A link is gone whose peer never proved itself.
-    pub(super) fn left_unproved(&mut self, id: &PeerId, from: Option<IpAddr>) {
+    /// A link is gone whose peer never proved itself; `refused`: it tried, and was told why not.
+    pub(super) fn left_unproved(&mut self, id: &PeerId, from: Option<IpAddr>, refused: bool) {
         self.metrics.refused.get_or_create(&RefusedLabels { reason: Refused::Proof }).inc();
-        if !self.refused.contains_key(id) {
-            self.show_refused(id, from, "it showed no membership certificate in time");
+        if !refused {
+            let why = "it came and showed no membership certificate: has it the cluster key?";
+            self.show_refused(id, from, why);
         }
     }
 
@@ -96,6 +107,13 @@ pub(super) fn introduction(shared: &Shared, link: &Link) -> Option<Message> {
 }
 
 impl Link {
+    /// What it was told of this node is no longer so.
+    pub(super) fn greet_again(&mut self) {
+        self.greeted = false;
+        self.introduced = false;
+        self.outdated = matches!(self.flight, Some((_, Flight::Hello | Flight::Introduction)));
+    }
+
     /// The address at the other end of one of its connections.
     pub(super) fn ip(&self) -> Option<IpAddr> {
         self.connections.values().find_map(|connection| connection.ip)

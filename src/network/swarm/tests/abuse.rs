@@ -12,7 +12,7 @@ use super::*;
 
 /// Writes what it is given; a request without bytes is one that never ends.
 #[derive(Clone, Default)]
-struct Raw;
+pub(super) struct Raw;
 impl request_response::Codec for Raw {
     type Protocol = StreamProtocol;
     type Request = Vec<u8>;
@@ -62,7 +62,7 @@ impl request_response::Codec for Raw {
 }
 
 /// A node that says what it likes.
-fn raw() -> libp2p::Swarm<request_response::Behaviour<Raw>> {
+pub(super) fn raw() -> libp2p::Swarm<request_response::Behaviour<Raw>> {
     libp2p::SwarmBuilder::with_existing_identity(Identity::generate().keypair().clone())
         .with_tokio()
         .with_tcp(Default::default(), libp2p::tls::Config::new, libp2p::yamux::Config::default)
