@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use peili::config::Inputs;
+use peili::configure::runtime;
 use peili::network::swarm::message;
 use peili::oci::{ByteRange, Digest, Manifest, Name, Patterns, PeerId, RangeHeader, Reference, Registry};
 use peili::upstream::hosts;
@@ -76,6 +77,24 @@ pub(crate) fn hosts_file(bytes: &[u8], registry: &Registry) {
             assert!((1..=lines).contains(&line), "line {line} of {lines}");
         }
         Err(error) => panic!("nothing else can be wrong with a text: {error}"),
+    }
+}
+
+/// containerd's own configuration says something, or has an error with a line of it.
+pub(crate) fn containerd_configuration(text: &str) {
+    match runtime::parse(text) {
+        Ok(parsed) => {
+            let cri = parsed.cri.unwrap_or_default();
+            for named in
+                [&parsed.root, &parsed.address, &cri.config_path, &parsed.misplaced].into_iter().flatten()
+            {
+                assert!(!named.is_empty());
+            }
+        }
+        Err((line, message)) => {
+            let lines = text.bytes().filter(|byte| *byte == b'\n').count() + 1;
+            assert!((1..=lines).contains(&line) && !message.is_empty(), "line {line} of {lines}");
+        }
     }
 }
 

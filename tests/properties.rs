@@ -99,6 +99,15 @@ const HOSTS: [&str; 4] = [
     "[host]\n[host.\"http://[fd77::1]:5000\"]\ncapabilities = [\"push\"]\n",
 ];
 
+const CONTAINERD: [&str; 4] = [
+    "version = 2\nimports = [\"conf.d/*.toml\"]\nroot = \"/r\"\n[grpc]\naddress = \"/s\"\n\
+     [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/a:/b\"\n",
+    "version = 3\n[plugins.'io.containerd.cri.v1.images']\ndiscard_unpacked_layers = true\nuse_local_image_pull = false\n\
+     [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/a'\n",
+    "disabled_plugins = [\"cri\"]\n[plugins.cri.registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n",
+    "version = 4\n[plugins.'io.containerd.server.v1.grpc']\naddress = '/s'\n",
+];
+
 const CONFIGURATIONS: [&str; 5] = [
     "node: {name: n1, zone: \"a: b\", drain: 1m 30s}\nlog: {level: \"info,peili=debug\", format: json}\n",
     "mirror:\n  segment: 4MiB\n  private: [\"r.io/a/*\", 'r.io/\"b\"/**']\n  stall: 1500ms\n  verify: false\n",
@@ -152,6 +161,12 @@ proptest! {
     }
 
     #[test]
+    fn containerd_configurations(random in "[ -~\n]{0,60}", near in near_any(&CONTAINERD)) {
+        invariants::containerd_configuration(&random);
+        invariants::containerd_configuration(&near);
+    }
+
+    #[test]
     fn configurations(random in "[ -~\n]{0,60}", near in near_any(&CONFIGURATIONS)) {
         invariants::configuration(&random);
         invariants::configuration(&near);
@@ -176,6 +191,9 @@ fn the_seeds_are_right() {
     for text in CONFIGURATIONS {
         let inputs = peili::config::Inputs { path: Some("c.yaml".into()), ..Default::default() };
         inputs.parse(Some(text)).unwrap_or_else(|error| panic!("{error}"));
+    }
+    for text in CONTAINERD {
+        peili::configure::runtime::parse(text).unwrap();
     }
     for text in HOSTS {
         let folder = std::path::Path::new("/certs.d/a");

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use clap::CommandFactory;
 
-use super::{Cli, Command, Config, Failure, Identity, Pull, Status};
+use super::{Cli, Command, Config, Failure, Identity, Pull, Status, node};
 use crate::admin;
 use crate::app;
 use crate::config;
@@ -22,6 +22,8 @@ impl Cli {
             Command::Pull(arguments) => pull(arguments).await,
             Command::Status(arguments) => status(&arguments).await,
             Command::Identity(arguments) => identity(arguments),
+            Command::Configure(arguments) => node::configure(arguments),
+            Command::Cleanup(arguments) => node::cleanup(arguments),
             Command::Config(Config::Check(sources)) => Ok(sources.load().map(drop)?),
             Command::Config(Config::Show(sources)) => print(&sources.load()?.show()),
             Command::Config(Config::Schema) => {
@@ -107,7 +109,7 @@ fn man(dir: Option<&Path>) -> Result<(), Failure> {
 }
 
 /// Writes to standard output; a reader that has seen enough (`| head`) is no failure.
-fn print(text: &str) -> Result<(), Failure> {
+pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
