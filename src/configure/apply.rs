@@ -261,7 +261,7 @@ impl<'a> Work<'a> {
 
     /// Takes away a file that was made for Peili, and the folders that were, if nothing else is in them.
     fn remove(&self, record: &Record, file: &Path, folder: Option<&Path>) -> Result<(), Error> {
-        let is_made = record.folder && folder.is_some_and(|folder| folder.is_dir());
+        let is_made = record.folder && folder.is_some_and(Path::is_dir);
         match folder {
             Some(folder) if is_made && self.disk.take_folder(folder, FILE)? => {}
             _ if disk::exists(file)? => self.disk.remove_file(file)?,

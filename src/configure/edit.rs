@@ -271,7 +271,7 @@ fn sections(text: &str) -> Result<Vec<Section>, Fault> {
 
 /// Collects `(start of the header, start of what stands above it, path)`.
 fn headers(table: &Table, path: &mut Vec<String>, found: &mut Vec<(usize, usize, Vec<String>)>) {
-    for (key, item) in table.iter() {
+    for (key, item) in table {
         path.push(key.to_owned());
         let mut add = |table: &Table, path: &mut Vec<String>| {
             if !table.is_implicit()

@@ -18,6 +18,7 @@ use peili_lab::{Requirement, require};
 
 mod cli;
 mod cluster;
+mod configure;
 mod faults;
 mod pulls;
 
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     let mut cases = cli::cases();
+    cases.extend(configure::cases());
     cases.extend(faults::cases());
     cases.extend(pulls::cases());
     let is_wanted = |trial: &Trial| !arguments.list && !arguments.is_filtered_out(trial);

@@ -22,7 +22,7 @@ fn failing(at: usize, dead: bool, kind: io::ErrorKind) -> (Disk, Rc<Cell<usize>>
 const TARGETS: [&str; 4] = ["_default", "a.io", "b.io", "new.io"];
 
 fn host() -> Host {
-    // The folder of hosts is made too.
+    // A folder of its own without a hosts.toml would hide the default's mirror from `new.io`.
     Host::new(&[
         (
             "etc/containerd/config.toml",
@@ -32,6 +32,7 @@ fn host() -> Host {
             "etc/containerd/certs.d/a.io/hosts.toml",
             "# a\nserver = \"https://a.test\"\n[host.\"https://m.test\"]\n",
         ),
+        ("etc/containerd/certs.d/_default/hosts.toml", "[host.\"https://d.test\"]\n"),
         ("etc/containerd/certs.d/b.io/ca.crt", ""),
         ("etc/containerd/certs.d/b.io/client.cert", ""),
     ])
