@@ -167,6 +167,15 @@ impl<'a> Journal<'a> {
     }
 }
 
+impl Drop for Journal<'_> {
+    fn drop(&mut self) {
+        // Closing is not enough while a process that another thread starts has a copy of the descriptor.
+        if let Some(lock) = &self.lock {
+            let _ = rustix::fs::flock(lock, rustix::fs::FlockOperation::Unlock);
+        }
+    }
+}
+
 impl Record {
     /// A record of a change that is about to be made.
     pub(super) fn new(path: PathBuf, target: String, mirror: Mirror, mode: Mode, written: String) -> Self {

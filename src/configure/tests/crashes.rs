@@ -52,44 +52,40 @@ fn asked(host: &Host) -> Vec<Vec<hosts::Host>> {
 
 #[test]
 fn configure_ends_at_each_step() {
-    for mode in [Mode::First, Mode::Only] {
-        for (dead, kind) in [
-            (true, io::ErrorKind::Other),
-            (false, io::ErrorKind::StorageFull),
-            (false, io::ErrorKind::ReadOnlyFilesystem),
-        ] {
-            let mut at = 0;
-            loop {
-                let host = host();
-                let options = Options { mode: Some(mode), ..host.options(&TARGETS) };
-                let (before, old) = (host.snapshot(), asked(&host));
-                let (disk, steps) = failing(at, dead, kind);
-                let result = apply::configure(&options, &disk);
-                let half = host.snapshot();
-                let new = {
-                    configure(&options).unwrap();
-                    asked(&host)
-                };
-                let (after, reached) = (host.snapshot(), steps.get() > at);
-                assert_eq!(result.is_err(), reached, "step {at}: {result:?}");
-                host.cleanup();
-                assert_eq!(host.snapshot(), before, "step {at}: repaired and cleaned up");
-                assert!(!after.keys().any(|path| path.to_string_lossy().contains(".peili-")), "{after:#?}");
+    let dies = (true, io::ErrorKind::Other);
+    let refuses = (false, io::ErrorKind::StorageFull);
+    for (mode, (dead, kind)) in [(Mode::First, dies), (Mode::First, refuses), (Mode::Only, dies)] {
+        let mut at = 0;
+        loop {
+            let host = host();
+            let options = Options { mode: Some(mode), ..host.options(&TARGETS) };
+            let (before, old) = (host.snapshot(), asked(&host));
+            let (disk, steps) = failing(at, dead, kind);
+            let result = apply::configure(&options, &disk);
+            let half = host.snapshot();
+            let new = {
+                configure(&options).unwrap();
+                asked(&host)
+            };
+            let (after, reached) = (host.snapshot(), steps.get() > at);
+            assert_eq!(result.is_err(), reached, "step {at}: {result:?}");
+            host.cleanup();
+            assert_eq!(host.snapshot(), before, "step {at}: repaired and cleaned up");
+            assert!(!after.keys().any(|path| path.to_string_lossy().contains(".peili-")), "{after:#?}");
 
-                // The same again, cleaned up at once.
-                let (disk, _) = failing(at, dead, kind);
-                let again = apply::configure(&options, &disk);
-                assert_eq!(again.is_err(), reached);
-                assert_eq!(host.snapshot(), half);
-                is_old_or_new(&host, &old, &new);
-                host.cleanup();
-                assert_eq!(host.snapshot(), before, "step {at}: cleaned up");
-                if !reached {
-                    assert!(at > 20, "there are steps: {at}");
-                    break;
-                }
-                at += 1;
+            // The same again, cleaned up at once.
+            let (disk, _) = failing(at, dead, kind);
+            let again = apply::configure(&options, &disk);
+            assert_eq!(again.is_err(), reached);
+            assert_eq!(host.snapshot(), half);
+            is_old_or_new(&host, &old, &new);
+            host.cleanup();
+            assert_eq!(host.snapshot(), before, "step {at}: cleaned up");
+            if !reached {
+                assert!(at > 20, "there are steps: {at}");
+                break;
             }
+            at += 1;
         }
     }
 }

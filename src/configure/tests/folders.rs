@@ -168,7 +168,7 @@ fn changes_by_others_stay() {
     let before = host.snapshot();
     host.configure(&["a.io", "b.io"]);
     let change = |path: &str, f: &dyn Fn(&str) -> String| {
-        fs::write(host.hosts().join(path), f(&host.read(path))).unwrap()
+        fs::write(host.hosts().join(path), f(&host.read(path))).unwrap();
     };
     let added = "\n# added\n[host.\"https://added.test\"]\n";
     change("a.io/hosts.toml", &|text| format!("{text}{added}"));
@@ -239,6 +239,16 @@ fn a_wiped_folder_is_noticed_and_repaired() {
     assert_eq!(urls(&host.asked("c.io")), ["http://127.0.0.1:5000/v2", "https://c.io/v2"]);
     host.cleanup();
     assert_eq!(host.read("a.io/hosts.toml"), text);
+
+    // A certificate that a text names is gone with the folder: without it the text would fail every pull.
+    let named = Host::plain(&[
+        ("d.io/hosts.toml", "ca = \"d.pem\"\nserver = \"https://d.test\"\n"),
+        ("d.io/d.pem", ""),
+    ]);
+    named.configure(&["d.io"]);
+    fs::remove_dir_all(named.hosts()).unwrap();
+    assert!(named.configure(&["d.io"]).ready);
+    assert!(!named.read("d.io/hosts.toml").contains("d.pem"));
 
     // Gone, and cleaned up: nothing appears that was not there, and nothing is lost.
     let host = Host::plain(&[("a.io/hosts.toml", text)]);

@@ -120,7 +120,7 @@ pub(super) fn host(folders: &[Folder]) -> Host {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     /// Peili is first, all others are asked as before, a second run changes nothing, and all comes back.
     #[test]
