@@ -4,7 +4,10 @@
 use std::path::Path;
 
 use peili::config::Inputs;
+use peili::configure::runtime;
 use peili::network::admission::certificate;
+use peili::network::gossip::record::{Record, Suspicion};
+use peili::network::gossip::wire;
 use peili::network::swarm::message;
 use peili::oci::{ByteRange, Digest, Manifest, Name, Patterns, PeerId, RangeHeader, Reference, Registry};
 use peili::upstream::hosts;
@@ -80,6 +83,24 @@ pub(crate) fn hosts_file(bytes: &[u8], registry: &Registry) {
     }
 }
 
+/// containerd's own configuration says something, or has an error with a line of it.
+pub(crate) fn containerd_configuration(text: &str) {
+    match runtime::parse(text) {
+        Ok(parsed) => {
+            let cri = parsed.cri.unwrap_or_default();
+            for named in
+                [&parsed.root, &parsed.address, &cri.config_path, &parsed.misplaced].into_iter().flatten()
+            {
+                assert!(!named.is_empty());
+            }
+        }
+        Err((line, message)) => {
+            let lines = text.bytes().filter(|byte| *byte == b'\n').count() + 1;
+            assert!((1..=lines).contains(&line) && !message.is_empty(), "line {line} of {lines}");
+        }
+    }
+}
+
 /// A configuration is refused with a message, or shown as one that means the same.
 pub(crate) fn configuration(text: &str) {
     let inputs = Inputs {
@@ -111,5 +132,25 @@ pub(crate) fn certificate(bytes: &[u8]) {
         let written = read.encode();
         assert!(written.len() <= certificate::LIMIT && certificate::is_cluster(&read.cluster));
         assert_eq!(certificate::decode(&written).expect("it was written here"), read);
+    }
+}
+
+/// A frame that is read keeps to its limits and is written in a form that reads the same; so is a record in it.
+pub(crate) fn gossip(bytes: &[u8]) {
+    let records = match wire::decode(bytes.to_vec().into()) {
+        Ok(frame) => {
+            let written = wire::encode(&frame).to_vec();
+            assert_eq!(wire::decode(written.into()).expect("it was written here"), frame);
+            frame.records
+        }
+        Err(_) => vec![bytes.to_vec().into()],
+    };
+    for signed in &records {
+        if let Ok((record, parts)) = Record::parse(signed) {
+            let written = record.clone().sealed(record.body(), parts.signature.to_vec());
+            let (again, _) = Record::parse(&written.signed).expect("it was written here");
+            assert_eq!(Record { signed: record.signed.clone(), ..again }, record);
+        }
+        let _ = Suspicion::parse(signed);
     }
 }

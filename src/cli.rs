@@ -1,8 +1,9 @@
 //! The command line: what can be asked for, and what is printed about it. Parts are called, none is built here.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 70 is the watchdog's.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 this node is not set up; 70 is the watchdog's.
 
 mod commands;
+mod node;
 
 #[cfg(test)]
 mod tests;
@@ -69,6 +70,21 @@ enum Command {
     /// All nodes that have the same key in a file (network.cluster-key) admit each other.
     #[command(subcommand, after_help = EXIT_CODES)]
     ClusterKey(ClusterKey),
+
+    /// Set up this node's containerd to ask Peili first
+    ///
+    /// Finds containerd's folder of registry hosts and writes Peili into it: for the registries that are named, or for
+    /// all that have no folder of their own (_default). Hosts, certificates and comments that are there are kept. Nothing
+    /// is restarted; containerd reads these files at each pull. A run that is killed is finished by the next one.
+    #[command(after_help = node::CONFIGURE_HELP)]
+    Configure(node::Configure),
+
+    /// Take Peili out of this node's containerd again
+    ///
+    /// Puts every file back as it was before `peili configure`, byte for byte. Where somebody changed a file since, only
+    /// Peili's entry is taken out of it, and that is said.
+    #[command(after_help = node::CLEANUP_HELP)]
+    Cleanup(node::Cleanup),
 
     /// Check, describe or show the configuration
     #[command(subcommand, after_help = EXIT_CODES)]
@@ -220,6 +236,9 @@ pub enum Failure {
     /// It was tried and failed: exit code 1.
     #[error("{0:#}")]
     Failed(#[from] anyhow::Error),
+    /// It was looked at, and pulls do not come to Peili, or will not any more: exit code 3.
+    #[error("{0}")]
+    NotSetUp(String),
 }
 
 impl Failure {
@@ -228,6 +247,7 @@ impl Failure {
         match self {
             Self::Usage(_) => 2,
             Self::Failed(_) => 1,
+            Self::NotSetUp(_) => 3,
         }
     }
 }

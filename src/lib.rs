@@ -6,6 +6,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod configure;
 pub mod listener;
 pub mod mirror;
 pub mod network;

@@ -6,7 +6,9 @@ mod invariants;
 
 use peili::network::admission::certificate::{self, Certificate};
 use peili::network::admission::key::Key;
-use peili::network::swarm::message::{Hello, Inventory, Message, Position, State, encode};
+use peili::network::gossip::record::{Record, Suspicion};
+use peili::network::gossip::wire::{self, Delta, Frame, Position, Whole};
+use peili::network::swarm::message::{Hello, Message, encode};
 use peili::oci::{Algorithm, Descriptor, Digest};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -37,32 +39,59 @@ fn near_any(texts: &'static [&'static str]) -> impl Strategy<Value = String> {
         .prop_map(|(text, changes)| changed(text, changes))
 }
 
-fn digests() -> impl Strategy<Value = Vec<Digest>> {
-    vec((any::<bool>(), any::<u64>()), 0..20).prop_map(|all| {
-        let algorithm = |long| if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
-        all.into_iter().map(|(long, seed)| Digest::of(algorithm(long), &seed.to_be_bytes())).collect()
-    })
-}
-
 fn messages() -> impl Strategy<Value = Message> {
-    let hello = (any::<u64>(), "[a-z.-]{0,20}", "\\PC{0,10}", vec(any::<std::net::SocketAddr>(), 0..10))
-        .prop_map(|(incarnation, node, zone, transfer)| {
-            let have = Position { incarnation, version: 1 };
+    let hello = ("[a-z.-]{0,20}", "\\PC{0,10}", vec(any::<std::net::SocketAddr>(), 0..10)).prop_map(
+        |(node, zone, transfer)| {
             let version = "0.1.0".into();
-            Message::Hello(Hello { incarnation, node, zone, version, transfer, have, ..Hello::default() })
-        });
-    let inventory = (any::<u64>(), any::<Option<u32>>(), any::<bool>(), digests(), digests()).prop_map(
-        |(incarnation, page, last, added, removed)| {
-            Message::Inventory(Inventory { incarnation, from: 1, to: 2, page, last, added, removed })
+            Message::Hello(Hello { node, zone, version, transfer, ..Hello::default() })
         },
     );
-    let state = (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(incarnation, version, pages)| {
-        Message::State(State { have: Position { incarnation, version }, pages })
+    let holders = any::<(bool, u64)>().prop_map(|(long, seed)| {
+        let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
+        Message::Holders(Digest::of(algorithm, &seed.to_be_bytes()))
     });
+    let held = vec(vec(any::<u8>(), 0..40), 0..20)
+        .prop_map(|records| Message::Held(records.into_iter().map(Into::into).collect()));
     let resolved = (any::<u64>(), "\\PC{0,30}").prop_map(|(size, media_type)| {
         Message::Resolved(Some(Descriptor::new(Digest::sha256(&[1]), size, &media_type)))
     });
-    prop_oneof![hello, inventory, state, resolved]
+    prop_oneof![hello, holders, held, resolved]
+}
+
+fn frames() -> impl Strategy<Value = Frame> {
+    let contents = || {
+        vec(any::<u64>(), 0..20)
+            .prop_map(|keys| keys.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
+    };
+    let deltas = vec((any::<u64>(), any::<u32>(), any::<u32>(), contents(), vec(0_u32..25, 0..3)), 0..3);
+    let have = vec(any::<(u64, u64, u32)>(), 0..5);
+    let record = ("\\PC{0,20}", vec(any::<std::net::SocketAddr>(), 0..9), any::<u64>());
+    (deltas, have, record, contents()).prop_map(|(deltas, have, (node, control, seq), whole)| Frame {
+        records: vec![
+            {
+                let record = Record { node, control, seq, ..Record::default() };
+                let body = record.body();
+                record.sealed(body, vec![7; 64]).signed
+            },
+            Suspicion::sealed(1, seq, 2, vec![7; 64]).signed,
+        ],
+        deltas: deltas
+            .into_iter()
+            .map(|(key, epoch, from, contents, removed)| Delta {
+                key,
+                epoch,
+                from,
+                contents: contents.into(),
+                removed,
+            })
+            .collect(),
+        have: have
+            .into_iter()
+            .map(|(key, seq, version)| Position { key, seq, version, ..Position::default() })
+            .collect(),
+        wholes: vec![Whole { contents: whole.into(), ..Whole::default() }],
+        ..Frame::default()
+    })
 }
 
 /// Pieces of manifests, right and wrong.
@@ -101,6 +130,15 @@ const HOSTS: [&str; 4] = [
     "[host.\"m.test\"]\noverride_path = true\nclient = [[\"a.cert\", \"a.key\"], [\"b.cert\", \"b.key\"]]\n\
      [host.\"m.test\".header]\nx = [\"1\", \"2\"]\n",
     "[host]\n[host.\"http://[fd77::1]:5000\"]\ncapabilities = [\"push\"]\n",
+];
+
+const CONTAINERD: [&str; 4] = [
+    "version = 2\nimports = [\"conf.d/*.toml\"]\nroot = \"/r\"\n[grpc]\naddress = \"/s\"\n\
+     [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/a:/b\"\n",
+    "version = 3\n[plugins.'io.containerd.cri.v1.images']\ndiscard_unpacked_layers = true\nuse_local_image_pull = false\n\
+     [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/a'\n",
+    "disabled_plugins = [\"cri\"]\n[plugins.cri.registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n",
+    "version = 4\n[plugins.'io.containerd.server.v1.grpc']\naddress = '/s'\n",
 ];
 
 const CONFIGURATIONS: [&str; 5] = [
@@ -156,9 +194,28 @@ proptest! {
     }
 
     #[test]
+    fn containerd_configurations(random in "[ -~\n]{0,60}", near in near_any(&CONTAINERD)) {
+        invariants::containerd_configuration(&random);
+        invariants::containerd_configuration(&near);
+    }
+
+    #[test]
     fn configurations(random in "[ -~\n]{0,60}", near in near_any(&CONFIGURATIONS)) {
         invariants::configuration(&random);
         invariants::configuration(&near);
+    }
+
+    #[test]
+    fn frames_of_the_gossip(bytes: Vec<u8>, frame in frames(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..3)) {
+        invariants::gossip(&bytes);
+        let mut bytes = wire::encode(&frame).to_vec();
+        for (index, byte) in changes {
+            if !bytes.is_empty() {
+                let at = index.index(bytes.len());
+                bytes[at] = byte;
+            }
+        }
+        invariants::gossip(&bytes);
     }
 
     #[test]
@@ -209,6 +266,9 @@ fn the_seeds_are_right() {
     for text in CONFIGURATIONS {
         let inputs = peili::config::Inputs { path: Some("c.yaml".into()), ..Default::default() };
         inputs.parse(Some(text)).unwrap_or_else(|error| panic!("{error}"));
+    }
+    for text in CONTAINERD {
+        peili::configure::runtime::parse(text).unwrap();
     }
     for text in HOSTS {
         let folder = std::path::Path::new("/certs.d/a");

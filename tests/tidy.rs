@@ -20,6 +20,8 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("transfer", &["oci", "network"]),
     ("mirror", &["oci", "store", "network", "transfer", "upstream", "trust", "telemetry"]),
     ("pull", &["oci", "upstream", "store"]),
+    // `upstream` for the reading of what it writes.
+    ("configure", &["oci", "upstream"]),
     // What `registry` and `admin` share: sockets, connections, limits.
     ("listener", &["watchdog"]),
     ("registry", &["oci", "mirror", "listener", "watchdog", "telemetry"]),
@@ -79,12 +81,14 @@ const GRAPH: &[(&str, &[&str])] = &[
         ],
     ),
     // `upstream` for the hosts that `peili pull` asks.
-    ("cli", &["oci", "network", "upstream", "admin", "config", "app", "pull", "telemetry"]),
+    ("cli", &["oci", "network", "upstream", "admin", "config", "app", "pull", "configure", "telemetry"]),
 ];
 
 /// Third-party crates that have a home: the files and folders below `src` (without `.rs`) that may name them.
 const HOMES: &[(&str, &[&str])] = &[
     ("libp2p", &["network"]),
+    ("libp2p_stream", &["network/swarm"]),
+    ("roaring", &["network/gossip"]),
     // Certificates of the peer port are libp2p's too.
     ("libp2p_tls", &["network", "transfer"]),
     ("containerd_client", &["store/containerd"]),
@@ -105,9 +109,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hickory_resolver", &["network"]),
     ("base64", &["network/admission", "transfer/wire"]),
     ("zeroize", &["network/admission"]),
-    ("toml_edit", &["upstream"]),
+    ("toml_edit", &["upstream", "configure"]),
+    ("similar", &["configure"]),
     ("tar", &["store", "pull"]),
-    ("serde_saphyr", &["config", "cli"]),
+    // In `configure` for the files of k3s and RKE2.
+    ("serde_saphyr", &["config", "cli", "configure"]),
 ];
 
 /// Lines of a file. Longer ones are split by concept.

@@ -41,6 +41,8 @@ pub enum Requirement {
     Skopeo,
     /// `faketime`, with its library.
     Faketime,
+    /// `systemd-analyze`.
+    SystemdAnalyze,
 }
 
 impl Generation {
@@ -114,6 +116,7 @@ impl fmt::Display for Requirement {
             Self::Gzip => f.write_str("gzip"),
             Self::Skopeo => f.write_str("skopeo"),
             Self::Faketime => f.write_str("faketime"),
+            Self::SystemdAnalyze => f.write_str("systemd-analyze"),
         }
     }
 }
@@ -131,6 +134,7 @@ impl Requirement {
             Self::Gzip => program("gzip").is_some(),
             Self::Skopeo => program("skopeo").is_some(),
             Self::Faketime => faketime().is_some(),
+            Self::SystemdAnalyze => program("systemd-analyze").is_some(),
         }
     }
 }

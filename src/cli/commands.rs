@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Context;
 use clap::CommandFactory;
 
-use super::{Cli, ClusterKey, Command, Config, Failure, Identity, Pull, Status};
+use super::{Cli, ClusterKey, Command, Config, Failure, Identity, Pull, Status, node};
 use crate::admin;
 use crate::app;
 use crate::config;
@@ -25,6 +25,8 @@ impl Cli {
             Command::Pull(arguments) => pull(arguments).await,
             Command::Status(arguments) => status(&arguments).await,
             Command::Identity(arguments) => identity(arguments),
+            Command::Configure(arguments) => node::configure(arguments),
+            Command::Cleanup(arguments) => node::cleanup(arguments),
             Command::Config(Config::Check(sources)) => {
                 let warnings = sources.load()?.warnings();
                 warnings.iter().try_for_each(|warning| print_error(&format!("warning: {warning}\n")))
@@ -141,7 +143,7 @@ fn print_error(text: &str) -> Result<(), Failure> {
 }
 
 /// Writes to standard output; a reader that has seen enough (`| head`) is no failure.
-fn print(text: &str) -> Result<(), Failure> {
+pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -123,8 +123,9 @@ fn folder(dirs: &[PathBuf], registry: &Registry) -> Result<Option<PathBuf>, Erro
     Ok(None)
 }
 
-/// A folder without `hosts.toml`: Docker's layout, `.crt` for authorities and `.cert` with `.key` for the client.
-fn certificates(folder: &Path, registry: &Registry) -> Result<Vec<Host>, Error> {
+/// A folder without `hosts.toml`: Docker's layout, `.crt` for authorities and `.cert` with `.key` for the client. The one
+/// host is the registry itself.
+pub fn certificates(folder: &Path, registry: &Registry) -> Result<Vec<Host>, Error> {
     let error = |source| Error::Read { path: folder.to_owned(), source };
     let mut host = Host::server(registry);
     let entries = match fs::read_dir(folder) {

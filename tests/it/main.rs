@@ -19,6 +19,7 @@ use peili_lab::{Requirement, require};
 mod admission;
 mod cli;
 mod cluster;
+mod configure;
 mod faults;
 mod pulls;
 
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(AT_ONCE);
     let mut cases = admission::cases();
     cases.extend(cli::cases());
+    cases.extend(configure::cases());
     cases.extend(faults::cases());
     cases.extend(pulls::cases());
     let is_wanted = |trial: &Trial| !arguments.list && !arguments.is_filtered_out(trial);

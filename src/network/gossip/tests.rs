@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use prost::Message as _;
 
 use super::holdings::Index;
-use super::record::{RecordError, Signed, Suspicion};
+use super::record::{RecordError, Suspicion};
 use super::*;
 
 /// Steps of the clock, and what a frame takes.
@@ -196,7 +195,7 @@ impl World {
         let links: Vec<LinkId> = node.links().collect();
         for link in links {
             while let Some(frame) = self.nodes.get_mut(&key).and_then(|node| node.flush(link, self.now)) {
-                let bytes: Bytes = frame.encode_to_vec().into();
+                let bytes = wire::encode(&frame);
                 if let Some(to) = self.other(link, key).filter(|to| self.passes(key, *to)) {
                     self.under_way.push((self.now + STEP, to, link, bytes));
                 }

@@ -254,6 +254,11 @@ pub fn decode(bytes: Bytes) -> Result<Frame, FrameError> {
     Ok(frame)
 }
 
+/// The wire form.
+pub fn encode(frame: &Frame) -> Bytes {
+    frame.encode_to_vec().into()
+}
+
 /// The keys in a field of contents.
 pub fn keys(contents: &Bytes) -> impl Iterator<Item = u64> + '_ {
     contents.chunks_exact(8).map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap_or_default()))

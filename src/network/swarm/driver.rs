@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::behaviour::{Behaviour, BehaviourEvent, STREAMS, socket};
 use super::bootstrap::{Bootstrap, Target};
 use super::lookup::Names;
-use super::message::{Message, clean};
+use super::message::clean;
 use super::stream;
 use super::view::{Known, Shared, Subject};
 use super::{Announcement, Parts};
@@ -27,12 +27,14 @@ use crate::network::gossip::{LinkId, Ms};
 use crate::network::identity::{Identity, peer_id};
 use crate::network::metrics::Metrics;
 use crate::network::{Config, Peer, ResolveError, TagSource};
-use crate::oci::{Action, Descriptor, Digest, PeerId, Reference};
+use crate::oci::{Action, Digest, PeerId};
 
 mod dialing;
 mod exchange;
 mod neighbours;
 mod proof;
+
+pub(super) use exchange::{Question, Reply};
 
 /// Wait after a message that failed or led nowhere.
 const RETRY: Duration = Duration::from_secs(1);
@@ -78,25 +80,6 @@ pub(super) enum Command {
         reply: oneshot::Sender<Result<Vec<Arc<Peer>>, ResolveError>>,
     },
     Shutdown,
-}
-
-/// What a peer is asked.
-#[derive(Clone, Debug)]
-pub(super) enum Question {
-    Tag(Reference),
-    Holders(Digest),
-}
-
-/// What it answered.
-pub(super) enum Answered {
-    Tag(Option<Descriptor>),
-    Holders(Vec<Arc<Peer>>),
-}
-
-/// Who waits for the answer, by the question.
-pub(super) enum Reply {
-    Tag(oneshot::Sender<Result<Option<Descriptor>, ResolveError>>),
-    Holders(oneshot::Sender<Result<Vec<Arc<Peer>>, ResolveError>>),
 }
 
 type LookupDone = (Target, Vec<Result<Vec<SocketAddr>, (String, String)>>);
@@ -553,41 +536,6 @@ impl Driver {
         };
         // Who has not heard it sees the connection close.
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    }
-}
-
-impl Question {
-    fn message(&self) -> Message {
-        match self {
-            Self::Tag(name) => Message::Resolve(name.clone()),
-            Self::Holders(digest) => Message::Holders(*digest),
-        }
-    }
-}
-
-impl Reply {
-    /// The asker may have gone, here and below.
-    fn fail(self, error: ResolveError) {
-        match self {
-            Self::Tag(reply) => drop(reply.send(Err(error))),
-            Self::Holders(reply) => drop(reply.send(Err(error))),
-        }
-    }
-
-    fn give(self, answer: Result<Answered, ResolveError>) {
-        match (self, answer) {
-            (Self::Tag(reply), Ok(Answered::Tag(found))) => drop(reply.send(Ok(found))),
-            (Self::Holders(reply), Ok(Answered::Holders(found))) => drop(reply.send(Ok(found))),
-            (reply, Ok(_)) => reply.fail(ResolveError::Unreachable("it broke the protocol".into())),
-            (reply, Err(error)) => reply.fail(error),
-        }
-    }
-
-    fn is_closed(&self) -> bool {
-        match self {
-            Self::Tag(reply) => reply.is_closed(),
-            Self::Holders(reply) => reply.is_closed(),
-        }
     }
 }
 

@@ -33,7 +33,7 @@ const PER_FRAME: f64 = 200.0;
 /// What a stream tells the driver.
 pub(super) enum Event {
     /// A frame came.
-    Frame(LinkId, Frame),
+    Frame(LinkId, Box<Frame>),
     /// There is room for another frame.
     Written,
     /// The stream is at its end, and why.
@@ -114,7 +114,7 @@ async fn read_all(id: LinkId, mut stream: ReadHalf<Stream>, events: &mpsc::Sende
         }
         let frame =
             wire::decode(bytes.into()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        if events.send(Event::Frame(id, frame)).await.is_err() {
+        if events.send(Event::Frame(id, Box::new(frame))).await.is_err() {
             return Ok(());
         }
         let now = Instant::now();

@@ -6,17 +6,37 @@ use std::sync::Arc;
 use libp2p::PeerId as P2pId;
 use libp2p::request_response::{self, OutboundFailure, OutboundRequestId};
 use libp2p::swarm::ConnectionId;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::codec::{PROTOCOL, Request};
 use super::super::message::{HOLDERS, Hello, Message};
 use super::super::notary;
 use super::super::view::{Subject, reachable};
-use super::{Answered, Driver, Flight, QUESTIONS, Question, RETRY, Reply, WAITING, dialing, proof};
+use super::{Driver, Flight, QUESTIONS, RETRY, WAITING, dialing, proof};
 use crate::network::identity::peer_id;
 use crate::network::metrics::{Answer, TagLabels};
 use crate::network::{Peer, ResolveError};
-use crate::oci::{Action, PeerId};
+use crate::oci::{Action, Descriptor, Digest, PeerId, Reference};
+
+/// What a peer is asked.
+#[derive(Clone, Debug)]
+pub(in super::super) enum Question {
+    Tag(Reference),
+    Holders(Digest),
+}
+
+/// What it answered.
+pub(super) enum Answered {
+    Tag(Option<Descriptor>),
+    Holders(Vec<Arc<Peer>>),
+}
+
+/// Who waits for the answer, by the question.
+pub(in super::super) enum Reply {
+    Tag(oneshot::Sender<Result<Option<Descriptor>, ResolveError>>),
+    Holders(oneshot::Sender<Result<Vec<Arc<Peer>>, ResolveError>>),
+}
 
 impl Driver {
     pub(super) fn on_control(&mut self, event: request_response::Event<Request, Message>) {
@@ -267,5 +287,40 @@ impl Driver {
             }
         }
         reply.give(answer);
+    }
+}
+
+impl Question {
+    pub(super) fn message(&self) -> Message {
+        match self {
+            Self::Tag(name) => Message::Resolve(name.clone()),
+            Self::Holders(digest) => Message::Holders(*digest),
+        }
+    }
+}
+
+impl Reply {
+    /// The asker may have gone, here and below.
+    pub(super) fn fail(self, error: ResolveError) {
+        match self {
+            Self::Tag(reply) => drop(reply.send(Err(error))),
+            Self::Holders(reply) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn give(self, answer: Result<Answered, ResolveError>) {
+        match (self, answer) {
+            (Self::Tag(reply), Ok(Answered::Tag(found))) => drop(reply.send(Ok(found))),
+            (Self::Holders(reply), Ok(Answered::Holders(found))) => drop(reply.send(Ok(found))),
+            (reply, Ok(_)) => reply.fail(ResolveError::Unreachable("it broke the protocol".into())),
+            (reply, Err(error)) => reply.fail(error),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Tag(reply) => reply.is_closed(),
+            Self::Holders(reply) => reply.is_closed(),
+        }
     }
 }

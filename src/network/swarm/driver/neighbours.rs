@@ -2,10 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use bytes::Bytes;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId as P2pId, Stream};
-use prost::Message as _;
 use tokio::time::Instant;
 
 use super::super::bootstrap::Target;
@@ -14,6 +12,7 @@ use super::super::stream::{self, Event};
 use super::super::view::Subject;
 use super::{Driver, dialing};
 use crate::network::gossip::record::{ADDRESS_LIMIT, Record};
+use crate::network::gossip::wire;
 use crate::network::gossip::{Action as Wish, Key, LinkId};
 use crate::network::identity::peer_id;
 use crate::oci::{Action, PeerId};
@@ -85,7 +84,7 @@ impl Driver {
                     return;
                 };
                 self.metrics.frames_received.inc();
-                let received = self.shared.view_mut().gossip.receive(number, frame, now);
+                let received = self.shared.view_mut().gossip.receive(number, *frame, now);
                 if let Err(fault) = received {
                     self.metrics.broken.inc();
                     let text = format!("peer {id}: {fault}");
@@ -177,7 +176,7 @@ impl Driver {
         while neighbour.link.has_room() {
             let Some(frame) = self.shared.view_mut().gossip.flush(number, now) else { break };
             self.metrics.frames_sent.inc();
-            neighbour.link.send(Bytes::from(frame.encode_to_vec()));
+            neighbour.link.send(wire::encode(&frame));
         }
     }
 

@@ -1,0 +1,210 @@
+//! `peili configure` and `peili cleanup`: what they take, and what they print.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+
+use super::commands::print;
+use super::{Failure, Sources};
+use crate::config;
+use crate::configure::{self, Error, Format, Mirror, Mode, Options, Report, Settings, Target};
+
+/// After the help of `peili configure`.
+pub(super) const CONFIGURE_HELP: &str = "Examples:\n  peili configure --dry-run\n  peili configure\n  \
+    peili configure docker.io ghcr.io registry.local:5000\n  peili configure --check --json | jq .ready\n  \
+    peili configure --root /host\n  peili configure --format talos > peili-patch.yaml\n\n\
+    Exit codes: 0 done, or nothing to do; 1 failed; 2 wrong usage or configuration; 3 pulls do not come to Peili, or \
+    would not stay so: a problem stands in the output. With --dry-run, 0 unless it fails.";
+/// After the help of `peili cleanup`.
+pub(super) const CLEANUP_HELP: &str = "Examples:\n  peili cleanup --dry-run\n  peili cleanup\n  peili cleanup docker.io\n\n\
+    Exit codes: 0 done, or nothing to do; 1 failed; 2 wrong usage or configuration.";
+
+/// Where things are.
+#[derive(Args, Debug)]
+struct Place {
+    /// Where Peili answers [default: by registry.listen of the configuration]
+    #[arg(long, value_name = "URL")]
+    mirror: Option<Mirror>,
+
+    /// containerd's folder of registry hosts, instead of what is found: DIR, or DIR:DIR for one that has several. Can be
+    /// repeated for several containerds
+    #[arg(long, value_name = "DIR[:DIR]")]
+    config_path: Vec<String>,
+
+    /// Where the host's files are: in a pod, where its root is mounted
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    /// Folder for what is needed to undo it [default: node.data-dir of the configuration]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    sources: Sources,
+}
+
+/// Arguments of `peili configure`.
+#[derive(Args, Debug)]
+pub(super) struct Configure {
+    /// Registries as they stand in image names (docker.io, registry.local:5000), or _default for all that have no folder
+    /// of their own [default: those that were set up before, else _default]
+    #[arg(value_name = "REGISTRY")]
+    registries: Vec<Target>,
+
+    /// Whom containerd asks [default: as before, else first]
+    #[arg(long, value_enum)]
+    mode: Option<ModeArgument>,
+
+    /// Write nothing; print what would change, as a unified diff
+    #[arg(long, conflicts_with_all = ["check", "format"])]
+    dry_run: bool,
+
+    /// Write nothing; say whether this node is set up and would stay so
+    #[arg(long, conflicts_with = "format")]
+    check: bool,
+
+    /// Write nothing; print the configuration of a distribution that writes the folder itself
+    #[arg(long, value_enum, conflicts_with = "json")]
+    format: Option<FormatArgument>,
+
+    /// Print the findings and changes as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Arguments of `peili cleanup`.
+#[derive(Args, Debug)]
+pub(super) struct Cleanup {
+    /// Only these registries, or _default [default: all]
+    #[arg(value_name = "REGISTRY")]
+    registries: Vec<Target>,
+
+    /// Write nothing; print what would change, as a unified diff
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print the changes as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeArgument {
+    /// Peili first, then all hosts that were there
+    First,
+    /// Peili only: pulls then depend on it
+    Only,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FormatArgument {
+    /// A patch of the machine configuration
+    Talos,
+    /// /etc/rancher/k3s/registries.yaml
+    K3s,
+    /// /etc/rancher/rke2/registries.yaml
+    Rke2,
+    /// Settings
+    Bottlerocket,
+}
+
+/// Sets up the node, or looks at it.
+pub(super) fn configure(arguments: Configure) -> Result<(), Failure> {
+    let mode = arguments.mode.map(|mode| match mode {
+        ModeArgument::First => Mode::First,
+        ModeArgument::Only => Mode::Only,
+    });
+    let options = arguments.place.options(arguments.registries, mode)?;
+    if let Some(format) = arguments.format {
+        let format = match format {
+            FormatArgument::Talos => Format::Talos,
+            FormatArgument::K3s => Format::K3s,
+            FormatArgument::Rke2 => Format::Rke2,
+            FormatArgument::Bottlerocket => Format::Bottlerocket,
+        };
+        let targets = if options.targets.is_empty() { vec![Target::Default] } else { options.targets };
+        let mode = options.mode.unwrap_or(Mode::First);
+        return print(&format.render(&targets, &options.mirror, mode).map_err(Failure::Usage)?);
+    }
+    let (report, done) = if arguments.check {
+        (configure::check(&options)?, false)
+    } else if arguments.dry_run {
+        (configure::preview(&options)?, false)
+    } else {
+        (configure::configure(&options)?, true)
+    };
+    if arguments.check && !arguments.json {
+        // What would have to change is said by the findings.
+        print(&Report { changes: Vec::new(), ..report.clone() }.render(done))?;
+    } else {
+        show(&report, arguments.json, done)?;
+    }
+    match () {
+        () if report.ready && arguments.check && !arguments.json => print("this node is set up\n"),
+        () if report.ready || arguments.dry_run => Ok(()),
+        () if done => {
+            Err(Failure::NotSetUp("written, but pulls do not come to Peili: see the problems above".into()))
+        }
+        () => Err(Failure::NotSetUp("this node is not set up: see the problems above".into())),
+    }
+}
+
+/// Takes Peili out of the node.
+pub(super) fn cleanup(arguments: Cleanup) -> Result<(), Failure> {
+    let options = arguments.place.options(arguments.registries, None)?;
+    let report = configure::cleanup(&options, arguments.dry_run)?;
+    if report.changes.is_empty() && !arguments.json {
+        return print("Peili is in no file of this node: nothing to do\n");
+    }
+    show(&report, arguments.json, !arguments.dry_run)
+}
+
+fn show(report: &Report, json: bool, done: bool) -> Result<(), Failure> {
+    if !json {
+        return print(&report.render(done));
+    }
+    let text = serde_json::to_string_pretty(report).context("cannot write the report")?;
+    print(&format!("{text}\n"))
+}
+
+impl Place {
+    fn options(self, targets: Vec<Target>, mode: Option<Mode>) -> Result<Options, Failure> {
+        let config::Config { node, store, registry, upstream, .. } = self.sources.load()?.config;
+        let mirror = match self.mirror {
+            Some(mirror) => mirror,
+            None => Mirror::of(&registry.listen).ok_or_else(|| {
+                Failure::Usage("registry.listen is empty\nhint: name the address by --mirror".to_owned())
+            })?,
+        };
+        let settings = Settings {
+            containerd: store.source == "containerd",
+            socket: store.socket,
+            hosts_dirs: upstream.hosts_dirs,
+        };
+        Ok(Options {
+            root: self.root,
+            state: self.data_dir.unwrap_or(node.data_dir).join("configure"),
+            config_paths: self.config_path,
+            targets,
+            mirror,
+            mode,
+            settings,
+        })
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Owned(..) => Self::NotSetUp(error.to_string()),
+            error => Self::Failed(anyhow::Error::msg(error.to_string())),
+        }
+    }
+}
