@@ -1,8 +1,8 @@
 //! Who is there and who holds what: the node's identity, its peers, and their inventories.
 //!
 //! Every node holds a full view, so [`Network::holders`] is a read of a map in memory and so is "nobody has it".
-//! The adapter here (`swarm`, libp2p) exchanges inventories directly among up to ten nodes; the seam is made for one
-//! that carries thousands. No content travels here, only who has it, and what a tag means ([`Network::resolve`]).
+//! `gossip` keeps the views the same, as a pure state machine; `swarm` (libp2p) is its connections; `admission` says who
+//! may be a member. No content travels here, only who has it, and what a tag means ([`Network::resolve`]).
 //!
 //! Enforces the [`Gate`](crate::oci::Gate): connections, records and tags of peers below the level that they need are refused here.
 

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytesize::ByteSize;
 
 use super::{Status, StoreHealth};
-use crate::network::PeerStatus;
 use crate::network::admission::{self, Mode};
+use crate::network::{MemberState, PeerStatus};
 use crate::registry::Amount;
 use crate::telemetry::Cause;
 
@@ -69,6 +69,8 @@ fn heading(page: &mut Page, status: &Status, now: u64) {
     page.line("Store    ", &format!("{}, {health}", known(&store.source)));
     page.line("Holds    ", &format!("{images}, {digests} ({} advertised){bytes}", network.advertised));
     page.line("Peers    ", &format!("{connected} of {} connected", network.peers.len()));
+    let view = if network.complete { "view complete" } else { "view not complete yet: neighbours are asked" };
+    page.line("Members  ", &format!("{} live, {view}", network.members));
     if let Some(admission) = &network.admission {
         page.line("Admits   ", &admitted(admission, now));
     }
@@ -128,10 +130,14 @@ fn peers(page: &mut Page, status: &Status) {
 }
 
 fn peer(peer: &PeerStatus) -> Vec<String> {
-    let state = match peer.connected {
-        true => "connected".to_owned(),
-        false if peer.problem.is_empty() => "not connected".to_owned(),
-        false => peer.problem.clone(),
+    let since = humantime::format_duration(Duration::from_secs(peer.seconds));
+    let state = match (peer.connected, peer.state) {
+        (true, None) => "connected".to_owned(),
+        (true, Some(MemberState::Alive)) if peer.neighbour => format!("neighbour, alive for {since}"),
+        (true, Some(MemberState::Alive)) => format!("connected, alive for {since}"),
+        (_, Some(state)) if peer.problem.is_empty() => format!("{state:?} for {since}").to_lowercase(),
+        (_, _) if peer.problem.is_empty() => "not connected".to_owned(),
+        (_, _) => peer.problem.clone(),
     };
     vec![
         format!("  {}", known(&peer.node)),

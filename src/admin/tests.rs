@@ -92,6 +92,7 @@ fn status_for_people() {
     Store    containerd, degraded: containerd does not answer since 12 s
     Holds    1 image, 250 digests (250 advertised), 5.0 GiB
     Peers    1 of 2 connected
+    Members  2 live, view complete
     Admits   members of cluster default by key 0123456789abcdef; own certificate good for 12h
 
     Problems
@@ -107,7 +108,7 @@ fn status_for_people() {
 
     Peers
       NODE      ZONE   TRUST  PROOF   HOLDS  VERSION  PEER       STATE
-      worker-2  north  tags   listed  1234   0.1.0    …EEEEFFFF  connected
+      worker-2  north  tags   listed  1234   0.1.0    …EEEEFFFF  neighbour, alive for 1h 2m 5s
       -         -      tags   listed  1234   0.1.0    …HHHHIIII  connection refused?evil
 
     Last not served
@@ -130,6 +131,7 @@ fn status_on_a_narrow_terminal() {
     Holds    1 image, 250 digests (250 advertised),
              5.0 GiB
     Peers    1 of 2 connected
+    Members  2 live, view complete
     Admits   members of cluster default by key
              0123456789abcdef; own certificate good
              for 12h
@@ -147,7 +149,7 @@ fn status_on_a_narrow_terminal() {
 
     Peers
       NODE      HOLDS  PEER       STATE
-      worker-2  1234   …EEEEFFFF  connected
+      worker-2  1234   …EEEEFFFF  neighbour, alive …
       -         1234   …HHHHIIII  connection refuse…
 
     Last not served
@@ -166,6 +168,8 @@ fn status_of_an_empty_node() {
     Store    -, not read yet
     Holds    0 images, 0 digests (0 advertised)
     Peers    0 of 0 connected
+    Members  0 live, view not complete yet:
+             neighbours are asked
 
     Served to                  REQUESTS  BYTES
       the runtime, from here   0         0 B

@@ -30,6 +30,8 @@ const TRIAL_PATIENCE: Duration = Duration::from_millis(45);
 /// When a request gives up on all peers that are not busy: enough to ask two more after the first one died in silence,
 /// less than the registry's deadline for manifests (1 s).
 const GIVE_UP: Duration = Duration::from_millis(750);
+/// How long a neighbour is asked who holds something, by a node that has just joined (issue 4: one round trip, 20 ms).
+const FIND: Duration = Duration::from_millis(20);
 /// What an attempt's end may take to be known beyond its limit.
 const MARGIN: Duration = Duration::from_millis(20);
 /// Pause before busy peers are asked again; they queue requests themselves for longer than this.
@@ -187,9 +189,11 @@ impl Fetcher {
         }
     }
 
-    /// Whether anybody who may be asked says that they hold `digest`.
-    pub(crate) fn is_held(&self, digest: &Digest) -> bool {
-        !self.holders(digest).is_empty()
+    /// Who may be asked for `digest`. Where the view is not complete yet, that is a neighbour's word.
+    pub(crate) async fn find(&self, digest: &Digest) -> Vec<Arc<Peer>> {
+        let mut holders = self.network.find(digest, FIND).await;
+        holders.retain(|peer| self.gate.allows(&peer.id, Action::Fetch));
+        holders
     }
 
     fn holders(&self, digest: &Digest) -> Vec<Arc<Peer>> {

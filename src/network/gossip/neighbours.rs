@@ -99,12 +99,12 @@ impl<H: Holdings> Gossip<H> {
 
     /// A member that was to be dialled cannot be reached: to the others that is a word about it.
     pub fn dial_failed(&mut self, key: Key, now: Ms) {
-        self.back_off(key, now);
+        self.declined(key, now);
         self.accuse(key, now);
     }
 
-    /// A member is not dialled again at once.
-    fn back_off(&mut self, key: Key, now: Ms) {
+    /// A member was reached and took no link: it is not dialled again at once.
+    pub fn declined(&mut self, key: Key, now: Ms) {
         self.dialing.remove(&key);
         let (until, times) = self.failed.entry(key).or_insert((0, 0));
         *until = now + (REDIAL << (*times).min(6)).min(REDIAL_LIMIT);
@@ -163,10 +163,10 @@ impl<H: Holdings> Gossip<H> {
         let link = self.links.swap_remove(at);
         if link.outbound && !link.ready {
             // It lives, and has no room.
-            self.back_off(link.key, now);
+            self.declined(link.key, now);
         }
         if link.outbound && link.is_closing {
-            self.back_off(link.key, now);
+            self.declined(link.key, now);
         }
         self.missing.retain(|_, missing| missing.link != id);
         if link.is_closing || !link.ready {

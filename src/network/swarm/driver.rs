@@ -23,7 +23,7 @@ use super::stream;
 use super::view::{Known, Shared, Subject};
 use super::{Announcement, Parts};
 use crate::network::gossip::members::State;
-use crate::network::gossip::{LinkId, Ms};
+use crate::network::gossip::{LinkId, Ms, NEIGHBOURS_LIMIT};
 use crate::network::identity::{Identity, peer_id};
 use crate::network::metrics::Metrics;
 use crate::network::{Config, Peer, ResolveError, TagSource};
@@ -45,8 +45,11 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Streams that are open, or opened and not yet looked at. Far above what both sides' protocols open, so that it is
 /// never a connection's end by mistake; each may hold a window of 256 KiB.
 const OPEN_STREAMS: usize = 4 * STREAMS;
-/// A connection over which nothing goes is closed after that. That of a neighbour has the gossip's stream.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Connections stay: libp2p would close those of quiet neighbours, and has no "never".
+const IDLE_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Peers that are connected: of more, those that are no neighbours are let go when they have been there for so long.
+const LINKS: usize = 2 * NEIGHBOURS_LIMIT;
+const VISIT: Duration = Duration::from_secs(60);
 /// Questions about tags on their way to one peer: with the one message besides, half of the streams that a connection
 /// may have. The rest is the peer's.
 const QUESTIONS: usize = STREAMS / 2 - 1;
@@ -67,6 +70,8 @@ const SILENCE: Duration = Duration::from_secs(50);
 const LIVENESS: Duration = Duration::from_secs(5);
 /// Time for the farewell to reach the peers.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// Time for the peers to read it before the connections close.
+const READING: Duration = Duration::from_millis(50);
 
 pub(super) enum Command {
     Ask {
@@ -134,6 +139,8 @@ struct Connection {
 struct Link {
     id: PeerId,
     connections: HashMap<ConnectionId, Connection>,
+    /// Since when it is connected.
+    since: Instant,
     /// The one message that is on its way to it.
     flight: Option<(OutboundRequestId, Flight)>,
     /// Whether this node dialled one of the connections, for more than a question.
@@ -310,6 +317,15 @@ impl Driver {
         self.shared
             .peers_mut()
             .retain(|id, known| known.gone.is_none_or(|gone| now - gone <= MEMORY) || pinned.contains(id));
+        if self.links.len() > LINKS {
+            let busy: HashSet<P2pId> = self.neighbours.values().map(|neighbour| neighbour.peer).collect();
+            let visit = |link: &Link| link.questions == 0 && now - link.since > VISIT;
+            let idle = self.links.iter().filter(|(peer, link)| visit(link) && !busy.contains(peer));
+            for peer in idle.map(|(peer, _)| *peer).collect::<Vec<_>>() {
+                // An error is a peer whose connections are gone already.
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+        }
         let over = |last: &Instant| now - *last > TWINS_MEMORY;
         for (id, _) in self.twins.extract_if(|_, last| over(last)) {
             self.shared.problem(Subject::Twins(id), None);
@@ -404,6 +420,7 @@ impl Driver {
         let link = self.links.entry(peer).or_insert_with(|| Link {
             id,
             connections: HashMap::new(),
+            since: Instant::now(),
             flight: None,
             dialed: false,
             greeted: false,
@@ -442,6 +459,10 @@ impl Driver {
         }
         for (_, reply) in waiting {
             reply.fail(ResolveError::Unreachable("the connection was lost".into()));
+        }
+        // What it said before its end counts: it may have taken its leave.
+        while let Ok(event) = self.from_streams.try_recv() {
+            self.on_stream(event);
         }
         self.end_streams(peer);
         let now = Instant::now();
@@ -527,7 +548,7 @@ impl Driver {
         let farewell = async {
             loop {
                 tokio::select! {
-                    written = self.farewells.join_next() => if written.is_none() { return },
+                    written = self.farewells.join_next() => if written.is_none() { break },
                     // It is the swarm that writes.
                     _ = self.swarm.select_next_some() => {}
                     _ = self.from_streams.recv() => {}
@@ -536,6 +557,8 @@ impl Driver {
         };
         // Who has not heard it sees the connection close.
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        let reads = async { while self.swarm.next().await.is_some() {} };
+        let _ = tokio::time::timeout(READING, reads).await;
     }
 }
 

@@ -237,6 +237,28 @@ async fn a_large_inventory_arrives_and_then_only_changes() {
     wait_for("a change arrives", || held(&one) == 49_999).await;
 }
 
+/// Until its view is whole, a newcomer asks who has one.
+#[tokio::test]
+async fn a_newcomer_finds_what_there_is_at_once() {
+    let one = Start::default().start().await;
+    let all = digests(50_000);
+    one.network.advertise(Advertisement::All(all.clone()));
+    wait_for("its own view is complete", || one.network.status().complete).await;
+    let two = Start::knowing(&[&one]).start().await;
+    two.sees(1).await;
+    let since = StdInstant::now();
+    while two.network.find(&all[49_999], Duration::from_millis(20)).await.is_empty() {
+        assert!(since.elapsed() < Duration::from_secs(10), "{:?}", two.network.status());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    println!("found after {:?}, complete: {}", since.elapsed(), two.network.status().complete);
+    let found = two.network.find(&all[1], Duration::from_secs(1)).await;
+    assert_eq!(found.iter().map(|peer| peer.id.clone()).collect::<Vec<_>>(), [one.id()]);
+    wait_for("it knows all", || two.network.status().complete && holders(&two.view(), &all[0]).len() == 1)
+        .await;
+    assert!(two.network.find(&Digest::sha256(b"nobody"), Duration::from_secs(1)).await.is_empty());
+}
+
 #[tokio::test]
 async fn a_restarted_node_is_found_again_and_tells_anew() {
     let one = Start::default().start().await;

@@ -157,7 +157,8 @@ impl Driver {
                 }
                 self.shared.problem(Subject::Dns(name.clone()), problem);
                 for address in addresses {
-                    let options = DialOpts::unknown_peer_id().address(multiaddr(address)).build();
+                    let options =
+                        DialOpts::unknown_peer_id().address(multiaddr(address)).allocate_new_port().build();
                     self.dial(Target::Service(name.clone()), Some(address), options, now);
                 }
             }
@@ -173,6 +174,8 @@ impl Driver {
         let options = DialOpts::peer_id(peer)
             .condition(PeerCondition::NotDialing)
             .addresses(addresses.iter().copied().map(multiaddr).collect())
+            // From the port that this node listens at, the same way could not be gone again for a minute after a restart.
+            .allocate_new_port()
             .build();
         self.dial(Target::Peer(id), None, options, now);
     }

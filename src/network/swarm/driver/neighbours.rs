@@ -53,7 +53,7 @@ impl Driver {
                 let Some(id) = peer_id(&peer) else { return };
                 self.shared.problem(Subject::Gossip(id.clone()), Some(format!("peer {id}: {error}")));
                 let now = self.now();
-                self.shared.view_mut().gossip.dial_failed(member_key(&peer), now);
+                self.shared.view_mut().gossip.declined(member_key(&peer), now);
             }
         }
     }
@@ -215,6 +215,7 @@ impl Driver {
         let options = DialOpts::peer_id(peer)
             .condition(PeerCondition::DisconnectedAndNotDialing)
             .addresses(addresses)
+            .allocate_new_port()
             .build();
         let connection = options.connection_id();
         self.swarm.dial(options).map_err(|error| tracing::debug!(%peer, %error, "cannot dial a member"))?;
@@ -239,7 +240,10 @@ impl Driver {
         let mut control = self.advertise.clone();
         let mut transfer = Vec::new();
         let advertised: Vec<IpAddr> = self.advertise.iter().map(SocketAddr::ip).collect();
-        let ips: Vec<IpAddr> = advertised.iter().chain(&self.own_ips).copied().collect();
+        // A socket that listens at one address says itself where it is.
+        let sockets = ports.iter().chain(&self.announcement.transfer).map(SocketAddr::ip);
+        let named = sockets.filter(|ip| !ip.is_unspecified());
+        let ips: Vec<IpAddr> = advertised.iter().chain(&self.own_ips).copied().chain(named).collect();
         for ip in &ips {
             // Where addresses are configured, they are the ones that others can reach.
             if advertised.is_empty() {
