@@ -270,8 +270,9 @@ impl App {
         self.listening.store(false, Ordering::Relaxed);
         // What ends from here on ends on purpose.
         let _watchdog = self.vitals.end();
-        self.swarm.shutdown().await;
-        let (registry, ()) = tokio::join!(self.registry.drain(limit), self.uploads.shutdown(limit));
+        // Side by side: until the last peer has read it, the others must not begin another segment here.
+        let ((), registry, ()) =
+            tokio::join!(self.swarm.shutdown(), self.registry.drain(limit), self.uploads.shutdown(limit));
         if !registry {
             tracing::warn!("some answers to the runtime were cut by the end of the drain");
         }

@@ -298,6 +298,7 @@ impl Download {
             sizes: Arc::new([self.size]),
             busy: if self.failovers > 0 { self.context.busy.min(AFTER_STALL) } else { self.context.busy },
             streamed: self.is_streamed,
+            goes_on: self.is_passed_on,
         }
     }
 

@@ -66,6 +66,8 @@ pub(crate) struct Want {
     pub(crate) busy: Duration,
     /// Its bytes go to the runtime before they are verified.
     pub(crate) streamed: bool,
+    /// What comes before it is with the runtime already.
+    pub(crate) goes_on: bool,
 }
 
 /// A segment whose first bytes are here.
@@ -114,7 +116,9 @@ impl Fetcher {
         let mut is_queueing = false;
         let mut was_busy = false;
         let mut give_up = began + GIVE_UP;
-        let mut limit = FIRST_BYTE;
+        // In mid-body a stall may cost more (2 s), and there is nobody else: one that is only slow is worth the wait.
+        let is_last_hope = want.goes_on && ids.len() == 1;
+        let mut limit = if is_last_hope { GIVE_UP - 2 * MARGIN } else { FIRST_BYTE };
         let mut next = candidates.next();
         loop {
             if attempts.is_empty() {

@@ -180,7 +180,8 @@ impl Shared {
     /// `found`: who is asked where the network knows of nobody.
     async fn open(&self, part: &Part<'_>, sizes: &[u64], found: &[Arc<Peer>]) -> Result<Flow, NotHere> {
         let Part { digest, start, length, busy, streamed } = *part;
-        let want = Want { digest: *digest, start, length, sizes: sizes.into(), busy, streamed };
+        let want =
+            Want { digest: *digest, start, length, sizes: sizes.into(), busy, streamed, goes_on: false };
         self.fetcher.open(want, found).await.map_err(|reason| match reason {
             NoFlow::Nobody => NotHere::Unknown,
             NoFlow::Failed => NotHere::PeersFailed,
