@@ -240,12 +240,13 @@ impl Shared {
         trusted.map(|(_, _, peer)| Arc::clone(peer)).collect()
     }
 
-    /// Signed records of some that hold `digest`, this node left out.
+    /// Signed records of some that hold `digest`, this node among them.
     pub(super) fn records(&self, digest: &Digest, limit: usize) -> Vec<bytes::Bytes> {
-        let view = self.view();
-        let numbers = view.gossip.holdings().holders(content_key(digest));
-        let members = numbers.into_iter().flatten().filter_map(|number| view.member(number));
-        members.map(|(member, ..)| member.record.signed.clone()).take(limit).collect()
+        let gossip = &self.view().gossip;
+        let numbers = gossip.holdings().holders(content_key(digest)).into_iter().flatten();
+        let live =
+            numbers.filter_map(|number| gossip.members().get(number)).filter(|member| member.is_live());
+        live.map(|member| member.record.signed.clone()).take(limit).collect()
     }
 
     pub(super) fn tag_peers(&self) -> Vec<Arc<Peer>> {
