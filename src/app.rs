@@ -265,12 +265,11 @@ impl App {
         })
     }
 
-    /// Peers are told first, so that they ask others; transfers that run may end.
+    /// Peers are told, so that they ask others, and are refused what they begin until they know; transfers that run may end.
     async fn drain(self, limit: Duration) {
         self.listening.store(false, Ordering::Relaxed);
         // What ends from here on ends on purpose.
         let _watchdog = self.vitals.end();
-        // Side by side: until the last peer has read it, the others must not begin another segment here.
         let ((), registry, ()) =
             tokio::join!(self.swarm.shutdown(), self.registry.drain(limit), self.uploads.shutdown(limit));
         if !registry {

@@ -7,6 +7,7 @@
 //! Enforces the [`Gate`](crate::oci::Gate): connections, records and tags of peers below the level that they need are refused here.
 
 pub mod admission;
+mod claim;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod gossip;
@@ -151,8 +152,6 @@ pub struct PeerStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemberState {
-    /// Known from an earlier time; nobody has confirmed it since.
-    Remembered,
     /// It lives.
     Alive,
     /// It is silent, and has a second to say that it lives.

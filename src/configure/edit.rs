@@ -238,11 +238,7 @@ fn parse(text: &str) -> Result<Document<&str>, Fault> {
             "it begins with a byte order mark, which containerd does not read".into(),
         ));
     }
-    Document::parse(text).map_err(|error| {
-        let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start).min(text.len())];
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        Fault::Form(line, error.message().trim().replace('\n', ", "))
-    })
+    hosts::document(text).map_err(|(line, message)| Fault::Form(line, message))
 }
 
 /// All tables that have a header of their own, in the order of the text.
@@ -255,7 +251,7 @@ fn sections(text: &str) -> Result<Vec<Section>, Fault> {
     let ends: Vec<_> =
         found.iter().skip(1).map(|(_, above, _)| *above).chain([trailing.min(text.len())]).collect();
     let sections = found.into_iter().zip(ends).map(|((start, above, path), end)| {
-        let line = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let line = line_start(text, start);
         let mut comment = line;
         // Lines right above that are comments, down from what belongs to the table before.
         for (offset, above) in lines_up(text, line).take_while(|(offset, _)| *offset >= above) {
@@ -293,6 +289,11 @@ fn headers(table: &Table, path: &mut Vec<String>, found: &mut Vec<(usize, usize,
     }
 }
 
+/// Where the line begins that the offset `at` is in.
+fn line_start(text: &str, at: usize) -> usize {
+    text[..at].rfind('\n').map_or(0, |newline| newline + 1)
+}
+
 /// Lines before the offset `end`, which begins a line, the nearest first, each with where it begins.
 fn lines_up(text: &str, end: usize) -> impl Iterator<Item = (usize, &str)> {
     let mut end = end;
@@ -310,7 +311,7 @@ fn server(text: &str) -> Result<Option<(String, Range<usize>)>, Fault> {
     let root = document.as_table();
     let found = root.get_key_value("server").and_then(|(key, item)| {
         let (start, end) = (key.span()?.start, item.span()?.end);
-        let start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let start = line_start(text, start);
         let end = text[end..].find('\n').map_or(text.len(), |newline| end + newline + 1);
         Some((item.as_str()?.to_owned(), start..end))
     });
@@ -345,6 +346,6 @@ impl Section {
 
     /// Where its header's line begins.
     fn line(&self, text: &str) -> usize {
-        text[..self.body.start].rfind('\n').map_or(0, |newline| newline + 1)
+        line_start(text, self.body.start)
     }
 }

@@ -6,10 +6,11 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-use toml_edit::{Document, Item, TableLike};
+use toml_edit::{Item, TableLike};
 
 use super::disk::{self, DiskError};
 use super::find::Root;
+use crate::upstream::hosts;
 
 /// Files that are followed through `imports`. containerd has no limit; real nodes have a handful.
 const IMPORT_LIMIT: usize = 100;
@@ -80,15 +81,12 @@ pub enum RuntimeError {
 
 /// Reads one file's text; the error is the line, from 1, and what is wrong there.
 pub fn parse(text: &str) -> Result<Parsed, (usize, String)> {
-    let line = |offset: usize| {
-        text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
-    };
-    let document = Document::parse(text).map_err(|error| {
-        (line(error.span().map_or(0, |span| span.start)), error.message().trim().replace('\n', ", "))
-    })?;
+    let document = hosts::document(text)?;
     let table = document.as_table();
-    let fault =
-        |item: &Item, message: &str| (line(item.span().map_or(0, |span| span.start)), message.to_owned());
+    let fault = |item: &Item, message: &str| {
+        let offset = item.span().map_or(0, |span| span.start);
+        (hosts::line(text.as_bytes(), offset), message.to_owned())
+    };
     let version = match table.get("version") {
         Some(item) => item.as_integer().ok_or_else(|| fault(item, "`version` must be a number"))?,
         None => 1,

@@ -284,7 +284,9 @@ impl Download {
             }
         }
         let want = self.want(self.position);
-        let flow = self.context.fetcher.open(want, &self.contributors).await.map_err(Failure::NoFlow)?;
+        let fetcher = &self.context.fetcher;
+        let holders = fetcher.holders_or(&self.digest, &self.contributors);
+        let flow = fetcher.open(want, holders).await.map_err(Failure::NoFlow)?;
         self.adopt(flow);
         Ok(())
     }
@@ -324,8 +326,8 @@ impl Download {
         let Ok(permit) = Arc::clone(&self.context.prefetches).try_acquire_owned() else { return };
         let want = self.want(start);
         let fetcher = self.context.fetcher.clone();
-        let sources = self.contributors.clone();
-        let flow = AbortOnDropHandle::new(tokio::spawn(async move { fetcher.open(want, &sources).await }));
+        let holders = fetcher.holders_or(&self.digest, &self.contributors);
+        let flow = AbortOnDropHandle::new(tokio::spawn(async move { fetcher.open(want, holders).await }));
         self.next = Some(Next { start, flow, _permit: permit });
     }
 

@@ -95,15 +95,9 @@ pub(crate) enum NoFlow {
 type Attempt = BoxFuture<'static, Option<Result<Flow, (Candidate, Outcome)>>>;
 
 impl Fetcher {
-    /// Gets `want` flowing, or says why not, in [`GIVE_UP`] or the busy limit. `sources` gave other parts of it: they
-    /// are asked where the network knows of no holder, since bytes may flow where the control plane is down.
-    pub(crate) async fn open(&self, want: Want, sources: &[Arc<Peer>]) -> Result<Flow, NoFlow> {
+    /// Gets `want` flowing from one of `holders`, or says why not, in [`GIVE_UP`] or the busy limit.
+    pub(crate) async fn open(&self, want: Want, holders: Vec<Arc<Peer>>) -> Result<Flow, NoFlow> {
         let began = Instant::now();
-        let mut holders = self.holders(&want.digest);
-        if holders.is_empty() {
-            holders = sources.to_vec();
-            holders.retain(|peer| self.gate.allows(&peer.id, Action::Fetch));
-        }
         if holders.is_empty() {
             return Err(NoFlow::Nobody);
         }
@@ -195,15 +189,19 @@ impl Fetcher {
 
     /// Who may be asked for `digest`. Where the view is not complete yet, that is a neighbour's word.
     pub(crate) async fn find(&self, digest: &Digest) -> Vec<Arc<Peer>> {
-        let mut holders = self.network.find(digest, FIND).await;
-        holders.retain(|peer| self.gate.allows(&peer.id, Action::Fetch));
-        holders
+        self.allowed(self.network.find(digest, FIND).await)
     }
 
-    fn holders(&self, digest: &Digest) -> Vec<Arc<Peer>> {
-        let mut holders = self.network.holders(digest);
-        holders.retain(|peer| self.gate.allows(&peer.id, Action::Fetch));
-        holders
+    /// Who may be asked for the rest of `digest`: those that gave other parts of it where the network knows of no holder,
+    /// since bytes may flow where the control plane is down.
+    pub(crate) fn holders_or(&self, digest: &Digest, sources: &[Arc<Peer>]) -> Vec<Arc<Peer>> {
+        let holders = self.allowed(self.network.holders(digest));
+        if holders.is_empty() { self.allowed(sources.to_vec()) } else { holders }
+    }
+
+    fn allowed(&self, mut peers: Vec<Arc<Peer>>) -> Vec<Arc<Peer>> {
+        peers.retain(|peer| self.gate.allows(&peer.id, Action::Fetch));
+        peers
     }
 
     fn attempt(&self, candidate: Candidate, want: &Want, limit: Duration) -> Attempt {

@@ -10,7 +10,6 @@ use tokio::time::{Instant, sleep};
 use super::download::{Context, Download};
 use super::fetch::{Flow, NoFlow, Want};
 use super::{Answer, BlobRequest, NotHere, Refusal, Shared, Source, empty, resolve, whole};
-use crate::network::Peer;
 use crate::oci::{ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Manifest, RangeHeader, is_manifest};
 
 /// Holders that a small content is asked of before giving up, when each sends wrong bytes.
@@ -67,10 +66,9 @@ impl Shared {
     /// Content of at most [`MANIFEST_LIMIT`] bytes from peers, with the media type that its peer claims. A peer that
     /// sends wrong bytes is left out and the next one asked: nothing was passed on yet.
     async fn small(&self, digest: &Digest, busy: Duration) -> Result<(Arc<str>, Bytes), NotHere> {
-        let holders = self.fetcher.find(digest).await;
         for _ in 0..SMALL_TRIES {
             let part = Part { digest, start: 0, length: MANIFEST_LIMIT, busy, streamed: false };
-            let flow = self.open(&part, &self.sizes(digest), &holders).await?;
+            let flow = self.open(&part, &self.sizes(digest)).await?;
             if flow.size() > MANIFEST_LIMIT {
                 return Err(NotHere::Unsupported);
             }
@@ -94,10 +92,6 @@ impl Shared {
         let is_piece = !request.head
             && matches!(request.range, Some(RangeHeader::From(1..) | RangeHeader::Between(1.., _)))
             && self.pieces.is_flowing(digest);
-        let holders = self.fetcher.find(digest).await;
-        if !is_piece && holders.is_empty() {
-            return Err(Refusal::NotHere(cause));
-        }
         let sizes = self.sizes(digest);
         let is_small = !sizes.is_empty() && sizes.iter().all(|size| *size <= MANIFEST_LIMIT);
         for _ in 0..SMALL_TRIES {
@@ -114,13 +108,15 @@ impl Shared {
             };
             let streamed = !request.head && (!verify || !is_small || request.range.is_some());
             let part = Part { digest, start, length, busy, streamed };
-            let mut opened = self.open(&part, &sizes, &holders).await;
+            let mut opened = self.open(&part, &sizes).await;
             while is_piece && opened.is_err() && began.elapsed() < PIECE_WAIT {
                 sleep(PIECE_PAUSE).await;
                 let left = PIECE_WAIT.saturating_sub(began.elapsed());
-                opened = self.open(&Part { busy: busy.min(left), ..part }, &sizes, &holders).await;
+                opened = self.open(&Part { busy: busy.min(left), ..part }, &sizes).await;
             }
-            let mut flow = opened.map_err(Refusal::NotHere)?;
+            let mut flow = opened.map_err(|reason| {
+                Refusal::NotHere(if reason == NotHere::Unknown { cause } else { reason })
+            })?;
             let size = flow.size();
             let claimed = Descriptor::new(*digest, size, &flow.segment.descriptor.media_type);
             if is_manifest(&claimed.media_type) && self.rules.load().is_private(&request.name) {
@@ -134,7 +130,7 @@ impl Shared {
             let is_collected = verify && is_whole && size <= MANIFEST_LIMIT;
             if flow.segment.range.start != range.start {
                 let part = Part { start: range.start, length: segment, ..part };
-                flow = self.open(&part, &[size], &holders).await.map_err(Refusal::NotHere)?;
+                flow = self.open(&part, &[size]).await.map_err(Refusal::NotHere)?;
             }
             if !is_collected {
                 let body = self.download(digest, flow, range, busy, verify && is_whole).into_stream();
@@ -177,12 +173,12 @@ impl Shared {
         }
     }
 
-    /// `found`: who is asked where the network knows of nobody.
-    async fn open(&self, part: &Part<'_>, sizes: &[u64], found: &[Arc<Peer>]) -> Result<Flow, NotHere> {
+    async fn open(&self, part: &Part<'_>, sizes: &[u64]) -> Result<Flow, NotHere> {
         let Part { digest, start, length, busy, streamed } = *part;
         let want =
             Want { digest: *digest, start, length, sizes: sizes.into(), busy, streamed, goes_on: false };
-        self.fetcher.open(want, found).await.map_err(|reason| match reason {
+        let holders = self.fetcher.find(digest).await;
+        self.fetcher.open(want, holders).await.map_err(|reason| match reason {
             NoFlow::Nobody => NotHere::Unknown,
             NoFlow::Failed => NotHere::PeersFailed,
             NoFlow::Busy => NotHere::PeersBusy,

@@ -359,9 +359,7 @@ impl<H: Holdings> Gossip<H> {
             }
         }
         self.see_to_bulk(now);
-        if self.tells(now) {
-            self.tell(now);
-        }
+        self.tell(now);
         self.graft(now);
         self.listen(now);
         if self.next_compare <= now {
@@ -474,18 +472,6 @@ impl<H: Holdings> Gossip<H> {
     /// The holdings, to be filled beforehand.
     pub fn holdings_mut(&mut self) -> &mut H {
         &mut self.holdings
-    }
-
-    /// Takes a whole view as it was kept: members are remembered, not believed to live.
-    pub fn remember(&mut self, record: Arc<Record>, version: u32, contents: &[u64], now: Ms) {
-        if self.members.find(record.key).is_some() || self.members.known() >= self.limits.members {
-            return;
-        }
-        let index = self.members.add(record, State::Remembered, now);
-        for content in contents {
-            self.take(index, version, *content, true);
-        }
-        self.members.update(index, |member| member.version = version);
     }
 }
 

@@ -147,9 +147,7 @@ impl Identity {
     fn load(path: &Path) -> Result<Option<Self>, IdentityError> {
         let failed = |action, source| IdentityError::Io { action, path: path.to_owned(), source };
         let corrupt = |reason| IdentityError::Corrupt { path: path.to_owned(), reason };
-        // Without O_NONBLOCK a pipe in the file's place would block the start for ever.
-        let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let file = match OpenOptions::new().read(true).custom_flags(nonblock).open(path) {
+        let file = match open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", error)),
@@ -250,6 +248,12 @@ pub fn verify_handshake(
 /// The text form of a libp2p peer ID; `None` for forms that Peili does not use.
 pub(super) fn peer_id(id: &libp2p::PeerId) -> Option<PeerId> {
     id.to_base58().parse().ok()
+}
+
+/// Opens a file for reading. Without O_NONBLOCK a pipe in its place would block for ever.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(nonblock).open(path)
 }
 
 /// Renames without replacing; `false`: the target is there.

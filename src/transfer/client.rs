@@ -193,8 +193,8 @@ impl Shared {
     ) -> Result<Option<(http::Response<Incoming>, Connection)>, FetchError> {
         let dialing = match way {
             Way::Pooled(mut connection) => {
-                let shown = connection.show(self.admission.own());
-                return match connection.send(wanted.request(shown)?).await {
+                let request = wanted.request(connection.show(self.admission.own()))?;
+                return match connection.send(request).await {
                     Ok(answer) => {
                         self.pool.lives(&wanted.peer);
                         self.metrics.connected(Connected::Reused);
@@ -214,8 +214,8 @@ impl Shared {
         let mut connection = connection?;
         self.pool.lives(&wanted.peer);
         drop(dialing);
-        let shown = connection.show(self.admission.own());
-        let answer = connection.send(wanted.request(shown)?).await.map_err(|error| request_error(&error))?;
+        let request = wanted.request(connection.show(self.admission.own()))?;
+        let answer = connection.send(request).await.map_err(|error| request_error(&error))?;
         self.pool.lives(&wanted.peer);
         Ok(Some((answer, connection)))
     }

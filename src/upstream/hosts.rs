@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use crate::oci::Registry;
 
+pub use parse::{document, line};
+
 /// Largest `hosts.toml`, certificate or key that is read; real ones have a few KiB.
 const FILE_LIMIT: u64 = 1 << 20;
 /// Hosts in one `hosts.toml`. containerd has no limit; a pull asks them one after the other.

@@ -292,26 +292,18 @@ impl World {
     }
 
     fn count(&mut self, frame: &Frame, all: u64) {
-        let of = |messages: &[usize]| messages.iter().map(|length| *length as u64 + 2).sum::<u64>();
-        let lengths = |parts: &[bytes::Bytes]| of(&parts.iter().map(bytes::Bytes::len).collect::<Vec<_>>());
         let parts = [
-            (
-                "changes of content",
-                of(&frame.deltas.iter().map(prost::Message::encoded_len).collect::<Vec<_>>()),
-            ),
-            ("records", lengths(&frame.records)),
-            ("suspicions", lengths(&frame.suspicions)),
-            (
-                "what lazy links are told",
-                of(&frame.have.iter().map(prost::Message::encoded_len).collect::<Vec<_>>()),
-            ),
+            ("changes of content", lengths(frame.deltas.iter().map(prost::Message::encoded_len))),
+            ("records", lengths(frame.records.iter().map(bytes::Bytes::len))),
+            ("suspicions", lengths(frame.suspicions.iter().map(bytes::Bytes::len))),
+            ("what lazy links are told", lengths(frame.have.iter().map(prost::Message::encoded_len))),
             ("whole views", frame.bulk.as_ref().map_or(0, |bulk| bulk.encoded_len() as u64)),
             (
                 "comparisons",
                 frame.buckets.len() as u64
                     + frame.summary.as_ref().map_or(0, |summary| summary.encoded_len() as u64)
-                    + of(&frame.want.iter().map(prost::Message::encoded_len).collect::<Vec<_>>())
-                    + of(&frame.wholes.iter().map(prost::Message::encoded_len).collect::<Vec<_>>()),
+                    + lengths(frame.want.iter().map(prost::Message::encoded_len))
+                    + lengths(frame.wholes.iter().map(prost::Message::encoded_len)),
             ),
         ];
         let mut rest = all;
@@ -321,6 +313,11 @@ impl World {
         }
         *self.parts.entry("TCP, TLS and frames").or_default() += rest;
     }
+}
+
+/// Bytes of parts of these lengths, each with its tag and length before it.
+fn lengths(each: impl Iterator<Item = usize>) -> u64 {
+    each.map(|length| length as u64 + 2).sum()
 }
 
 /// What a frame takes on the wire, and its acknowledgements: the length before it (4 bytes), yamux (12), TLS records (22 each, of

@@ -1,9 +1,7 @@
 //! A cluster key: read from a file, and what is derived from it. Its bytes are never logged and never sent.
 
 use std::fmt;
-use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
@@ -13,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
+use crate::network::identity;
 use crate::oci::{Digest, KeyId};
 
 /// Fewer bytes could be guessed.
@@ -58,9 +57,7 @@ impl Key {
     /// # Errors
     /// It is no key.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        // Without O_NONBLOCK a pipe in the file's place would block for ever.
-        let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
+        let file = identity::open(path)?;
         if !file.metadata()?.is_file() {
             return Err(KeyError::NotFile);
         }

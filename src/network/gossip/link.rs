@@ -138,6 +138,12 @@ impl Link {
         self.urgent(now);
     }
 
+    /// Compares the view, of this hash, with the neighbour's.
+    pub(super) fn compare(&mut self, root: u64, now: Ms) {
+        self.out.beat = Some(Beat { root, answer: true, compare: true });
+        self.urgent(now);
+    }
+
     /// Asks for a sign of life.
     pub(super) fn ask(&mut self, root: u64, now: Ms) {
         self.asked = Some(now);

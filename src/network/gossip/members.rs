@@ -11,8 +11,6 @@ use super::wire::{BUCKETS, Position};
 /// How a member is, by what was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// From the disk, or by a record that nobody has confirmed since: not asked for anything.
-    Remembered,
     /// It lives.
     Alive,
     /// A neighbour found it silent; dead if it does not say otherwise soon.

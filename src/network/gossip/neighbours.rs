@@ -25,16 +25,13 @@ const DIAL_PAUSE: Ms = 50;
 impl<H: Holdings> Gossip<H> {
     /// Looks after the signs of life of the neighbours.
     pub(super) fn listen(&mut self, now: Ms) {
-        let (quiet, root) = (self.is_quiet(now), self.members.root());
+        let quiet = self.is_quiet(now);
         let mut silent = Vec::new();
-        for link in &mut self.links {
-            if link.silence_due(quiet) > now {
-                continue;
-            }
+        for link in self.links.iter_mut().filter(|link| link.silence_due(quiet) <= now) {
             if link.asked.is_some() {
                 silent.push(link.id);
             } else {
-                link.ask(root, now);
+                link.ask(self.members.root(), now);
             }
         }
         for id in silent {

@@ -197,10 +197,8 @@ impl<H: Holdings> Gossip<H> {
         let Some(member) = self.members.get(index) else { return false };
         let (seq, state) = (member.record.seq, member.state);
         // Two processes with one identity may have the same number.
-        let last = (seq, member.record.process);
-        let is_known =
-            if state == State::Remembered { record.seq < seq } else { (record.seq, record.process) <= last };
-        if is_known {
+        let process = member.record.process;
+        if (record.seq, record.process) <= (seq, process) {
             if let (Some(at), State::Dead | State::Left) = (at, state) {
                 // It is not known there that this one is gone.
                 let link = &mut self.links[at];
@@ -212,7 +210,7 @@ impl<H: Holdings> Gossip<H> {
                 }
                 link.urgent(now);
             }
-            if let (Some(at), true) = (at, record.seq == seq && record.process != last.1) {
+            if let (Some(at), true) = (at, record.seq == seq && record.process != process) {
                 // The other process with this identity is to hear of this one.
                 let link = &mut self.links[at];
                 link.out.records.push(member.record.signed.clone());
@@ -227,23 +225,18 @@ impl<H: Holdings> Gossip<H> {
             );
             return false;
         }
-        let epoch = member.record.epoch;
-        let (now_is, was, before) = (record.process, member.record.process, member.before);
-        if record.epoch > epoch {
-            self.clear(index);
-        }
-        let epoch = epoch.max(record.epoch);
-        if record.epoch < epoch {
-            // Its owner has begun anew without knowing of this: it will be told.
+        let before = member.before;
+        if record.epoch != member.record.epoch {
+            // Its inventory is told anew; or its owner has begun anew without knowing of this, and will be told.
             self.clear(index);
         }
         let seq = record.seq;
-        if now_is != was {
+        if record.process != process {
             // One that was started again has a new number, and does not come back to an old one.
-            if now_is == before {
+            if record.process == before {
                 self.actions.push(Action::Twin(record.key));
             }
-            self.members.update(index, |member| member.before = was);
+            self.members.update(index, |member| member.before = process);
         }
         self.members.update(index, |member| {
             member.state = if record.leaving { State::Left } else { State::Alive };
@@ -254,11 +247,9 @@ impl<H: Holdings> Gossip<H> {
     }
 
     fn take_delta(&mut self, delta: &Delta, id: LinkId, bit: u16, now: Ms) -> bool {
-        let count = (delta.contents.len() / 8) as u32;
-        let to = delta.from + count;
+        let to = delta.from + (delta.contents.len() / 8) as u32;
+        let position = Position { key: delta.key, epoch: delta.epoch, version: to, ..Position::default() };
         let Some(index) = self.members.find(delta.key).filter(|index| *index != 0) else {
-            let position =
-                Position { key: delta.key, epoch: delta.epoch, version: to, ..Position::default() };
             self.miss(position, id, now);
             return true;
         };
@@ -272,8 +263,6 @@ impl<H: Holdings> Gossip<H> {
             return false;
         }
         if delta.epoch != epoch || delta.from > version {
-            let position =
-                Position { key: delta.key, epoch: delta.epoch, version: to, ..Position::default() };
             self.miss(position, id, now);
             return true;
         }

@@ -7,11 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::wire::RECORD_LIMIT;
-
-/// Longest text in a record, in bytes.
-pub const TEXT_LIMIT: usize = 256;
-/// Addresses of one kind in a record.
-pub const ADDRESS_LIMIT: usize = 8;
+use crate::network::claim;
 
 /// A member's record, as it was checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -146,8 +142,8 @@ impl Record {
             process: self.process,
             leaving: self.leaving,
             epoch: self.epoch,
-            control: join(&self.control),
-            transfer: join(&self.transfer),
+            control: claim::join(&self.control),
+            transfer: claim::join(&self.transfer),
             node: self.node.clone(),
             zone: self.zone.clone(),
             version: self.version.clone(),
@@ -172,6 +168,8 @@ impl Record {
         if body.seq == 0 {
             return Err(RecordError::Field("seq"));
         }
+        let text = |field, claimed| claim::text(claimed).ok_or(RecordError::Field(field));
+        let addresses = |field, claimed: &str| claim::addresses(claimed).ok_or(RecordError::Field(field));
         let record = Self {
             key: 0,
             identity: body.identity,
@@ -211,27 +209,4 @@ impl Suspicion {
         let signed = signed.clone();
         Ok((Self { subject: body.subject, seq: body.seq, accuser: body.accuser, signed }, parts))
     }
-}
-
-fn text(field: &'static str, text: String) -> Result<String, RecordError> {
-    if text.len() > TEXT_LIMIT || text.chars().any(char::is_control) {
-        return Err(RecordError::Field(field));
-    }
-    Ok(text)
-}
-
-fn addresses(field: &'static str, text: &str) -> Result<Vec<SocketAddr>, RecordError> {
-    if text.is_empty() {
-        return Ok(Vec::new());
-    }
-    let parse = |address: &str| match address.parse::<SocketAddr>() {
-        Ok(address) if address.port() != 0 => Ok(address),
-        _ => Err(RecordError::Field(field)),
-    };
-    text.split(',').take(ADDRESS_LIMIT).map(parse).collect()
-}
-
-fn join(addresses: &[SocketAddr]) -> String {
-    let texts: Vec<String> = addresses.iter().take(ADDRESS_LIMIT).map(ToString::to_string).collect();
-    texts.join(",")
 }

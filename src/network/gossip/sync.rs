@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::holdings::Holdings;
-use super::members::bucket;
-use super::wire::{BUCKETS, Beat, Bulk, BulkMember, Position, Summary};
+use super::members::{Member, bucket};
+use super::wire::{BUCKETS, Bulk, BulkMember, Position, Summary};
 use super::{Gossip, Key, Ms};
 
 /// Positions in one summary; the rest is left to the next comparison.
@@ -64,8 +64,7 @@ impl<H: Holdings> Gossip<H> {
                 self.take_leave(at, now);
             }
         } else if outbound {
-            link.out.beat = Some(Beat { root, answer: true, compare: true });
-            link.urgent(now);
+            link.compare(root, now);
         }
     }
 
@@ -137,6 +136,7 @@ impl<H: Holdings> Gossip<H> {
         pages.push_back(page);
         let mut bytes = Vec::new();
         self.holdings.each(&mut |content, members| {
+            // Both are in the order of the members' numbers.
             let members: Vec<u32> =
                 members.map(|index| places[index as usize]).filter(|at| *at != u32::MAX).collect();
             if members.is_empty() {
@@ -145,9 +145,7 @@ impl<H: Holdings> Gossip<H> {
             bytes.extend(content.to_le_bytes());
             put_varint(&mut bytes, members.len() as u32);
             let mut last = 0;
-            let mut sorted = members;
-            sorted.sort_unstable();
-            for place in sorted {
+            for place in members {
                 put_varint(&mut bytes, place - last);
                 last = place;
             }
@@ -272,8 +270,7 @@ impl<H: Holdings> Gossip<H> {
     fn compare_with_all(&mut self, now: Ms) {
         let root = self.members.root();
         for link in self.links.iter_mut().filter(|link| link.is_neighbour()) {
-            link.out.beat = Some(Beat { root, answer: true, compare: true });
-            link.urgent(now);
+            link.compare(root, now);
         }
     }
 
@@ -286,8 +283,7 @@ impl<H: Holdings> Gossip<H> {
         }
         let chosen = rand::RngExt::random_range(&mut self.rng, 0..count);
         if let Some(link) = self.links.iter_mut().filter(|link| link.is_neighbour()).nth(chosen) {
-            link.out.beat = Some(Beat { root, answer: true, compare: true });
-            link.urgent(now);
+            link.compare(root, now);
         }
     }
 
@@ -303,12 +299,9 @@ impl<H: Holdings> Gossip<H> {
                 mask[number / 8] |= 1 << (number % 8);
             }
         }
-        let mut positions: Vec<Position> = Vec::new();
-        for (_, member) in self.members.iter().filter(|(_, member)| member.is_live()) {
-            if is_in(&mask, member.key) {
-                positions.push(member.position());
-            }
-        }
+        let live = self.members.iter().map(|(_, member)| member).filter(|member| member.is_live());
+        let differing = live.filter(|member| is_in(&mask, member.key));
+        let mut positions: Vec<Position> = differing.map(Member::position).collect();
         if positions.len() > POSITIONS {
             // The buckets that do not fit are left out whole.
             positions.sort_unstable_by_key(|position| bucket(position.key));

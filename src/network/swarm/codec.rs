@@ -55,6 +55,19 @@ impl request_response::Codec for Codec {
 }
 
 async fn read<T: AsyncRead + Unpin + Send>(io: &mut T, limit: usize) -> io::Result<Message> {
+    let bytes = read_framed(io, limit).await?;
+    decode(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, message: &Message) -> io::Result<()> {
+    write_framed(io, &encode(message)).await
+}
+
+/// Reads what [`write_framed`] wrote.
+pub(super) async fn read_framed<T: AsyncRead + Unpin + Send>(
+    io: &mut T,
+    limit: usize,
+) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     io.read_exact(&mut length).await?;
     let length = u32::from_be_bytes(length) as usize;
@@ -68,12 +81,11 @@ async fn read<T: AsyncRead + Unpin + Send>(io: &mut T, limit: usize) -> io::Resu
     if bytes.len() < length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    decode(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    Ok(bytes)
 }
 
-async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, message: &Message) -> io::Result<()> {
-    let bytes = encode(message);
+/// Writes `bytes` after their length, in one piece.
+pub(super) async fn write_framed<T: AsyncWrite + Unpin + Send>(io: &mut T, bytes: &[u8]) -> io::Result<()> {
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-    io.write_all(&length.to_be_bytes()).await?;
-    io.write_all(&bytes).await
+    io.write_all(&[&length.to_be_bytes()[..], bytes].concat()).await
 }

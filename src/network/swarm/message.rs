@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::network::admission::certificate;
+use crate::network::claim;
 use crate::network::gossip::wire::RECORD_LIMIT;
 use crate::oci::{Descriptor, Digest, Reference};
 
@@ -16,12 +17,6 @@ use crate::oci::{Descriptor, Digest, Reference};
 pub const MESSAGE_LIMIT: usize = 32 << 10;
 /// Holders in one answer: one of them answers for sure.
 pub(super) const HOLDERS: usize = 16;
-/// Longest claimed text.
-const TEXT_LIMIT: usize = 256;
-/// Addresses that a peer may claim for one port; more are ignored.
-pub(super) const ADDRESS_LIMIT: usize = 8;
-/// Longest list of addresses: eight of the longest form of IPv6 with a port, and some room.
-const ADDRESSES_LIMIT: usize = 1024;
 /// Registry (261), repository (255), tag (128), sha512 digest (135) and separators.
 const NAME_LIMIT: usize = 800;
 
@@ -85,6 +80,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
     if bytes.len() > MESSAGE_LIMIT {
         return Err(DecodeError::TooLong(bytes.len()));
     }
+    let text = |field, claimed| claim::text(claimed).ok_or(DecodeError::Field(field));
+    let addresses = |field, claimed: &str| claim::addresses(claimed).ok_or(DecodeError::Field(field));
     match wire::Envelope::decode(bytes)?.body.ok_or(DecodeError::Unknown)? {
         wire::Body::Hello(hello) => Ok(Message::Hello(Hello {
             node: text("node", hello.node)?,
@@ -133,8 +130,8 @@ pub fn encode(message: &Message) -> Vec<u8> {
             node: hello.node.clone(),
             zone: hello.zone.clone(),
             version: hello.version.clone(),
-            transfer: join(&hello.transfer),
-            control: join(&hello.control),
+            transfer: claim::join(&hello.transfer),
+            control: claim::join(&hello.control),
             certificate: hello.certificate.clone(),
             introduction: hello.introduction,
         }),
@@ -151,41 +148,6 @@ pub fn encode(message: &Message) -> Vec<u8> {
         Message::Denied => wire::Body::Denied(wire::Empty {}),
     };
     wire::Envelope { body: Some(body) }.encode_to_vec()
-}
-
-/// A claimed text as a peer may send it: what is too long is cut, control characters are dropped.
-pub(super) fn clean(text: &str) -> String {
-    let mut clean: String = text.chars().filter(|c| !c.is_control()).collect();
-    while clean.len() > TEXT_LIMIT {
-        clean.pop();
-    }
-    clean
-}
-
-fn text(field: &'static str, text: String) -> Result<String, DecodeError> {
-    if text.len() > TEXT_LIMIT || text.chars().any(char::is_control) {
-        return Err(DecodeError::Field(field));
-    }
-    Ok(text)
-}
-
-fn addresses(field: &'static str, text: &str) -> Result<Vec<SocketAddr>, DecodeError> {
-    if text.is_empty() {
-        return Ok(Vec::new());
-    }
-    if text.len() > ADDRESSES_LIMIT {
-        return Err(DecodeError::Field(field));
-    }
-    let parse = |address: &str| match address.parse::<SocketAddr>() {
-        Ok(address) if address.port() != 0 => Ok(address),
-        _ => Err(DecodeError::Field(field)),
-    };
-    text.split(',').take(ADDRESS_LIMIT).map(parse).collect()
-}
-
-fn join(addresses: &[SocketAddr]) -> String {
-    let texts: Vec<String> = addresses.iter().take(ADDRESS_LIMIT).map(ToString::to_string).collect();
-    texts.join(",")
 }
 
 /// Field numbers are for ever: a number that falls out of use is never used again.

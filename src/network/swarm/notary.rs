@@ -11,7 +11,7 @@ use super::super::gossip::record::{Notary, Record, RecordError, Suspicion};
 use crate::network::Peer;
 use crate::network::admission::Admission;
 use crate::network::identity::peer_id;
-use crate::oci::{Action, Digest, Gate, PeerId};
+use crate::oci::{Action, Digest, Gate};
 
 /// What a signature is for comes before what is signed, so that none can be used for something else.
 const RECORD: &[u8] = b"peili gossip record 1\n";
@@ -92,16 +92,14 @@ pub(super) fn identity(bytes: &Bytes) -> Result<P2pId, RecordError> {
 }
 
 /// A member as the rest of the program knows it.
-pub(super) fn peer(record: &Record) -> Option<(PeerId, Arc<Peer>)> {
-    let id = peer_id(&identity(&record.identity).ok()?)?;
-    let peer = Peer {
-        id: id.clone(),
+pub(super) fn peer(record: &Record) -> Option<Arc<Peer>> {
+    Some(Arc::new(Peer {
+        id: peer_id(&identity(&record.identity).ok()?)?,
         transfer: record.transfer.clone(),
         node: record.node.clone(),
         zone: record.zone.clone(),
         version: record.version.clone(),
-    };
-    Some((id, Arc::new(peer)))
+    }))
 }
 
 /// The public key of an ed25519 identity is in it.
@@ -147,8 +145,7 @@ mod tests {
         let gate = Arc::new(TestGate::default());
         let ((one, record), (other, _)) = (keeper(&gate), keeper(&gate));
         let sealed = one.seal(record);
-        let (id, _) = peer(&sealed).unwrap();
-        gate.set(&id, Level::None);
+        gate.set(&peer(&sealed).unwrap().id, Level::None);
         assert!(matches!(other.open(&sealed.signed), Err(RecordError::Admission(_))));
     }
 

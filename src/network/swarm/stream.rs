@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::gossip::LinkId;
 use super::super::gossip::wire::{self, FRAME_LIMIT, Frame};
+use super::codec::{read_framed, write_framed};
 
 /// The protocol's name; the number is its version.
 pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/peili/gossip/1");
@@ -99,19 +100,8 @@ impl Drop for Link {
 async fn read_all(id: LinkId, mut stream: ReadHalf<Stream>, events: &mpsc::Sender<Event>) -> io::Result<()> {
     let (mut allowance, mut since) = (BURST, Instant::now());
     loop {
-        let mut length = [0; 4];
-        stream.read_exact(&mut length).await?;
-        let length = u32::from_be_bytes(length) as usize;
-        if length > FRAME_LIMIT {
-            let text = format!("a frame of {length} bytes, more than {FRAME_LIMIT}");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
-        // Grows with what arrives: a length that is only claimed takes no memory.
-        let mut bytes = Vec::new();
-        (&mut stream).take(length as u64).read_to_end(&mut bytes).await?;
-        if bytes.len() < length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let bytes = read_framed(&mut stream, FRAME_LIMIT).await?;
+        let length = bytes.len();
         let frame =
             wire::decode(bytes.into()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         if events.send(Event::Frame(id, Box::new(frame))).await.is_err() {
@@ -133,9 +123,8 @@ async fn write_all(
     events: mpsc::Sender<Event>,
 ) {
     while let Some(frame) = frames.recv().await {
-        let length = (frame.len() as u32).to_be_bytes();
         let written = async {
-            stream.write_all(&[&length[..], &frame].concat()).await?;
+            write_framed(&mut stream, &frame).await?;
             stream.flush().await
         };
         let event = match written.await {

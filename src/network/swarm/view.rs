@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::message::ADDRESS_LIMIT;
 use super::notary::{self, Keeper, content_key};
 use crate::network::admission::Admission;
+use crate::network::claim::ADDRESS_LIMIT;
 use crate::network::gossip::holdings::Index;
 use crate::network::gossip::members::{Member, State};
 use crate::network::gossip::record::Record;
@@ -44,7 +44,7 @@ pub(super) struct Shared {
 pub(super) struct View {
     pub gossip: Gossip<Index>,
     /// By the number of the member.
-    members: HashMap<u32, (PeerId, Arc<Peer>)>,
+    members: HashMap<u32, Arc<Peer>>,
 }
 
 /// What handles want of the driver; the last one counts.
@@ -236,8 +236,7 @@ impl Shared {
         let view = self.view();
         let numbers = view.gossip.holdings().holders(content_key(digest));
         let members = numbers.into_iter().flatten().filter_map(|number| view.member(number));
-        let trusted = members.filter(|(_, id, _)| self.gate.allows(id, Action::Believe));
-        trusted.map(|(_, _, peer)| Arc::clone(peer)).collect()
+        members.filter(|peer| self.gate.allows(&peer.id, Action::Believe)).map(Arc::clone).collect()
     }
 
     /// Signed records of some that hold `digest`, this node among them.
@@ -252,8 +251,7 @@ impl Shared {
     pub(super) fn tag_peers(&self) -> Vec<Arc<Peer>> {
         let view = self.view();
         let members = view.members.keys().filter_map(|number| view.member(*number));
-        let trusted = members.filter(|(_, id, _)| self.gate.allows(id, Action::Tags));
-        trusted.map(|(_, _, peer)| Arc::clone(peer)).collect()
+        members.filter(|peer| self.gate.allows(&peer.id, Action::Tags)).map(Arc::clone).collect()
     }
 
     pub(super) fn status(&self) -> Status {
@@ -262,16 +260,16 @@ impl Shared {
         let view = self.view();
         let neighbours: HashSet<u64> = view.gossip.neighbours().collect();
         for (number, member) in view.gossip.members().iter() {
-            let Some((id, peer)) = view.members.get(&number).filter(|_| number != 0) else { continue };
+            let Some(peer) = view.members.get(&number).filter(|_| number != 0) else { continue };
             let age = Duration::from_millis(self.now().saturating_sub(member.since));
             peers.insert(
-                id.clone(),
+                peer.id.clone(),
                 PeerStatus {
                     state: Some(member_state(member)),
                     seconds: age.as_secs(),
                     neighbour: neighbours.contains(&member.key),
                     holds: member.count as usize,
-                    ..self.peer_status(id, Some(peer))
+                    ..self.peer_status(&peer.id, Some(peer))
                 },
             );
         }
@@ -327,16 +325,14 @@ impl View {
     }
 
     /// A live member other than this node.
-    fn member(&self, number: u32) -> Option<(&Member, &PeerId, &Arc<Peer>)> {
-        let (id, peer) = self.members.get(&number).filter(|_| number != 0)?;
-        let member = self.gossip.members().get(number).filter(|member| member.is_live())?;
-        Some((member, id, peer))
+    fn member(&self, number: u32) -> Option<&Arc<Peer>> {
+        let is_live = number != 0 && self.gossip.members().get(number).is_some_and(Member::is_live);
+        self.members.get(&number).filter(|_| is_live)
     }
 }
 
 fn member_state(member: &Member) -> MemberState {
     match member.state {
-        State::Remembered => MemberState::Remembered,
         State::Alive => MemberState::Alive,
         State::Suspected => MemberState::Suspected,
         State::Dead => MemberState::Dead,

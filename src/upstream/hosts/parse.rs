@@ -19,18 +19,26 @@ pub(super) fn hosts(
     bytes: &[u8],
     registry: &Registry,
 ) -> Result<Vec<Host>, Error> {
-    let form = |offset: usize, message: String| {
-        let before = &bytes[..offset.min(bytes.len())];
-        let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
-        Error::Form { path: file.to_owned(), line, message }
-    };
+    let form = |(line, message)| Error::Form { path: file.to_owned(), line, message };
+    let at = |offset, message| form((line(bytes, offset), message));
     let text =
-        std::str::from_utf8(bytes).map_err(|error| form(error.valid_up_to(), "not UTF-8 text".to_owned()))?;
-    let document = Document::parse(text).map_err(|error| {
-        form(error.span().map_or(0, |span| span.start), error.message().trim().replace('\n', ", "))
-    })?;
+        std::str::from_utf8(bytes).map_err(|error| at(error.valid_up_to(), "not UTF-8 text".to_owned()))?;
+    let document = document(text).map_err(form)?;
     read(folder, &document, registry)
-        .map_err(|Fault(span, message)| form(span.map_or(0, |span| span.start), message))
+        .map_err(|Fault(span, message)| at(span.map_or(0, |span| span.start), message))
+}
+
+/// The TOML document that a text is, or the line, from 1, at which it is none, and why.
+pub fn document(text: &str) -> Result<Document<&str>, (usize, String)> {
+    Document::parse(text).map_err(|error| {
+        let offset = error.span().map_or(0, |span| span.start);
+        (line(text.as_bytes(), offset), error.message().trim().replace('\n', ", "))
+    })
+}
+
+/// The line, from 1, in which the byte at `offset` is.
+pub fn line(bytes: &[u8], offset: usize) -> usize {
+    bytes[..offset.min(bytes.len())].iter().filter(|&&byte| byte == b'\n').count() + 1
 }
 
 fn read(folder: &Path, document: &Document<&str>, registry: &Registry) -> Result<Vec<Host>, Fault> {

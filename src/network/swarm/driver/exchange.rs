@@ -166,8 +166,7 @@ impl Driver {
         let records = records.iter().filter_map(|signed| view.gossip.judge(signed).ok());
         let peers = records.filter_map(|record| notary::peer(&record));
         let own = &self.shared.id;
-        let believed = peers.filter(|(id, _)| id != own && self.shared.gate.allows(id, Action::Believe));
-        believed.map(|(_, peer)| peer).collect()
+        peers.filter(|peer| peer.id != *own && self.shared.gate.allows(&peer.id, Action::Believe)).collect()
     }
 
     fn on_unanswered(&mut self, peer: P2pId, request: OutboundRequestId, error: &OutboundFailure) {

@@ -11,7 +11,8 @@ use super::super::notary::{identity, member_key};
 use super::super::stream::{self, Event};
 use super::super::view::Subject;
 use super::{Driver, dialing};
-use crate::network::gossip::record::{ADDRESS_LIMIT, Record};
+use crate::network::claim::ADDRESS_LIMIT;
+use crate::network::gossip::record::Record;
 use crate::network::gossip::wire;
 use crate::network::gossip::{Action as Wish, Key, LinkId};
 use crate::network::identity::peer_id;
@@ -126,14 +127,16 @@ impl Driver {
     /// Does what the gossip wants, sends what it has to say, and shows what it knows.
     pub(super) fn turn(&mut self) {
         let now = self.now();
-        self.shared.view_mut().gossip.tick(now);
-        let wishes = self.shared.view_mut().gossip.actions();
+        let wishes = {
+            let gossip = &mut self.shared.view_mut().gossip;
+            gossip.tick(now);
+            gossip.actions()
+        };
         for wish in wishes {
             match wish {
                 Wish::Dial(key) => self.dial_member(key),
                 Wish::Close(number) => {
                     self.flush(number);
-                    let now = self.now();
                     self.shared.view_mut().gossip.link_down(number, now);
                     if let Some(neighbour) = self.neighbours.remove(&number) {
                         tokio::spawn(neighbour.link.finish());
