@@ -160,6 +160,7 @@ impl App {
             admission: admission.clone(),
             tags: Arc::new(serve()),
             metrics: network_metrics,
+            keep: Some(config.node.data_dir.clone()),
         };
         let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
 

@@ -152,6 +152,8 @@ pub struct PeerStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemberState {
+    /// This node knew it before it was started again, and has not heard of it since.
+    Remembered,
     /// It lives.
     Alive,
     /// It is silent, and has a second to say that it lives.

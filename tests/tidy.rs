@@ -87,7 +87,6 @@ const GRAPH: &[(&str, &[&str])] = &[
 /// Third-party crates that have a home: the files and folders below `src` (without `.rs`) that may name them.
 const HOMES: &[(&str, &[&str])] = &[
     ("libp2p", &["network"]),
-    ("libp2p_stream", &["network/swarm"]),
     ("roaring", &["network/gossip"]),
     // Certificates of the peer port are libp2p's too.
     ("libp2p_tls", &["network", "transfer"]),

@@ -169,6 +169,7 @@ async fn live(
         admission: Admission::off(),
         tags: Arc::new(Everybody),
         metrics: network::metrics::Metrics::default(),
+        keep: None,
     };
     let (swarm, network) = Swarm::spawn(identity, &config, &announcement, parts)?;
     network.advertise(Advertisement::All(held));

@@ -12,6 +12,7 @@
 
 pub mod changes;
 pub mod holdings;
+mod kept;
 mod link;
 pub mod members;
 mod neighbours;
@@ -53,8 +54,8 @@ pub const GRAFT_AFTER: Ms = 250;
 pub const QUIET_AFTER: Ms = 10_000;
 /// A neighbour that has said nothing for so long is asked for a sign of life.
 pub const SILENCE: Ms = 1_000;
-/// The same where all is quiet: 200 bytes/s have to do for five neighbours (issue 4).
-pub const QUIET_SILENCE: Ms = 12_000;
+/// The same where all is quiet: 200 bytes/s have to do for all neighbours (issue 4).
+pub const QUIET_SILENCE: Ms = 20_000;
 /// And gets so long to give it.
 pub const GRACE: Ms = 1_000;
 /// How long a suspected member has to refute that.
@@ -80,6 +81,9 @@ const ACCUSATIONS: u32 = LINKS as u32;
 const ACCUSATIONS_TIME: Ms = 60_000;
 /// Pause between two times that an inventory is told anew, since someone knows it wrongly.
 const RENEW_PAUSE: Ms = 30_000;
+/// A member that was asked for and did not come is not asked for again so soon: its record may be one that this node does not
+/// believe.
+const VAIN: Ms = 10_000;
 /// Members that are missed at once; what is more is found by the next comparison.
 const MISSING: usize = 4096;
 
@@ -174,12 +178,16 @@ pub struct Gossip<H> {
     completeness: Completeness,
     /// What this node holds; the table has what others were told of it.
     held: HashSet<u64>,
+    /// All that this node holds was said once.
+    listed: bool,
     /// Changes of it that are not told yet.
     untold: VecDeque<(u64, bool)>,
     /// Suspected members in the order in which they will be dead.
     suspects: VecDeque<(Ms, u32, u64)>,
     accusations: HashMap<Key, (Ms, u32)>,
     missing: HashMap<Key, Missing>,
+    /// Unknown members that were asked for, and until when they are not asked for again.
+    vain: HashMap<Key, Ms>,
     dialing: HashMap<Key, Ms>,
     /// Until when a member is not dialled, and how often that failed.
     failed: HashMap<Key, (Ms, u32)>,
@@ -228,10 +236,12 @@ impl<H: Holdings> Gossip<H> {
             started: now,
             completeness: Completeness::Partial,
             held: HashSet::new(),
+            listed: false,
             untold: VecDeque::new(),
             suspects: VecDeque::new(),
             accusations: HashMap::new(),
             missing: HashMap::new(),
+            vain: HashMap::new(),
             dialing: HashMap::new(),
             failed: HashMap::new(),
             next_dial: now,
@@ -264,7 +274,7 @@ impl<H: Holdings> Gossip<H> {
     /// Whether a neighbour's complete view was taken, so that what nobody holds here nobody holds.
     pub fn is_complete(&self) -> bool {
         match self.completeness {
-            Completeness::Partial => false,
+            Completeness::Partial | Completeness::Restored(_) => false,
             Completeness::Alone => self.links.iter().all(|link| link.bulk_in.is_none()),
             Completeness::Whole => true,
         }
@@ -315,6 +325,12 @@ impl<H: Holdings> Gossip<H> {
 
     /// When there is something to do, at the latest.
     pub fn next_due(&self, now: Ms) -> Ms {
+        let flushes = self.links.iter().filter_map(|link| link.flush_due(&self.changes));
+        flushes.fold(self.tick_due(now), Ms::min)
+    }
+
+    /// When the time asks for something. What waits to be sent is not among it: it is, as soon as this node has looked.
+    fn tick_due(&self, now: Ms) -> Ms {
         let quiet = self.is_quiet(now);
         let mut due = self.next_forget.min(self.next_compare).min(self.next_probe);
         if self.links.len() < NEIGHBOURS && self.wants_neighbours() {
@@ -326,14 +342,14 @@ impl<H: Holdings> Gossip<H> {
         if !self.tells(now) {
             due = due.min(self.started + ALONE);
         }
+        if let Some(at) = self.kept_due() {
+            due = due.min(at);
+        }
         for missing in self.missing.values() {
             due = due.min(missing.due);
         }
         for link in &self.links {
             due = due.min(link.silence_due(quiet));
-            if let Some(at) = link.flush_due(&self.changes) {
-                due = due.min(at);
-            }
         }
         due
     }
@@ -373,7 +389,7 @@ impl<H: Holdings> Gossip<H> {
             self.next_forget = now + FORGET / 60;
             self.forget(now);
         }
-        self.expected = self.next_due(now).max(now);
+        self.expected = self.tick_due(now).max(now);
     }
 
     /// Asks for what a lazy link has and the tree did not bring.
@@ -386,6 +402,9 @@ impl<H: Holdings> Gossip<H> {
                 continue;
             }
             let known = self.known(key);
+            if self.members.find(key).is_none() && self.vain.len() < MISSING {
+                self.vain.insert(key, now + VAIN);
+            }
             let Some(link) = self.links.iter_mut().find(|link| link.id == missing.link) else { continue };
             link.want(known, now);
             if !link.guest && !link.eager {
@@ -411,6 +430,7 @@ impl<H: Holdings> Gossip<H> {
     }
 
     fn forget(&mut self, now: Ms) {
+        self.vain.retain(|_, until| *until > now);
         let gone: Vec<u32> = self
             .members
             .iter()

@@ -12,15 +12,19 @@
 mod behaviour;
 mod bootstrap;
 mod codec;
+mod disk;
 mod driver;
 mod lookup;
 #[doc(hidden)]
 pub mod message;
 mod notary;
 mod stream;
+mod streams;
+mod transport;
 mod view;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +70,8 @@ pub struct Parts {
     pub tags: Arc<dyn TagSource>,
     /// Counters.
     pub metrics: Metrics,
+    /// Folder in which the view is kept over a restart; `None`: nowhere.
+    pub keep: Option<PathBuf>,
 }
 
 /// Why the network did not start. What is wrong outside the process (an address in use, no route) is never the

@@ -212,6 +212,19 @@ impl Network for Recorder {
 }
 
 #[tokio::test]
+async fn a_store_that_was_not_read_yet_is_not_told_of() {
+    let (store, recorder) = (Arc::new(MemoryStore::new()), Arc::new(Recorder::default()));
+    store.set_health(Health::Starting);
+    let task = tokio::spawn(advertise(Arc::clone(&store) as _, recorder.clone()));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let told = || recorder.0.lock().unwrap().clone();
+    assert_eq!(told(), []);
+    store.set_health(Health::Ready);
+    until("an empty store is told of", || told() == [Advertisement::All(Vec::new())]).await;
+    task.abort();
+}
+
+#[tokio::test]
 async fn a_watcher_that_lags_advertises_all_anew() {
     let store = MemoryStore::new();
     let held = store.put_blob(b"held".to_vec()).digest;

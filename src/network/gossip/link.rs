@@ -162,7 +162,11 @@ impl Link {
     pub(super) fn silence_due(&self, quiet: bool) -> Ms {
         match self.asked {
             Some(asked) => asked + GRACE,
-            None => self.heard + if quiet { QUIET_SILENCE } else { SILENCE },
+            None => {
+                let silence = if quiet { QUIET_SILENCE } else { SILENCE };
+                // One end asks first, so that one question tells both that the other lives.
+                self.heard + if self.outbound { silence } else { silence * 5 / 4 }
+            }
         }
     }
 

@@ -11,6 +11,8 @@ use super::wire::{BUCKETS, Position};
 /// How a member is, by what was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
+    /// Kept over a restart for too long to be believed, and not heard of since.
+    Remembered,
     /// It lives.
     Alive,
     /// A neighbour found it silent; dead if it does not say otherwise soon.

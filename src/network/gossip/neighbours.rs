@@ -8,7 +8,6 @@ use super::changes::What;
 use super::holdings::Holdings;
 use super::link::Link;
 use super::members::{self, State};
-use super::sync::Completeness;
 use super::{Action, Gossip, Key, LinkId, Ms, NEIGHBOURS, NEIGHBOURS_LIMIT, SUSPICION, record, wire};
 
 /// How long a dial may take.
@@ -131,7 +130,7 @@ impl<H: Holdings> Gossip<H> {
     pub(super) fn hello(&mut self, link: &Link) -> wire::Hello {
         wire::Hello {
             record: self.members.own().record.signed.clone(),
-            complete: self.completeness != Completeness::Partial,
+            complete: !self.completeness.is_open(),
             full: link.guest,
             members: self.members.live() as u32,
             observed: link.observed.clone(),

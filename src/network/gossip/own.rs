@@ -25,6 +25,8 @@ impl<H: Holdings> Gossip<H> {
     pub fn leave(&mut self, now: Ms) {
         self.amend(|draft| draft.leaving = true, now);
         for link in &mut self.links {
+            // There is no time to be asked by those who are only told what there is.
+            link.eager = true;
             link.at_once(now);
         }
     }
@@ -40,12 +42,17 @@ impl<H: Holdings> Gossip<H> {
 
     /// This node holds exactly `contents`.
     pub fn hold_all(&mut self, contents: &HashSet<u64>, now: Ms) {
+        let is_first = !std::mem::replace(&mut self.listed, true);
         let gone: Vec<u64> = self.held.difference(contents).copied().collect();
         for content in gone {
             self.hold(content, false, now);
         }
         for content in contents {
             self.hold(*content, true, now);
+        }
+        if is_first {
+            self.tell_difference();
+            self.tell(now);
         }
     }
 

@@ -198,7 +198,13 @@ impl<H: Holdings> Gossip<H> {
         let (seq, state) = (member.record.seq, member.state);
         // Two processes with one identity may have the same number.
         let process = member.record.process;
-        if (record.seq, record.process) <= (seq, process) {
+        // Of one that is only remembered, the record that was kept says that it lives if another says so.
+        let is_known = if state == State::Remembered {
+            record.seq < seq
+        } else {
+            (record.seq, record.process) <= (seq, process)
+        };
+        if is_known {
             if let (Some(at), State::Dead | State::Left) = (at, state) {
                 // It is not known there that this one is gone.
                 let link = &mut self.links[at];
@@ -249,7 +255,10 @@ impl<H: Holdings> Gossip<H> {
     fn take_delta(&mut self, delta: &Delta, id: LinkId, bit: u16, now: Ms) -> bool {
         let to = delta.from + (delta.contents.len() / 8) as u32;
         let position = Position { key: delta.key, epoch: delta.epoch, version: to, ..Position::default() };
-        let Some(index) = self.members.find(delta.key).filter(|index| *index != 0) else {
+        if delta.key == self.draft.key {
+            return self.take_told(delta, to, now);
+        }
+        let Some(index) = self.members.find(delta.key) else {
             self.miss(position, id, now);
             return true;
         };
@@ -280,6 +289,21 @@ impl<H: Holdings> Gossip<H> {
             self.take(index, version, content, held);
             self.push(index, What::Content { epoch, version, content, held }, bit, now);
         }
+        true
+    }
+
+    /// What this node told in an earlier life, after what it kept.
+    fn take_told(&mut self, delta: &Delta, to: u32, now: Ms) -> bool {
+        let (epoch, version) = self.members.own().stamp();
+        if self.tells(now) || delta.epoch != epoch || delta.from > version || to <= version {
+            return false;
+        }
+        let removed: std::collections::HashSet<u32> = delta.removed.iter().copied().collect();
+        for (place, content) in (0_u32..).zip(keys(&delta.contents)).skip((version - delta.from) as usize) {
+            self.take(0, delta.from + place + 1, content, !removed.contains(&place));
+        }
+        self.members.update(0, |own| own.version = to);
+        self.tell_difference();
         true
     }
 
@@ -339,7 +363,8 @@ impl<H: Holdings> Gossip<H> {
 
     /// Something is missing that this link's other end has: it may still come by the tree.
     fn miss(&mut self, position: Position, link: LinkId, now: Ms) {
-        if self.missing.len() < MISSING {
+        let is_vain = self.vain.get(&position.key).is_some_and(|until| *until > now);
+        if self.missing.len() < MISSING && !(is_vain && self.members.find(position.key).is_none()) {
             let missing = Missing { position, link, due: now + GRAFT_AFTER };
             self.missing.entry(position.key).or_insert(missing);
         }
@@ -409,6 +434,9 @@ impl<H: Holdings> Gossip<H> {
         let root = self.members.root();
         // Where nothing changes, all views should be the same.
         let compares = beat.compare || self.is_quiet(now);
+        if beat.root == root {
+            self.compared(at, true, now);
+        }
         if compares && beat.root != root && self.completeness != Completeness::Partial {
             self.links[at].out.buckets = self.own_buckets();
             self.links[at].urgent(now);

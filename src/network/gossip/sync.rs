@@ -24,10 +24,19 @@ const PATIENCE: Ms = 5_000;
 pub(super) enum Completeness {
     /// Neighbours know more.
     Partial,
+    /// Kept over a restart, and compared with no neighbour's yet, or since then.
+    Restored(Option<Ms>),
     /// Nobody was there who knew more.
     Alone,
     /// As much as a neighbour had that said that it had all.
     Whole,
+}
+
+impl Completeness {
+    /// Others may know more, and are about to say so.
+    pub(super) fn is_open(self) -> bool {
+        matches!(self, Self::Partial | Self::Restored(_))
+    }
 }
 
 /// The whole view on its way to a neighbour.
@@ -48,7 +57,7 @@ impl<H: Holdings> Gossip<H> {
         let lacks = match self.completeness {
             Completeness::Partial => true,
             Completeness::Alone => members > self.members.live(),
-            Completeness::Whole => false,
+            Completeness::Whole | Completeness::Restored(_) => false,
         };
         let root = self.members.root();
         let busy = self.links.iter().any(|link| link.bulk_in.is_some());
@@ -85,6 +94,7 @@ impl<H: Holdings> Gossip<H> {
             self.drop_bulk(at);
             self.links[at].is_complete = false;
         }
+        self.see_to_kept(now);
         if self.completeness == Completeness::Whole || self.links.iter().any(|link| link.bulk_in.is_some()) {
             return;
         }
@@ -92,8 +102,9 @@ impl<H: Holdings> Gossip<H> {
             if self.completeness == Completeness::Partial {
                 self.ask_bulk(at, now);
             }
-        } else if self.completeness == Completeness::Partial && now >= self.started + super::ALONE {
+        } else if self.completeness.is_open() && now >= self.started + super::ALONE {
             self.completeness = Completeness::Alone;
+            self.tell_difference();
             self.compare_with_all(now);
         }
     }
@@ -108,7 +119,7 @@ impl<H: Holdings> Gossip<H> {
 
     pub(super) fn give_bulk(&mut self, at: usize, now: Ms) {
         let given = self.links.iter().filter(|link| link.bulk_out.is_some()).count();
-        let refuses = given >= BULKS || self.completeness == Completeness::Partial;
+        let refuses = given >= BULKS || self.completeness.is_open();
         let pages = if refuses {
             VecDeque::from([Bulk { refused: true, last: true, ..Bulk::default() }])
         } else {
@@ -118,7 +129,7 @@ impl<H: Holdings> Gossip<H> {
         self.links[at].urgent(now);
     }
 
-    fn bulk_pages(&self) -> VecDeque<Bulk> {
+    pub(super) fn bulk_pages(&self) -> VecDeque<Bulk> {
         let mut pages = VecDeque::new();
         let mut places = vec![u32::MAX; self.members.numbers() as usize];
         let (mut page, mut size, mut place) = (Bulk::default(), 0, 0);
@@ -224,7 +235,7 @@ impl<H: Holdings> Gossip<H> {
     }
 
     /// `None`: the bytes are not what they should be.
-    fn take_bulk_holdings(&mut self, bytes: &Bytes, places: &[Option<u32>]) -> Option<()> {
+    pub(super) fn take_bulk_holdings(&mut self, bytes: &Bytes, places: &[Option<u32>]) -> Option<()> {
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let (content, after) = rest.split_first_chunk::<8>()?;
@@ -259,8 +270,12 @@ impl<H: Holdings> Gossip<H> {
         self.members.update(0, |own| own.version = version);
     }
 
-    /// What others know of this node's inventory is in the table: what it is not is to be told.
+    /// What others know of this node's inventory is in the table: what it is not is to be told. Not before all that it is was
+    /// said: a node that has just started has not looked at its store yet.
     pub(super) fn tell_difference(&mut self) {
+        if !self.listed {
+            return;
+        }
         let told: std::collections::HashSet<u64> = self.holdings.of(0).into_iter().collect();
         self.untold = told.difference(&self.held).map(|content| (*content, false)).collect();
         self.untold.extend(self.held.difference(&told).map(|content| (*content, true)));
@@ -292,6 +307,7 @@ impl<H: Holdings> Gossip<H> {
     }
 
     pub(super) fn on_buckets(&mut self, theirs: &Bytes, at: usize, now: Ms) {
+        self.compared(at, false, now);
         let mut mask = vec![0_u8; BUCKETS / 8];
         let own: Vec<u32> = self.members.buckets().collect();
         for (number, (own, theirs)) in own.iter().zip(theirs.chunks_exact(4)).enumerate() {
@@ -320,6 +336,7 @@ impl<H: Holdings> Gossip<H> {
     }
 
     pub(super) fn on_summary(&mut self, summary: &Summary, at: usize, now: Ms) {
+        self.compared(at, false, now);
         let mut listed: Vec<Key> = Vec::with_capacity(summary.positions.len());
         for theirs in &summary.positions {
             listed.push(theirs.key);

@@ -3,6 +3,7 @@
 mod bounds;
 mod content;
 mod failure;
+mod kept;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -77,6 +78,8 @@ struct World {
     frozen: HashSet<Key>,
     /// Nodes in all.
     size: usize,
+    /// Bytes of inventories that were sent.
+    inventories: usize,
     /// Whether those who know nobody find somebody.
     bootstraps: bool,
     next: u64,
@@ -105,6 +108,7 @@ impl World {
             cut: HashSet::new(),
             frozen: HashSet::new(),
             size: count,
+            inventories: 0,
             bootstraps: true,
             next: 0,
         };
@@ -195,6 +199,10 @@ impl World {
         let links: Vec<LinkId> = node.links().collect();
         for link in links {
             while let Some(frame) = self.nodes.get_mut(&key).and_then(|node| node.flush(link, self.now)) {
+                let contents = frame.deltas.iter().map(|delta| &delta.contents);
+                let contents = contents.chain(frame.wholes.iter().map(|whole| &whole.contents));
+                let contents = contents.chain(frame.bulk.iter().map(|bulk| &bulk.holdings));
+                self.inventories += contents.map(Bytes::len).sum::<usize>();
                 let bytes = wire::encode(&frame);
                 if let Some(to) = self.other(link, key).filter(|to| self.passes(key, *to)) {
                     self.under_way.push((self.now + STEP, to, link, bytes));

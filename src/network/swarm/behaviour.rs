@@ -17,18 +17,14 @@ use libp2p::swarm::{
     CloseConnection, ConnectionClosed, ConnectionDenied, ConnectionId, DialFailure, FromSwarm, ListenFailure,
     NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
 };
-use libp2p::{Multiaddr, PeerId, ping};
+use libp2p::{Multiaddr, PeerId};
 use tokio::time::{Instant, Sleep};
 
 use super::codec::{Codec, PROTOCOL};
+use super::{stream, streams};
 use crate::network::identity::peer_id;
 use crate::oci::{Action, Gate, Proof};
 
-/// The driver, not the ping, decides when a connection is dead: libp2p's ping forgives one failure and then waits for
-/// the negotiation of a new stream, ten seconds in all.
-/// Neighbours are watched by the gossip; this finds what is dead of the rest, and is as dear as all else where all is quiet.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages are small; a peer that takes so long is of no use.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams with a request, of both directions, on one connection. Each may hold a message of 32 KiB.
@@ -55,8 +51,7 @@ const PENDING_PER_NETWORK: usize = 64;
 pub(super) struct Behaviour {
     doorkeeper: Doorkeeper,
     limits: connection_limits::Behaviour,
-    ping: ping::Behaviour,
-    pub(super) gossip: libp2p_stream::Behaviour,
+    pub(super) gossip: streams::Behaviour,
     pub(super) control: request_response::Behaviour<Codec>,
 }
 
@@ -108,10 +103,7 @@ impl Behaviour {
         Self {
             doorkeeper: Doorkeeper::new(gate),
             limits: connection_limits::Behaviour::new(limits),
-            ping: ping::Behaviour::new(
-                ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT),
-            ),
-            gossip: libp2p_stream::Behaviour::new(),
+            gossip: streams::Behaviour::new(stream::PROTOCOL),
             control: request_response::Behaviour::with_codec(
                 Codec,
                 [(PROTOCOL, ProtocolSupport::Full)],

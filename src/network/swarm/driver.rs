@@ -1,16 +1,14 @@
 //! The task that owns the libp2p swarm: connections, their messages, and dialling.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use libp2p::core::transport::timeout::TransportTimeout;
-use libp2p::core::upgrade::Version;
 use libp2p::request_response::OutboundRequestId;
 use libp2p::swarm::{ConnectionId, SwarmEvent};
-use libp2p::{Multiaddr, PeerId as P2pId, Transport, ping, tcp, tls, yamux};
+use libp2p::{Multiaddr, PeerId as P2pId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -19,6 +17,7 @@ use super::behaviour::{Behaviour, BehaviourEvent, STREAMS, socket};
 use super::bootstrap::{Bootstrap, Target};
 use super::lookup::Names;
 use super::stream;
+use super::transport::transport;
 use super::view::{Known, Shared, Subject};
 use super::{Announcement, Parts};
 use crate::network::claim::clean;
@@ -31,6 +30,7 @@ use crate::oci::{Action, Digest, PeerId};
 
 mod dialing;
 mod exchange;
+mod keeping;
 mod neighbours;
 mod proof;
 
@@ -40,11 +40,6 @@ pub(super) use exchange::{Question, Reply};
 const RETRY: Duration = Duration::from_secs(1);
 /// TCP, TLS and yamux together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// TLS and yamux of who connects here: one who proves no identity takes the place of others for so long.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Streams that are open, or opened and not yet looked at. Far above what both sides' protocols open, so that it is
-/// never a connection's end by mistake; each may hold a window of 256 KiB.
-const OPEN_STREAMS: usize = 4 * STREAMS;
 /// Connections stay: libp2p would close those of quiet neighbours, and has no "never".
 const IDLE_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Peers that are connected: of more, those that are no neighbours are let go when they have been there for so long.
@@ -64,10 +59,6 @@ const REFUSED_LIMIT: usize = 64;
 const TWINS_MEMORY: Duration = Duration::from_secs(10);
 /// How often what is too old is dropped, and failed listeners are tried again.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
-/// A connection without an answered ping for so long is dead: more than two pings.
-const SILENCE: Duration = Duration::from_secs(50);
-/// How often that is looked at.
-const LIVENESS: Duration = Duration::from_secs(5);
 /// Time for the farewell to reach the peers.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// Time for the peers to read it before the connections close.
@@ -107,10 +98,6 @@ pub(super) struct Driver {
     unasked: HashMap<P2pId, Vec<(Question, Reply)>>,
     neighbours: HashMap<LinkId, neighbours::Neighbour>,
     next_link: LinkId,
-    streams: libp2p_stream::Control,
-    incoming: libp2p_stream::IncomingStreams,
-    opening: HashSet<P2pId>,
-    openings: JoinSet<neighbours::Opened>,
     events: mpsc::Sender<stream::Event>,
     from_streams: mpsc::Receiver<stream::Event>,
     farewells: JoinSet<()>,
@@ -124,21 +111,16 @@ pub(super) struct Driver {
     /// Peers that are not trusted, and when they tried last.
     refused: HashMap<PeerId, Instant>,
     housekeeping: Instant,
-    liveness: Instant,
-}
-
-/// A connection of a peer.
-struct Connection {
-    /// The address at the other end.
-    ip: Option<IpAddr>,
-    /// When a ping was answered last, moved on by the time in which this node stood still.
-    alive: Instant,
+    keeping: keeping::Keeping,
 }
 
 /// A connected peer.
 struct Link {
     id: PeerId,
-    connections: HashMap<ConnectionId, Connection>,
+    /// And the address at the other end of each. The last is the newest.
+    connections: BTreeMap<ConnectionId, Option<IpAddr>>,
+    /// Where the gossip's stream is being opened.
+    opening: Option<ConnectionId>,
     /// Since when it is connected.
     since: Instant,
     /// The one message that is on its way to it.
@@ -178,14 +160,7 @@ impl Driver {
         names: Arc<dyn Names>,
     ) -> Result<Self, String> {
         let behaviour = Behaviour::new(parts.gate);
-        let mut streams = yamux::Config::default();
-        streams.set_max_num_streams(OPEN_STREAMS);
-        let security = tls::Config::new(identity.keypair()).map_err(|error| error.to_string())?;
-        let transport = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
-            .upgrade(Version::V1Lazy)
-            .authenticate(security)
-            .multiplex(streams);
-        let transport = TransportTimeout::with_ingoing_timeout(transport, HANDSHAKE_TIMEOUT).boxed();
+        let transport = transport(identity)?;
         let swarm = libp2p::SwarmBuilder::with_existing_identity(identity.keypair().clone())
             .with_tokio()
             .with_other_transport(|_| transport)
@@ -205,8 +180,6 @@ impl Driver {
             zone: clean(&announcement.zone),
             version: clean(&announcement.version),
         };
-        let mut streams = swarm.behaviour().gossip.new_control();
-        let incoming = streams.accept(stream::PROTOCOL).map_err(|error| error.to_string())?;
         let (events, from_streams) = mpsc::channel(stream::EVENTS);
         let mut driver = Self {
             swarm,
@@ -222,10 +195,6 @@ impl Driver {
             unasked: HashMap::new(),
             neighbours: HashMap::new(),
             next_link: 0,
-            streams,
-            incoming,
-            opening: HashSet::new(),
-            openings: JoinSet::new(),
             events,
             from_streams,
             farewells: JoinSet::new(),
@@ -237,8 +206,9 @@ impl Driver {
             lookups: JoinSet::new(),
             refused: HashMap::new(),
             housekeeping: Instant::now() + HOUSEKEEPING,
-            liveness: Instant::now() + LIVENESS,
+            keeping: keeping::Keeping::new(parts.keep),
         };
+        driver.keeping.restore(&driver.shared);
         driver.listen();
         driver.amend();
         driver.configure(&config.peers, &config.dns);
@@ -258,8 +228,6 @@ impl Driver {
                     None => return,
                 },
                 Some(event) = self.from_streams.recv() => self.on_stream(event),
-                Some((peer, stream)) = self.incoming.next() => self.begin_gossip(peer, stream, false),
-                Some(Ok(opened)) = self.openings.join_next(), if !self.openings.is_empty() => self.on_opened(opened),
                 () = shared.wake.notified() => self.on_orders(),
                 Some(done) = self.lookups.join_next(), if !self.lookups.is_empty() => self.on_lookup(done),
                 () = tokio::time::sleep_until(due) => self.on_time(),
@@ -271,8 +239,7 @@ impl Driver {
         let waiting = self.links.values().filter(|link| link.flight.is_none()).filter_map(|link| link.next);
         let first =
             self.bootstrap.next_due().into_iter().chain(waiting).fold(self.housekeeping, Instant::min);
-        let first = first.min(self.gossip_due());
-        if self.links.is_empty() { first } else { first.min(self.liveness) }
+        first.min(self.gossip_due())
     }
 
     fn on_time(&mut self) {
@@ -291,9 +258,6 @@ impl Driver {
             self.push(peer);
         }
         self.start_lookups(now);
-        if self.liveness <= now {
-            self.close_dead(now);
-        }
         if self.housekeeping <= now {
             self.housekeeping = now + HOUSEKEEPING;
             self.keep_house(now);
@@ -313,6 +277,7 @@ impl Driver {
 
     fn keep_house(&mut self, now: Instant) {
         self.listen();
+        self.keep(now);
         let pinned: HashSet<PeerId> = self.bootstrap.peers().map(|(id, _)| id.clone()).collect();
         self.shared
             .peers_mut()
@@ -324,6 +289,12 @@ impl Driver {
             for peer in idle.map(|(peer, _)| *peer).collect::<Vec<_>>() {
                 // An error is a peer whose connections are gone already.
                 let _ = self.swarm.disconnect_peer_id(peer);
+            }
+        }
+        if self.neighbours.is_empty() {
+            // The gossip asks again only whom it knows.
+            for peer in self.links.keys().copied().collect::<Vec<_>>() {
+                self.open_stream(peer);
             }
         }
         let over = |last: &Instant| now - *last > TWINS_MEMORY;
@@ -376,13 +347,7 @@ impl Driver {
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Control(event)) => self.on_control(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, connection, result })) => {
-                let link = self.links.get_mut(&peer);
-                let connection = link.and_then(|link| link.connections.get_mut(&connection));
-                if let (Ok(_), Some(connection)) = (result, connection) {
-                    connection.alive = Instant::now();
-                }
-            }
+            SwarmEvent::Behaviour(BehaviourEvent::Gossip((peer, _, event))) => self.on_gossip(peer, event),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.on_connected(peer_id, connection_id, endpoint.get_remote_address());
             }
@@ -419,7 +384,8 @@ impl Driver {
         let ip = socket(remote).map(|address| address.ip());
         let link = self.links.entry(peer).or_insert_with(|| Link {
             id,
-            connections: HashMap::new(),
+            connections: BTreeMap::new(),
+            opening: None,
             since: Instant::now(),
             flight: None,
             dialed: false,
@@ -432,8 +398,7 @@ impl Driver {
             questions: 0,
             waiting: VecDeque::new(),
         });
-        let now = Instant::now();
-        link.connections.insert(connection, Connection { ip, alive: now });
+        link.connections.insert(connection, ip);
         link.dialed |= dialed.is_some() && !is_question;
         // Where there was a connection before, the other end may have started anew while that was not known to be dead.
         link.greet_again();
@@ -449,10 +414,14 @@ impl Driver {
         let Some(link) = self.links.get_mut(&peer) else { return };
         let Some(removed) = link.connections.remove(&connection) else { return };
         if !link.connections.is_empty() {
+            if link.opening == Some(connection) {
+                link.opening = None;
+                self.open_stream(peer);
+            }
             return;
         }
         let id = link.id.clone();
-        let (proved, refused, from) = (link.proved, link.refused.is_some(), removed.ip);
+        let (proved, refused, from) = (link.proved, link.refused.is_some(), removed);
         let waiting = self.links.remove(&peer).map(|link| link.waiting).unwrap_or_default();
         if !proved && self.shared.gate.is_unproved(&id) {
             self.left_unproved(&id, from, refused);
@@ -501,27 +470,6 @@ impl Driver {
         }
     }
 
-    /// Closes connections that fell silent. They count as gone at once: to close one in order takes the other end.
-    fn close_dead(&mut self, now: Instant) {
-        // Time in which this node itself stood still (stopped, starved) says nothing about the others. It is only left
-        // out, so that even on a node that is always late a dead peer is found.
-        let late = now - self.liveness;
-        self.liveness = now + LIVENESS;
-        let mut dead = Vec::new();
-        for (peer, link) in &mut self.links {
-            for (id, connection) in &mut link.connections {
-                connection.alive = (connection.alive + late).min(now);
-                if now - connection.alive > SILENCE {
-                    dead.push((*peer, *id));
-                }
-            }
-        }
-        for (peer, connection) in dead {
-            self.swarm.close_connection(connection);
-            self.on_disconnected(peer, connection, "it does not answer");
-        }
-    }
-
     /// The connections of a peer count as gone at once: to close one in order takes the other end.
     fn lose(&mut self, peer: P2pId, why: &str) {
         let Some(link) = self.links.get(&peer) else { return };
@@ -544,6 +492,7 @@ impl Driver {
 
     /// Tells the neighbours, waits until that is written, or not for long.
     async fn leave(mut self) {
+        self.keep_last();
         self.leave_gossip();
         let farewell = async {
             loop {
@@ -559,6 +508,7 @@ impl Driver {
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
         let reads = async { while self.swarm.next().await.is_some() {} };
         let _ = tokio::time::timeout(READING, reads).await;
+        self.keeping.finish().await;
     }
 }
 

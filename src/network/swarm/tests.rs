@@ -1,6 +1,7 @@
 //! On real sockets of loopback.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant as StdInstant;
 
@@ -13,6 +14,7 @@ use crate::oci::Level;
 
 mod abuse;
 mod admission;
+mod kept;
 
 /// A node, its address and what it asks.
 struct Node {
@@ -29,6 +31,7 @@ struct Start {
     dns: Vec<String>,
     port: u16,
     names: Arc<dyn Names>,
+    keep: Option<PathBuf>,
 }
 
 /// Names that a test decides on.
@@ -74,6 +77,7 @@ impl Default for Start {
             dns: Vec::new(),
             port: 0,
             names: Arc::new(TestNames::default()),
+            keep: None,
         }
     }
 }
@@ -107,6 +111,7 @@ impl Start {
             admission: Admission::off(),
             tags: Arc::clone(&controls.tags) as _,
             metrics: Metrics::default(),
+            keep: self.keep,
         };
         let (swarm, network) =
             Swarm::spawn_with(&self.identity, &config, &announcement, parts, self.names).unwrap();
@@ -273,9 +278,10 @@ async fn a_restarted_node_is_found_again_and_tells_anew() {
     one.has_problem("connection refused").await;
     let again = Start { identity: two.identity.clone(), port: two.address.port(), ..Start::default() };
     let two = again.start().await;
-    two.network.advertise(Advertisement::Added(after));
+    two.network.advertise(Advertisement::All(vec![after]));
     wait_for("the new is known", || holders(&one.view(), &after) == [two.id()]).await;
-    assert!(holders(&one.view(), &before).is_empty(), "what an earlier process held counts no more");
+    wait_for("what an earlier process held counts no more", || holders(&one.view(), &before).is_empty())
+        .await;
     assert_eq!(one.problems(), "");
 }
 
@@ -336,43 +342,56 @@ async fn garbage_on_the_port_harms_nobody() {
     assert_eq!(one.connected(), 1);
 }
 
+/// As when a cluster is switched on: all streams are opened at the one that the others know within a millisecond.
+#[tokio::test]
+async fn nodes_that_come_at_once_are_all_taken() {
+    let one = Start::default().start().await;
+    let mut others = Vec::new();
+    for _ in 0..10 {
+        others.push(Start::default().start().await);
+    }
+    for other in &others {
+        other.network.set_peers(vec![one.as_peer()], Vec::new());
+    }
+    for node in others.iter().chain([&one]) {
+        wait_for("each knows all", || node.network.status().members == 11).await;
+    }
+    // Nobody who was taken had to come twice.
+    wait_for("all are neighbours of the one", || {
+        let status = one.network.status();
+        status.peers.iter().filter(|peer| peer.neighbour).count() == 10
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_hung_peer_is_given_up_and_delays_no_other() {
-    let (one, two) = {
-        let one = Start::default().start().await;
-        let two = Start::knowing(&[&one]).start().await;
-        (one, two)
-    };
-    // A relay that stops passing bytes on is what a stopped process or a dropping firewall looks like.
-    let relay = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let relayed = relay.local_addr().unwrap();
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let target = one.address;
-    let passing = AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut pairs = tokio::task::JoinSet::new();
-        while let Ok((mut inside, _)) = relay.accept().await {
-            let mut stopped = stopped.clone();
-            pairs.spawn(async move {
-                let mut outside = TcpStream::connect(target).await.unwrap();
-                let stop = async { drop(stopped.wait_for(|stopped| *stopped).await) };
-                tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut inside, &mut outside) => {}
-                    () = stop => std::future::pending().await,
-                }
-            });
-        }
-    }));
-    let peer = PeerConfig { id: one.id(), addresses: vec![relayed.to_string()] };
-    let hung = Start { peers: vec![peer], ..Start::default() };
+    let one = Start::default().start().await;
+    let two = Start::knowing(&[&one]).start().await;
+    let hung = Start::knowing(&[&one]);
     // Else it would connect to the one that hangs, and that one could say that it lives.
     two.controls.gate.set(hung.identity.peer_id(), Level::None);
-    let hung = hung.start().await;
+    // A thread that stands still is what a stopped process or a dropping firewall looks like.
+    let (started, hung_node) = oneshot::channel();
+    let (stop, stopped) = oneshot::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let node = hung.start().await;
+            started.send((node.id(), node.network.clone())).ok().unwrap();
+            let _: Result<(), _> = stopped.await;
+            let _ = ended.recv();
+            drop(node);
+        });
+    });
+    let (hung, hung_network) = hung_node.await.unwrap();
     one.sees(2).await;
     let held = Digest::sha256(b"held by the one that hangs");
-    hung.network.advertise(Advertisement::Added(held));
+    hung_network.advertise(Advertisement::Added(held));
     wait_for("known", || holders(&one.view(), &held).len() == 1).await;
 
-    stop.send(true).unwrap();
+    stop.send(()).unwrap();
     let start = StdInstant::now();
     let news = Digest::sha256(b"news");
     one.network.advertise(Advertisement::Added(news));
@@ -381,11 +400,12 @@ async fn a_hung_peer_is_given_up_and_delays_no_other() {
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     let limit = Duration::from_millis(200);
     let name = "ghcr.io/a/b:v1".parse().unwrap();
-    let answer = one.network.resolve(&hung.id(), &name, limit).await;
+    let answer = one.network.resolve(&hung, &name, limit).await;
     assert!(matches!(answer, Err(ResolveError::Timeout)), "{answer:?}");
     wait_for("it is given up", || holders(&one.view(), &held).is_empty()).await;
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    drop(passing);
+    drop(end);
+    thread.join().unwrap();
 }
 
 #[tokio::test]
@@ -456,6 +476,7 @@ async fn a_taken_port_is_a_problem_that_goes_away() {
         admission: Admission::off(),
         tags: Arc::clone(&controls.tags) as _,
         metrics: Metrics::default(),
+        keep: None,
     };
     let (_swarm, network) =
         Swarm::spawn(&Identity::generate(), &config, &Announcement::default(), parts).unwrap();

@@ -70,6 +70,8 @@ pub(super) struct Known {
 pub(super) enum Subject {
     Listen(SocketAddr),
     Own,
+    /// The view on disk.
+    Kept,
     Dns(String),
     /// An address that a service's name stands for.
     Address(SocketAddr),
@@ -333,6 +335,7 @@ impl View {
 
 fn member_state(member: &Member) -> MemberState {
     match member.state {
+        State::Remembered => MemberState::Remembered,
         State::Alive => MemberState::Alive,
         State::Suspected => MemberState::Suspected,
         State::Dead => MemberState::Dead,

@@ -142,3 +142,26 @@ proptest::proptest! {
         let _ = wire::decode(bytes.into());
     }
 }
+
+/// Each change of it comes as something that is missed, and its record is refused each time.
+#[test]
+fn one_that_this_node_does_not_believe_is_not_asked_for_all_the_time() {
+    let mut world = World::settled(2);
+    let first = world.keys()[0];
+    // Those that start from now on do not believe each other.
+    world.barred = Arc::default();
+    let (wary, barred) = (world.start(Limits::default()), world.start(Limits::default()));
+    world.barred.lock().unwrap().insert(barred);
+    world.cut.insert((wary, barred));
+    world.connect(wary, first);
+    world.connect(barred, first);
+    world.hold(barred, 7, true);
+    world.until("the first one knows it", 5000, |world| world.holders(first, 7) == [barred]);
+    let before = world.nodes[&wary].counts().grafts;
+    for content in 0..20 {
+        world.hold(barred, content, true);
+        world.run(1000);
+    }
+    let grafts = world.nodes[&wary].counts().grafts - before;
+    assert!(world.state(wary, barred).is_none() && grafts <= 3, "{grafts}");
+}

@@ -18,6 +18,27 @@ fn one_that_vanishes_is_known_to_be_dead_in_seconds() {
     assert!(world.nodes.values().all(|node| node.members().live() == 28));
 }
 
+/// Nothing else makes the one that is left look at the time.
+#[test]
+fn the_only_other_one_is_missed_by_who_looks_only_when_it_has_to() {
+    let mut world = World::settled(2);
+    let keys = world.keys();
+    world.hold(keys[0], 1, true);
+    world.run(500);
+    let node = world.nodes.get_mut(&keys[0]).unwrap();
+    let (start, mut now) = (world.now, world.now);
+    let links: Vec<LinkId> = node.links.iter().map(|link| link.id).collect();
+    while node.members().by_key(keys[1]).unwrap().state != State::Dead {
+        now = node.next_due(now).max(now + 1);
+        node.tick(now);
+        for link in &links {
+            node.flush(*link, now);
+        }
+        assert!(now < start + 3300, "it is not missed");
+    }
+    println!("missed after {} ms", now - start);
+}
+
 #[test]
 fn one_that_leaves_is_gone_at_once_and_not_suspected() {
     let mut world = World::settled(20);

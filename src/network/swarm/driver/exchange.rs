@@ -85,8 +85,8 @@ impl Driver {
             Message::Hello(hello) => {
                 // The address of the connection that speaks comes first.
                 let speaks = link.connections.get(&connection);
-                let mut seen: Vec<IpAddr> = speaks.and_then(|connection| connection.ip).into_iter().collect();
-                for ip in link.connections.values().filter_map(|connection| connection.ip) {
+                let mut seen: Vec<IpAddr> = speaks.copied().flatten().into_iter().collect();
+                for ip in link.connections.values().flatten().copied() {
                     if !seen.contains(&ip) {
                         seen.push(ip);
                     }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::super::bootstrap::Target;
 use super::super::notary::{identity, member_key};
 use super::super::stream::{self, Event};
+use super::super::streams;
 use super::super::view::Subject;
 use super::{Driver, dialing};
 use crate::network::claim::ADDRESS_LIMIT;
@@ -25,32 +26,37 @@ pub(super) struct Neighbour {
     pub(super) link: stream::Link,
 }
 
-/// What became of an attempt to open a stream.
-pub(super) type Opened = (P2pId, Result<Stream, String>);
-
 impl Driver {
     /// A connection's other end is a member: the gossip begins, where this node dialled.
     pub(super) fn open_stream(&mut self, peer: P2pId) {
-        let Some(link) = self.links.get(&peer) else { return };
+        let Some(link) = self.links.get_mut(&peer) else { return };
         // What it is will be proved by the first thing that it says there, if it was not before.
         let gate = &self.shared.gate;
         let is_believed = gate.allows(&link.id, Action::Believe) || gate.is_unproved(&link.id);
         let is_there = self.neighbours.values().any(|neighbour| neighbour.peer == peer);
-        if !is_believed || is_there || !link.greeted || !link.dialed || !self.opening.insert(peer) {
+        if !is_believed || is_there || !link.greeted || !link.dialed || link.opening.is_some() {
             return;
         }
-        let mut control = self.streams.clone();
-        self.openings.spawn(async move {
-            let opened = control.open_stream(peer, stream::PROTOCOL).await;
-            (peer, opened.map_err(|error| error.to_string()))
-        });
+        // The newest is the least likely to be dead.
+        let Some((connection, _)) = link.connections.last_key_value() else { return };
+        link.opening = Some(*connection);
+        self.swarm.behaviour_mut().gossip.open(peer, *connection);
     }
 
-    pub(super) fn on_opened(&mut self, (peer, opened): Opened) {
-        self.opening.remove(&peer);
-        match opened {
-            Ok(stream) => self.begin_gossip(peer, stream, true),
-            Err(error) => {
+    pub(super) fn on_gossip(&mut self, peer: P2pId, event: streams::Event) {
+        let mut opened = || {
+            if let Some(link) = self.links.get_mut(&peer) {
+                link.opening = None;
+            }
+        };
+        match event {
+            streams::Event::Incoming(stream) => self.begin_gossip(peer, stream, false),
+            streams::Event::Opened(stream) => {
+                opened();
+                self.begin_gossip(peer, stream, true);
+            }
+            streams::Event::Failed(error) => {
+                opened();
                 let Some(id) = peer_id(&peer) else { return };
                 self.shared.problem(Subject::Gossip(id.clone()), Some(format!("peer {id}: {error}")));
                 let now = self.now();
@@ -60,7 +66,7 @@ impl Driver {
     }
 
     /// A member has opened a stream, or this node has.
-    pub(super) fn begin_gossip(&mut self, peer: P2pId, stream: Stream, outbound: bool) {
+    fn begin_gossip(&mut self, peer: P2pId, stream: Stream, outbound: bool) {
         let Some(link) = self.links.get(&peer) else { return };
         let id = link.id.clone();
         if !self.shared.gate.allows(&id, Action::Connect) {

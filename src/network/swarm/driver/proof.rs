@@ -116,6 +116,6 @@ impl Link {
 
     /// The address at the other end of one of its connections.
     pub(super) fn ip(&self) -> Option<IpAddr> {
-        self.connections.values().find_map(|connection| connection.ip)
+        self.connections.values().flatten().next().copied()
     }
 }

@@ -86,6 +86,7 @@ impl Made {
             admission: admission.clone(),
             tags: Arc::new(crate::network::conformance::TestTags::default()),
             metrics: Metrics::default(),
+            keep: None,
         };
         let (swarm, network) = Swarm::spawn(&identity, &config, &announcement, parts).unwrap();
         wait_for("it listens", || !network.status().listening.is_empty()).await;

@@ -1,0 +1,186 @@
+//! Opens the gossip's streams on connections, and takes those that others open. What is said on them is `stream`'s.
+//!
+//! libp2p-stream would do the same; it drops streams that are opened while another waits to be taken, as when all nodes of a
+//! cluster start at once. Here those wait, and libp2p asks their connection for no more meanwhile.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::core::upgrade::ReadyUpgrade;
+use libp2p::swarm::handler::{
+    ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+};
+use libp2p::swarm::{
+    ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour,
+    NotifyHandler, StreamUpgradeError, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent,
+    ToSwarm,
+};
+use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
+
+/// Streams of one connection that wait to be taken; each peer opens one.
+const WAITING: usize = 4;
+
+/// A stream, or none.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The peer has opened one.
+    Incoming(Stream),
+    /// This node has, as it was told to.
+    Opened(Stream),
+    /// It could not.
+    Failed(String),
+}
+
+/// Connections on which a stream is to be opened.
+pub(super) struct Behaviour {
+    protocol: StreamProtocol,
+    orders: VecDeque<(PeerId, ConnectionId)>,
+    events: VecDeque<(PeerId, ConnectionId, Event)>,
+}
+
+impl Behaviour {
+    pub(super) fn new(protocol: StreamProtocol) -> Self {
+        Self { protocol, orders: VecDeque::new(), events: VecDeque::new() }
+    }
+
+    /// Opens a stream on a connection. An event says what came of it, unless the connection is closed before.
+    pub(super) fn open(&mut self, peer: PeerId, connection: ConnectionId) {
+        self.orders.push_back((peer, connection));
+    }
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = Handler;
+    type ToSwarm = (PeerId, ConnectionId, Event);
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(Handler::new(self.protocol.clone()))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(Handler::new(self.protocol.clone()))
+    }
+
+    fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
+
+    fn on_connection_handler_event(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        self.events.push_back((peer, connection, event));
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        if let Some(event) = self.events.pop_front() {
+            return Poll::Ready(ToSwarm::GenerateEvent(event));
+        }
+        match self.orders.pop_front() {
+            Some((peer_id, connection)) => {
+                let handler = NotifyHandler::One(connection);
+                Poll::Ready(ToSwarm::NotifyHandler { peer_id, handler, event: Open })
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// The order to open a stream.
+#[derive(Debug)]
+pub(super) struct Open;
+
+/// The streams of one connection.
+pub(super) struct Handler {
+    protocol: StreamProtocol,
+    orders: usize,
+    events: VecDeque<Event>,
+}
+
+impl Handler {
+    fn new(protocol: StreamProtocol) -> Self {
+        Self { protocol, orders: 0, events: VecDeque::new() }
+    }
+
+    fn substream(&self) -> SubstreamProtocol<ReadyUpgrade<StreamProtocol>, ()> {
+        SubstreamProtocol::new(ReadyUpgrade::new(self.protocol.clone()), ())
+    }
+}
+
+impl ConnectionHandler for Handler {
+    type FromBehaviour = Open;
+    type ToBehaviour = Event;
+    type InboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type InboundOpenInfo = ();
+    type OutboundOpenInfo = ();
+
+    fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol, ()> {
+        self.substream()
+    }
+
+    fn poll(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, (), Self::ToBehaviour>> {
+        if let Some(event) = self.events.pop_front() {
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
+        }
+        if self.orders == 0 {
+            return Poll::Pending;
+        }
+        self.orders -= 1;
+        Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol: self.substream() })
+    }
+
+    fn on_behaviour_event(&mut self, Open: Open) {
+        self.orders += 1;
+    }
+
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol, (), ()>,
+    ) {
+        match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. })
+                if self.events.len() < WAITING =>
+            {
+                self.events.push_back(Event::Incoming(stream));
+            }
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: stream, ..
+            }) => {
+                self.events.push_back(Event::Opened(stream));
+            }
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => {
+                self.events.push_back(Event::Failed(describe(error, &self.protocol)));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn describe(error: StreamUpgradeError<Infallible>, protocol: &StreamProtocol) -> String {
+    match error {
+        StreamUpgradeError::Timeout => format!("it did not answer to {protocol} in time"),
+        StreamUpgradeError::NegotiationFailed => format!("it does not speak {protocol}; what version is it?"),
+        StreamUpgradeError::Io(error) => error.to_string(),
+        StreamUpgradeError::Apply(never) => match never {},
+    }
+}
