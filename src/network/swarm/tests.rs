@@ -15,6 +15,7 @@ use crate::oci::Level;
 mod abuse;
 mod admission;
 mod kept;
+mod recorded;
 
 /// A node, its address and what it asks.
 struct Node {

@@ -24,7 +24,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// never a connection's end by mistake; each may hold a window of 256 KiB.
 const OPEN_STREAMS: usize = 4 * STREAMS;
 /// Where nothing is said for so long, the kernel asks whether the other end is there. Neighbours ask each other more often.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE: Duration = Duration::from_secs(45);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TRIES: u32 = 3;
 /// What the other end's kernel does not confirm for so long ends the connection; without it, after a quarter of an hour.
