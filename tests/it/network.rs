@@ -1,5 +1,6 @@
 //! The network among real nodes: six of them in namespaces, each with a containerd, members by a cluster key.
 
+mod faults;
 mod upgrade;
 
 use std::net::SocketAddr;
@@ -29,12 +30,18 @@ const IDLE_BYTES: f64 = 200.0;
 pub(crate) fn cases() -> Vec<Case> {
     let needs = [Requirement::Root, Requirement::Iproute2, Requirement::Containerd(Generation::V2)];
     let with_next = [&needs[..], &[Requirement::NextVersion]].concat();
+    let filtered = [Requirement::Root, Requirement::Iproute2, Requirement::Iptables];
     vec![
         Case::new("network::six_nodes_join_by_any_source", &needs, joining),
         Case::new("network::six_nodes_share_at_once", &needs, sharing),
         Case::new("network::six_nodes_idle", &needs, idling).alone(),
         Case::new("network::six_nodes_are_upgraded_and_rolled_back", &with_next, upgrade::upgrade)
-            .within(4 * MINUTE),
+            .within(4 * MINUTE)
+            .alone(),
+        Case::new("network::a_partition_heals", &filtered, faults::partition).within(4 * MINUTE),
+        Case::new("network::a_third_dies_at_once", &[], faults::deaths),
+        Case::new("network::sources_that_come_late", &[], faults::late_source),
+        Case::new("network::a_name_with_5000_addresses", &[Requirement::Root], faults::many_addresses),
     ]
 }
 

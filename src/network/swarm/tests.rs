@@ -14,6 +14,7 @@ use crate::oci::Level;
 
 mod abuse;
 mod admission;
+mod flood;
 mod kept;
 mod recorded;
 
