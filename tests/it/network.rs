@@ -198,10 +198,7 @@ async fn idling() {
         let rate = (bytes(number) - bytes_before) as f64 / IDLE.as_secs_f64();
         let now = usage(number);
         let cpu = (now.cpu - cpu_before).as_secs_f64() * 60.0 / IDLE.as_secs_f64();
-        println!(
-            "node {number}: {rate:.0} bytes/s, {cpu:.2} CPU s a minute (not optimised), {} MiB",
-            now.resident >> 20
-        );
+        println!("node {number}: {rate:.0} bytes/s, {cpu:.2} CPU s a minute, {} MiB", now.resident >> 20);
         assert!(rate <= IDLE_BYTES, "{rate} bytes/s");
     }
 }

@@ -26,7 +26,7 @@ Commands:
       --no-install   use only what is there; tests that lack something count as skipped
 
   demo [--containerd] [--json]
-      Three nodes, one image, and a node that dies in mid-pull. Needs neither root nor Docker nor internet.
+      Nodes that find each other, one image, deaths in mid-pull, a newcomer and a stranger. Needs neither root nor Docker nor internet.
       --containerd   the same on real containerds in network namespaces; needs root
       --json         prints the summary as JSON to standard output, all else to standard error
 

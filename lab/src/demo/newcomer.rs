@@ -46,7 +46,12 @@ pub(super) async fn joins_and_leaves(stage: &mut Stage) -> Result<String> {
     let joined = began.elapsed();
     let path = format!("/v2/{}/blobs/{layer}?ns={REGISTRY}", image.repository);
     let answer = newcomer.fetch(&path).await?;
-    ensure!(answer.status == 200, "node-4 answers {} for what the others hold: {}", answer.status, answer.text());
+    ensure!(
+        answer.status == 200,
+        "node-4 answers {} for what the others hold: {}",
+        answer.status,
+        answer.text()
+    );
 
     let began = Instant::now();
     newcomer.terminate(END).await?;
