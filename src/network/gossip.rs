@@ -360,7 +360,7 @@ impl<H: Holdings> Gossip<H> {
         if late > LATE {
             // That says nothing about the others.
             for link in &mut self.links {
-                link.excuse(late);
+                link.excuse(late, now);
             }
         }
         while self.suspects.front().is_some_and(|(at, ..)| *at <= now) {

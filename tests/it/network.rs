@@ -33,13 +33,13 @@ pub(crate) fn cases() -> Vec<Case> {
     let filtered = [Requirement::Root, Requirement::Iproute2, Requirement::Iptables];
     vec![
         Case::new("network::six_nodes_join_by_any_source", &needs, joining),
-        Case::new("network::six_nodes_share_at_once", &needs, sharing),
+        Case::new("network::six_nodes_share_at_once", &needs, sharing).alone(),
         Case::new("network::six_nodes_idle", &needs, idling).alone(),
         Case::new("network::six_nodes_are_upgraded_and_rolled_back", &with_next, upgrade::upgrade)
             .within(4 * MINUTE)
             .alone(),
         Case::new("network::a_partition_heals", &filtered, faults::partition).within(4 * MINUTE),
-        Case::new("network::a_third_dies_at_once", &[], faults::deaths),
+        Case::new("network::a_third_dies_at_once", &filtered[..2], faults::deaths),
         Case::new("network::sources_that_come_late", &[], faults::late_source),
         Case::new("network::a_name_with_5000_addresses", &[Requirement::Root], faults::many_addresses),
     ]

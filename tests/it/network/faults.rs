@@ -13,6 +13,8 @@ use super::joined;
 use crate::cli::layout;
 use crate::cluster::REGISTRY;
 
+/// Longest end of a node that is asked to end.
+const END: Duration = Duration::from_secs(15);
 /// Longest time until a death is known to all.
 const DEATH: Duration = Duration::from_secs(6);
 /// Those who are cut off are looked for three times a minute.
@@ -31,6 +33,11 @@ fn plans(scratch: &Scratch, count: usize, plan: impl Fn(usize, &str, &str) -> Pl
             plan
         })
         .collect()
+}
+
+fn place(network: &Network, number: usize, name: &str, store: &str) -> Plan {
+    let node = &network.nodes[number];
+    Plan::in_namespace(name, store, &node.namespace, node.address()).unwrap()
 }
 
 fn control(node: &Node) -> String {
@@ -54,11 +61,7 @@ async fn sees(node: &Node, members: u64, limit: Duration) {
 pub(super) async fn partition() {
     let scratch = Scratch::new().unwrap();
     let network = Network::new(4, Addresses::V4).unwrap();
-    let place = |number: usize, name: &str, store: &str| {
-        let node = &network.nodes[number];
-        Plan::in_namespace(name, store, &node.namespace, node.address()).unwrap()
-    };
-    let mut plans = plans(&scratch, 4, place);
+    let mut plans = plans(&scratch, 4, |number, name, store| place(&network, number, name, store));
     let image = Image::builder("library/app", "v1").layer(1 << 20).build().unwrap();
     let held = scratch.path().join("held");
     layout(&held, &[]);
@@ -102,8 +105,9 @@ pub(super) async fn partition() {
 /// A third of ten at once, without a word to anybody.
 pub(super) async fn deaths() {
     let scratch = Scratch::new().unwrap();
+    let network = Network::new(10, Addresses::V4).unwrap();
     let mut nodes: Vec<Node> = Vec::new();
-    for plan in plans(&scratch, 10, |_, name, store| Plan::on_loopback(name, store).unwrap()) {
+    for plan in plans(&scratch, 10, |number, name, store| place(&network, number, name, store)) {
         let dns: Vec<String> = nodes.first().map(control).into_iter().collect();
         nodes.push(start(plan, &dns).await);
     }
@@ -118,10 +122,10 @@ pub(super) async fn deaths() {
         sees(node, 7, DEATH).await;
     }
     println!("three of ten dead, known to all after {} ms", start.elapsed().as_millis());
-    // All the others start again within some seconds, and find each other although the one that they were told of is gone.
+    // All the others start again within a minute, and find each other by what they kept: the one that they were told of is gone.
     for node in &mut nodes[3..] {
+        node.terminate(END).await.unwrap();
         node.relaunch().unwrap();
-        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     for node in &nodes[3..] {
         joined(node, 7).await;
