@@ -241,7 +241,10 @@ async fn changes() {
     pair.other.rewrite().unwrap();
     let needed = |problems: &str| problems.contains("a restart is needed for registry.default-registry\"");
     problems(&pair, "what needs a restart", &needed).await;
+    // A node of which nobody wants anything has nothing to say.
+    let missing = format!("/v2/library/none/manifests/{}?ns={REGISTRY}", image.layers[0]);
     wait::until("log.level applied", CHANGE, async || {
+        pair.other.fetch(&missing).await.ok()?;
         pair.other.log_tail().contains("\"DEBUG\"").then_some(())
     })
     .await

@@ -14,7 +14,9 @@ use crate::cluster::{Cluster, Member, PULL, REGISTRY};
 /// Images that are pulled in turns.
 const IMAGES: u64 = 12;
 /// Between two pulls of a node: six containerds and six programs that are not optimised share the machine.
-const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_secs(1);
+/// A peer that was suspected, as happens on a machine that is so busy, is tried again after 30 s at the latest.
+const BELIEVED: Duration = Duration::from_secs(45);
 /// Longest end of a node that is asked to end.
 const END: Duration = Duration::from_secs(15);
 
@@ -75,7 +77,7 @@ pub(super) async fn upgrade() {
                     containerds[0].cri().pull(&first.reference(REGISTRY), PULL).await.unwrap();
                     let layer = format!("/v2/{}/blobs/{}?ns={REGISTRY}", first.repository, first.layers[0]);
                     for number in [5, 1] {
-                        wait::until("it is known there", END, async || {
+                        wait::until("it is known there", BELIEVED, async || {
                             let answer = peilis[number].request("HEAD", &layer, &[]).await.ok()?;
                             (answer.status == 200).then_some(())
                         })
@@ -94,7 +96,7 @@ pub(super) async fn upgrade() {
     let pullers = futures::future::join_all((0..6).map(&puller));
     futures::future::join(work, pullers).await;
     println!("{} pulls, none failed", pulls.load(Ordering::Relaxed));
-    assert!(pulls.load(Ordering::Relaxed) > 50);
+    assert!(pulls.load(Ordering::Relaxed) > 30);
     for node in &peilis {
         let log = node.log();
         assert!(!log.contains("what version is it?"), "a node of one version was not understood by another");
