@@ -23,7 +23,7 @@ use crate::mirror::{self, Mirror, Parts, Serve, Settings};
 use crate::network::admission::{self, Admission, Mode};
 use crate::network::identity::{Identity, IdentityError};
 use crate::network::swarm::{self, Announcement, Swarm, SwarmNetwork};
-use crate::network::{self, Network};
+use crate::network::{self, Network, versions};
 use crate::oci::{Gate, Members};
 use crate::registry::{self, Amount};
 use crate::store::containerd::ContainerdStore;
@@ -112,7 +112,7 @@ impl App {
         let (identity, identity_problem) = identity(&config);
         let problems = Arc::new(Problems { identity: identity_problem, ..Problems::default() });
         tracing::info!(
-            version = env!("CARGO_PKG_VERSION"), node = config.node.name, peer = %identity.peer_id(),
+            version = versions::PROGRAM, node = config.node.name, peer = %identity.peer_id(),
             store = config.store.source, "starting"
         );
         warn_if_open(&config.network);
@@ -153,7 +153,7 @@ impl App {
             transfer: uploads.addresses().to_vec(),
             node: config.node.name.clone(),
             zone: config.node.zone.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: versions::PROGRAM.into(),
         };
         let parts = swarm::Parts {
             gate: Arc::clone(&gate) as Arc<dyn Gate>,
@@ -206,7 +206,7 @@ impl App {
                 peer_id: identity.peer_id().to_string(),
                 name: config.node.name.clone(),
                 zone: config.node.zone.clone(),
-                version: env!("CARGO_PKG_VERSION").into(),
+                version: versions::PROGRAM.into(),
                 uptime_seconds: 0,
             },
             started: tokio::time::Instant::now(),

@@ -15,6 +15,7 @@ pub mod identity;
 pub mod memory;
 pub mod metrics;
 pub mod swarm;
+pub mod versions;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -6,6 +6,7 @@
 
 mod acts;
 mod meter;
+mod newcomer;
 mod screen;
 mod stage;
 mod stranger;

@@ -23,7 +23,7 @@ const INTERRUPTED: u8 = 130;
 #[derive(Debug, Parser)]
 #[command(name = "peili-lab", max_term_width = 110)]
 enum Command {
-    /// Three nodes, one image, and a node that dies in mid-pull
+    /// Nodes that find each other, one image, deaths in mid-pull, a newcomer and a stranger
     Demo(demo::Options),
     /// Six nodes with churn; fails if anything breaks, leaks or grows
     Soak(soak::Options),

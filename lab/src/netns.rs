@@ -136,6 +136,16 @@ impl NetworkNode {
         }
     }
 
+    /// Bytes that it sent and got so far, of all programs in it, with the headers of Ethernet.
+    pub fn traffic(&self) -> Result<u64> {
+        let table = self.namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
+        let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
+        let numbers: Vec<u64> =
+            line.context("no eth0")?.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        // Eight columns of what came, then those of what went.
+        Ok(numbers.first().context("no bytes that came")? + numbers.get(8).context("no bytes that went")?)
+    }
+
     /// All its addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from))

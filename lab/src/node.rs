@@ -44,6 +44,8 @@ pub struct Plan {
     pub config: Value,
     /// What its environment has besides that of this process.
     environment: Vec<(&'static str, PathBuf)>,
+    /// What it has for `/etc/hosts`; `None`: what this machine has.
+    hosts: Option<PathBuf>,
     namespace: Option<Namespace>,
     binary: PathBuf,
     scratch: Scratch,
@@ -106,7 +108,8 @@ impl Plan {
         });
         let name = name.to_owned();
         let environment = Vec::new();
-        Ok(Self { name, peer_id, address, ports, config, environment, namespace, binary, scratch })
+        let hosts = None;
+        Ok(Self { name, peer_id, address, ports, config, environment, hosts, namespace, binary, scratch })
     }
 
     /// Lets the store be this containerd, and its hosts.toml folders be read.
@@ -139,6 +142,16 @@ impl Plan {
         Ok(())
     }
 
+    /// Lets the system's resolver know these names, and no other program see it. Takes root. Counts at once when called again.
+    pub fn set_hosts(&mut self, names: &[(IpAddr, &str)]) -> Result<()> {
+        let path = self.scratch.path().join("hosts");
+        let lines: String = names.iter().map(|(address, name)| format!("{address} {name}\n")).collect();
+        // In place: a mount shows the file that was there.
+        std::fs::write(&path, lines)?;
+        self.hosts = Some(path);
+        Ok(())
+    }
+
     fn clock_path(&self) -> PathBuf {
         self.scratch.path().join("clock")
     }
@@ -165,6 +178,11 @@ impl Plan {
                 plan.trust(other);
             }
         }
+    }
+
+    /// Lets another program be started from now on, as an upgrade does.
+    pub fn set_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
     }
 
     /// Its data folder.
@@ -332,7 +350,17 @@ impl Node {
 
     fn launch(&mut self) -> Result<()> {
         self.rewrite()?;
-        let mut command = Command::new(&self.plan.binary);
+        let mut command = match &self.plan.hosts {
+            None => Command::new(&self.plan.binary),
+            Some(hosts) => {
+                // A mount namespace of its own, in which the file is another.
+                let mut command = Command::new("unshare");
+                let script = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
+                command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+                command.arg(hosts).arg(&self.plan.binary);
+                command
+            }
+        };
         command.arg("run").arg("--config").arg(self.plan.config_path());
         command.envs(self.plan.environment.iter().map(|(name, value)| (name, value)));
         let log = self.log_path();

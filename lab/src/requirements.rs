@@ -43,6 +43,8 @@ pub enum Requirement {
     Faketime,
     /// `systemd-analyze`.
     SystemdAnalyze,
+    /// The program that speaks as the next version (`cargo xtask test` builds it).
+    NextVersion,
 }
 
 impl Generation {
@@ -117,6 +119,9 @@ impl fmt::Display for Requirement {
             Self::Skopeo => f.write_str("skopeo"),
             Self::Faketime => f.write_str("faketime"),
             Self::SystemdAnalyze => f.write_str("systemd-analyze"),
+            Self::NextVersion => {
+                f.write_str("the program of the next version, which `cargo xtask test` builds")
+            }
         }
     }
 }
@@ -135,6 +140,7 @@ impl Requirement {
             Self::Skopeo => program("skopeo").is_some(),
             Self::Faketime => faketime().is_some(),
             Self::SystemdAnalyze => program("systemd-analyze").is_some(),
+            Self::NextVersion => next_version().is_file(),
         }
     }
 }
@@ -183,6 +189,11 @@ pub fn faketime() -> Option<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
     let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
     libraries.filter(|path| path.is_file()).min()
+}
+
+/// The program that speaks as the next version.
+pub fn next_version() -> PathBuf {
+    tools().join("peili-next")
 }
 
 /// The tool cache that `cargo xtask` fills: `target/tools`.

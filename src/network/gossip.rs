@@ -55,7 +55,7 @@ pub const QUIET_AFTER: Ms = 10_000;
 /// A neighbour that has said nothing for so long is asked for a sign of life.
 pub const SILENCE: Ms = 1_000;
 /// The same where all is quiet: 200 bytes/s have to do for all neighbours (issue 4).
-pub const QUIET_SILENCE: Ms = 20_000;
+pub const QUIET_SILENCE: Ms = 30_000;
 /// And gets so long to give it.
 pub const GRACE: Ms = 1_000;
 /// How long a suspected member has to refute that.
@@ -360,7 +360,7 @@ impl<H: Holdings> Gossip<H> {
         if late > LATE {
             // That says nothing about the others.
             for link in &mut self.links {
-                link.excuse(late);
+                link.excuse(late, now);
             }
         }
         while self.suspects.front().is_some_and(|(at, ..)| *at <= now) {

@@ -1,4 +1,4 @@
-//! TLS between peers: 1.3 only, one ALPN name, both sides prove their libp2p identity, and the client pins the server's.
+//! TLS between peers: 1.3 only, ALPN names of our own, both sides prove their libp2p identity, and the client pins the server's.
 //!
 //! Sessions are never resumed and there is no early data: a resumed session would skip the certificate, and with it
 //! the pin. No date counts here but the one in the certificate, which libp2p-tls sets to the years 1975 to 4096.
@@ -71,7 +71,7 @@ impl Tls {
             .map_err(failed)?
             .with_client_cert_verifier(Arc::new(Verifier { expected: None }))
             .with_cert_resolver(Arc::clone(&key) as _);
-        server.alpn_protocols = vec![wire::ALPN.to_vec()];
+        server.alpn_protocols = wire::alpn();
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         server.max_early_data_size = 0;
@@ -94,7 +94,7 @@ impl Tls {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_cert_resolver(Arc::clone(&self.key) as _);
-        client.alpn_protocols = vec![wire::ALPN.to_vec()];
+        client.alpn_protocols = wire::alpn();
         client.resumption = rustls::client::Resumption::disabled();
         client.enable_early_data = false;
         client.enable_sni = false;
@@ -109,7 +109,7 @@ pub(crate) fn server_name() -> ServerName<'static> {
 
 /// The peer at the other end of a finished handshake. `None`: it proved no identity, or speaks another protocol.
 pub(crate) fn proved_peer(connection: &rustls::CommonState) -> Option<PeerId> {
-    if connection.alpn_protocol() != Some(wire::ALPN) {
+    if !wire::is_spoken(connection.alpn_protocol()) {
         return None;
     }
     peer_of_certificate(connection.peer_certificates()?.first()?).ok()

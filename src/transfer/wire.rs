@@ -21,10 +21,18 @@ use http::HeaderMap;
 use http::header::{CONTENT_RANGE, HeaderName, HeaderValue};
 
 use crate::network::admission::certificate;
+use crate::network::versions;
 use crate::oci::{ByteRange, Digest};
 
-/// The only ALPN name that is spoken.
-pub(crate) const ALPN: &[u8] = b"peili/1";
+/// The ALPN names that are spoken, the best first.
+pub(crate) fn alpn() -> Vec<Vec<u8>> {
+    versions::names("peili/").map(String::into_bytes).collect()
+}
+
+/// Whether the handshake agreed on one of them.
+pub(crate) fn is_spoken(alpn: Option<&[u8]>) -> bool {
+    alpn.is_some_and(|alpn| versions::names("peili/").any(|name| name.as_bytes() == alpn))
+}
 
 /// Sent both ways in [`VERSION_HEADER`].
 pub(crate) const VERSION: HeaderValue = HeaderValue::from_static("1");

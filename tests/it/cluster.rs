@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     pub(crate) config: Value,
     /// Changes of single ones.
     pub(crate) configs: Vec<(usize, Value)>,
+    /// Changes of the plans, once the addresses are known; else all nodes are peers of each other by identity.
+    pub(crate) plans: Option<fn(&mut [Plan])>,
 }
 
 /// A node with its containerd.
@@ -57,6 +59,7 @@ impl Setup {
             containerd: |_, _| {},
             config: json!({"log": {"level": "info,peili=debug"}}),
             configs: Vec::new(),
+            plans: None,
         }
     }
 
@@ -93,7 +96,10 @@ impl Setup {
             containerds.push(containerd);
             plans.push(plan);
         }
-        Plan::introduce(&mut plans);
+        match self.plans {
+            Some(change) => change(&mut plans),
+            None => Plan::introduce(&mut plans),
+        }
         let mut nodes = Vec::new();
         for (containerd, plan) in containerds.into_iter().zip(plans) {
             nodes.push(Member { containerd, peili: plan.start().await.unwrap() });

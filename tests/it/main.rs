@@ -21,6 +21,7 @@ mod cli;
 mod cluster;
 mod configure;
 mod faults;
+mod network;
 mod pulls;
 
 /// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
@@ -93,6 +94,7 @@ fn main() -> ExitCode {
     cases.extend(cli::cases());
     cases.extend(configure::cases());
     cases.extend(faults::cases());
+    cases.extend(network::cases());
     cases.extend(pulls::cases());
     let is_wanted = |trial: &Trial| !arguments.list && !arguments.is_filtered_out(trial);
     let trials = cases.into_iter().map(|case| case.into_trial(is_wanted)).collect();

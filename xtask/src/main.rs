@@ -20,13 +20,13 @@ Usage: cargo xtask COMMAND
 Commands:
   test [--no-install] [FILTER]
       Installs what is missing (saying what and why; Debian and Ubuntu as root, elsewhere it says what to install), then
-      runs formatting, clippy, unit, integration and doc tests, the demo (as root also on containerds), and a soak of
-      one minute. The last line is `N passed, N failed, N skipped`; what is not done after an hour is ended and has
+      builds the program twice (also as the next version, for the tests of upgrades) and runs formatting, clippy, unit,
+      integration and doc tests, the demo (as root also on containerds), and a soak of one minute. The last line is `N passed, N failed, N skipped`; what is not done after an hour is ended and has
       failed. With a FILTER, only the tests whose names contain it.
       --no-install   use only what is there; tests that lack something count as skipped
 
   demo [--containerd] [--json]
-      Three nodes, one image, and a node that dies in mid-pull. Needs neither root nor Docker nor internet.
+      Nodes that find each other, one image, deaths in mid-pull, a newcomer and a stranger. Needs neither root nor Docker nor internet.
       --containerd   the same on real containerds in network namespaces; needs root
       --json         prints the summary as JSON to standard output, all else to standard error
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::tally::Tally;
 use crate::{cargo, programs, setup, target};
@@ -99,6 +99,9 @@ fn tests(options: &Options, tally: &mut Tally) -> Result<()> {
         tally.skip("tests: need protobuf-compiler");
         return Ok(());
     }
+    if let Err(error) = next_version() {
+        tally.fail(&format!("the program of the next version: {error:#}"));
+    }
     let skips = target().join(format!("skips-{}", std::process::id()));
     fs::create_dir_all(target())?;
     fs::write(&skips, "")?;
@@ -111,6 +114,18 @@ fn tests(options: &Options, tally: &mut Tally) -> Result<()> {
     fs::remove_file(&skips)?;
     tally.add_reported_skips(&reported);
     Ok(())
+}
+
+/// Builds the program that speaks as the next version, and puts it where the tests of upgrades look for it. With the features of
+/// all packages, as the tests; and before them, since both are built to the same place.
+fn next_version() -> Result<()> {
+    let arguments = ["build", "--workspace", "--bin", "peili", "--features", "peili/next-version"];
+    ensure!(cargo().args(arguments).status()?.success(), "it does not build");
+    let tools = target().join("tools");
+    fs::create_dir_all(&tools)?;
+    // Another file each time: a copy that runs cannot be written to.
+    fs::copy(target().join("debug/peili"), tools.join(".peili-next"))?;
+    Ok(fs::rename(tools.join(".peili-next"), tools.join("peili-next"))?)
 }
 
 /// What the laboratory's program runs, each counted as one test.

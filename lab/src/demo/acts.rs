@@ -10,14 +10,14 @@ use peili_lab::wait;
 use super::Act;
 use super::screen::bytes;
 use super::stage::{LIMIT, Main, REGISTRY, Stage, size};
-use super::stranger;
+use super::{newcomer, stranger};
 
 const MIB: u64 = 1 << 20;
 
 /// Everything that is shown.
 pub(super) const ACTS: &[Act] = &[
     Act {
-        title: "Three nodes find each other. Each is known to the others by its identity, by nothing else.",
+        title: "Three nodes find each other: two were told the address of the first, and all have the cluster's key.",
         run: |stage| Box::pin(meet(stage)),
     },
     Act {
@@ -41,14 +41,27 @@ pub(super) const ACTS: &[Act] = &[
         run: |stage| Box::pin(registry_dies(stage)),
     },
     Act {
-        title: "A stranger, whose identity no node was told, asks for an image that all nodes have.",
+        title: "A fourth node joins by one address, uses what the others hold, and leaves.",
+        run: |stage| Box::pin(newcomer::joins_and_leaves(stage)),
+    },
+    Act {
+        title: "A stranger with another cluster's key asks for an image that all nodes have.",
         run: |stage| Box::pin(stranger::gets_nothing(stage)),
     },
 ];
 
 async fn meet(stage: &mut Stage) -> Result<String> {
     stage.settle().await?;
-    Ok(format!("every node has {} proved connections", stage.nodes.len() - 1))
+    let count = stage.nodes.len();
+    for member in &stage.nodes {
+        let (name, status) = (&member.node.plan.name, member.node.status().await?);
+        ensure!(status["network"]["members"] == count, "{name} does not see {count} members");
+        let peers = status["network"]["peers"].as_array().context("no peers")?;
+        let proved =
+            peers.iter().filter(|peer| peer["proof"].as_str().is_some_and(|proof| proof.starts_with("key ")));
+        ensure!(proved.count() == count - 1, "not all have proved themselves to {name}");
+    }
+    Ok(format!("each sees {count} members, who have proved by the key that they are"))
 }
 
 async fn first_pull(stage: &mut Stage) -> Result<String> {

@@ -1,6 +1,7 @@
 //! What the acts play on: an origin registry, three nodes and their runtimes, and what is known of them.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +43,7 @@ pub(crate) struct Stage {
     /// The registry.
     pub(crate) origin: Arc<Origin>,
     network: Option<Network>,
+    secret: Scratch,
     /// The runtime's name.
     pub(crate) runtime: String,
     /// The main image's way.
@@ -139,7 +141,14 @@ impl Stage {
             plans.push(plan);
             runtimes.push(runtime);
         }
-        Plan::introduce(&mut plans);
+        let secret = Scratch::new()?;
+        let key = secret.path().join("cluster.key");
+        std::fs::write(&key, "the key of the cluster of this demonstration")?;
+        let first = plans.first().map(|plan| SocketAddr::new(plan.address, plan.ports.network).to_string());
+        for (index, plan) in plans.iter_mut().enumerate() {
+            let dns: Vec<&String> = first.iter().filter(|_| index > 0).collect();
+            plan.merge(&json!({"network": {"cluster-key": [&key], "dns": dns}}));
+        }
         let mut nodes = Vec::new();
         for (plan, runtime) in plans.into_iter().zip(runtimes) {
             nodes.push(Member { node: plan.start().await?, runtime, holds: BTreeSet::new() });
@@ -156,6 +165,7 @@ impl Stage {
             nodes,
             origin,
             network,
+            secret,
             runtime,
             main: Main::default(),
             pulled: 0,
@@ -200,6 +210,11 @@ impl Stage {
     /// Where node `index` is; `None`: on loopback.
     pub(crate) fn namespace(&self, index: usize) -> Option<&Namespace> {
         self.network.as_ref().map(|network| &network.nodes[index].namespace)
+    }
+
+    /// The cluster's key.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.secret.path().join("cluster.key")
     }
 
     /// A place for one who is none of the nodes: namespace and address.

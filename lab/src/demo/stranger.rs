@@ -1,4 +1,6 @@
-//! The act of the stranger: an identity that is not configured gets nothing, by no port, while one that is gets all.
+//! The act of the stranger: who has not the cluster's key gets nothing, by no port, while a member gets all.
+
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use peili::network::identity::Identity;
@@ -14,7 +16,7 @@ use super::stage::{LIMIT, REGISTRY, Stage, peer};
 
 const SEGMENT: u64 = 1 << 20;
 
-/// Starts a fourth Peili that knows all nodes and is known by none.
+/// Starts another Peili that knows where all nodes are, and has a key that is not theirs.
 pub(super) async fn gets_nothing(stage: &mut Stage) -> Result<String> {
     let image = stage.image.clone().context("there is no image")?;
     let layer = *image.layers.first().context("the image has no layer")?;
@@ -25,10 +27,15 @@ pub(super) async fn gets_nothing(stage: &mut Stage) -> Result<String> {
         Some((namespace, address)) => Plan::in_namespace("stranger", &store, namespace, address)?,
         None => Plan::on_loopback("stranger", &store)?,
     };
-    plan.merge(&json!({"upstream": {"hosts-dirs": [scratch.path().join("hosts")]}}));
-    for member in &stage.nodes {
-        plan.trust(&member.node.plan);
-    }
+    let key = scratch.path().join("other.key");
+    std::fs::write(&key, "the key of another cluster, 32 bytes at least")?;
+    let nodes = stage.nodes.iter().map(|member| &member.node.plan);
+    let addresses: Vec<String> =
+        nodes.map(|plan| SocketAddr::new(plan.address, plan.ports.network).to_string()).collect();
+    plan.merge(&json!({
+        "upstream": {"hosts-dirs": [scratch.path().join("hosts")]},
+        "network": {"cluster-key": [key], "dns": addresses},
+    }));
     let refused = async |stage: &Stage| -> Result<f64> {
         let mut refused = 0.0;
         for member in &stage.nodes {

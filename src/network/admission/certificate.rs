@@ -9,6 +9,7 @@ use prost::Message as _;
 
 use super::Refused;
 use super::key::Key;
+use crate::network::versions;
 use crate::oci::{KeyId, PeerId};
 
 /// The version of what a certificate says.
@@ -110,7 +111,7 @@ impl Certificate {
             not_after: self.not_after,
             signature: self.signature.to_vec(),
         };
-        certificate.encode_to_vec()
+        versions::besides(certificate.encode_to_vec())
     }
 
     /// For how long it is good from `now` on, in Unix seconds, if `peer`, who showed it, belongs to `cluster` by one of

@@ -1,5 +1,7 @@
 //! The view as it is kept over a restart: what of it is written, and what it is worth when it is read again.
 
+use bytes::Bytes;
+
 use super::holdings::Holdings;
 use super::members::State;
 use super::sync::Completeness;
@@ -38,8 +40,14 @@ impl<H: Holdings> Gossip<H> {
         taken
     }
 
+    /// Begins only now: reading what was kept may have taken its time.
+    pub fn begin(&mut self, now: Ms) {
+        (self.started, self.expected) = (now, now);
+    }
+
     fn restore_member(&mut self, member: &BulkMember, fresh: bool, now: Ms) -> Option<u32> {
-        let Ok(record) = self.notary.open(&member.record) else {
+        // A copy: a record is not to keep the whole file in memory.
+        let Ok(record) = self.notary.open(&Bytes::copy_from_slice(&member.record)) else {
             self.counts.refused += 1;
             return None;
         };

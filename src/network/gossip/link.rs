@@ -6,7 +6,7 @@ use super::changes::{Changes, What};
 use super::holdings::Holdings;
 use super::sync::{BulkIn, BulkOut};
 use super::wire::{Beat, Delta, Frame, GRAFT, KEYS, PRUNE, Position, contents};
-use super::{COALESCE, GRACE, Gossip, Key, LAZY, LinkId, Ms, QUIET_SILENCE, SILENCE};
+use super::{COALESCE, GRACE, Gossip, Key, LATE, LAZY, LinkId, Ms, QUIET_SILENCE, SILENCE};
 
 /// What one frame may carry in answers; the rest follows in the next.
 const BUDGET: usize = 128 << 10;
@@ -152,10 +152,12 @@ impl Link {
         self.urgent(now);
     }
 
-    /// This node stood still for so long.
-    pub(super) fn excuse(&mut self, late: Ms) {
-        self.heard += late;
-        self.asked = self.asked.map(|asked| asked + late);
+    /// This node stood still for so long. That is only left out, so that on a node that is always late the dead are found too;
+    /// but after a longer time an answer may wait to be read.
+    pub(super) fn excuse(&mut self, late: Ms, now: Ms) {
+        self.heard = (self.heard + late).min(now);
+        let read = if late > GRACE { (now + LATE).saturating_sub(GRACE) } else { 0 };
+        self.asked = self.asked.map(|asked| (asked + late).max(read));
     }
 
     /// When it has been silent for too long.

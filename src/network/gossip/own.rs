@@ -62,6 +62,11 @@ impl<H: Holdings> Gossip<H> {
         self.completeness == Completeness::Whole || now >= self.started + ALONE
     }
 
+    /// Whether what others know of this node's inventory is what this process told them: not before it has looked at its store.
+    pub(super) fn has_told(&self, now: Ms) -> bool {
+        self.tells(now) && self.listed
+    }
+
     pub(super) fn tell(&mut self, now: Ms) {
         if !self.tells(now) {
             return;

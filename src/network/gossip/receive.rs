@@ -295,7 +295,7 @@ impl<H: Holdings> Gossip<H> {
     /// What this node told in an earlier life, after what it kept.
     fn take_told(&mut self, delta: &Delta, to: u32, now: Ms) -> bool {
         let (epoch, version) = self.members.own().stamp();
-        if self.tells(now) || delta.epoch != epoch || delta.from > version || to <= version {
+        if self.has_told(now) || delta.epoch != epoch || delta.from > version || to <= version {
             return false;
         }
         let removed: std::collections::HashSet<u32> = delta.removed.iter().copied().collect();
@@ -381,7 +381,7 @@ impl<H: Holdings> Gossip<H> {
         if stamp <= own.stamp() && !differs {
             return;
         }
-        if !self.tells(now) {
+        if !self.has_told(now) {
             let known = own.position();
             self.links[at].want(known, now);
         } else if self.told_anew.is_none_or(|at| now >= at + super::RENEW_PAUSE) {
@@ -409,7 +409,7 @@ impl<H: Holdings> Gossip<H> {
         }
         let Some(index) = self.members.find(whole.key) else { return };
         if index == 0 {
-            if !self.tells(now) {
+            if !self.has_told(now) {
                 self.adopt(whole.epoch, whole.version, now);
                 for content in all {
                     self.load(0, content);

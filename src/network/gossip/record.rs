@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::wire::RECORD_LIMIT;
-use crate::network::claim;
+use crate::network::{claim, versions};
 
 /// A member's record, as it was checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -149,7 +149,7 @@ impl Record {
             version: self.version.clone(),
             certificate: self.certificate.clone(),
         };
-        body.encode_to_vec()
+        versions::besides(body.encode_to_vec())
     }
 
     /// With its signature.
@@ -192,7 +192,7 @@ impl Record {
 impl Suspicion {
     /// What is signed of it.
     pub fn body(subject: u64, seq: u64, accuser: u64) -> Vec<u8> {
-        SuspicionBody { subject, seq, accuser }.encode_to_vec()
+        versions::besides(SuspicionBody { subject, seq, accuser }.encode_to_vec())
     }
 
     /// With its signature.

@@ -209,7 +209,8 @@ impl<H: Holdings> Gossip<H> {
     }
 
     fn take_bulk_member(&mut self, member: &BulkMember, bit: u16, now: Ms) -> Option<u32> {
-        let Ok(record) = self.notary.open(&member.record) else {
+        // A copy: a record is not to keep the whole page in memory.
+        let Ok(record) = self.notary.open(&Bytes::copy_from_slice(&member.record)) else {
             self.counts.refused += 1;
             return None;
         };

@@ -7,6 +7,8 @@
 use bytes::Bytes;
 use prost::Message;
 
+use crate::network::versions;
+
 /// Longest frame that is read or written.
 pub const FRAME_LIMIT: usize = 256 << 10;
 /// Longest signed record.
@@ -256,7 +258,7 @@ pub fn decode(bytes: Bytes) -> Result<Frame, FrameError> {
 
 /// The wire form.
 pub fn encode(frame: &Frame) -> Bytes {
-    frame.encode_to_vec().into()
+    versions::besides(frame.encode_to_vec()).into()
 }
 
 /// The keys in a field of contents.

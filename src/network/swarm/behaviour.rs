@@ -20,8 +20,8 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use tokio::time::{Instant, Sleep};
 
-use super::codec::{Codec, PROTOCOL};
-use super::{stream, streams};
+use super::codec::Codec;
+use super::{codec, stream, streams};
 use crate::network::identity::peer_id;
 use crate::oci::{Action, Gate, Proof};
 
@@ -103,10 +103,10 @@ impl Behaviour {
         Self {
             doorkeeper: Doorkeeper::new(gate),
             limits: connection_limits::Behaviour::new(limits),
-            gossip: streams::Behaviour::new(stream::PROTOCOL),
+            gossip: streams::Behaviour::new(stream::protocols()),
             control: request_response::Behaviour::with_codec(
                 Codec,
-                [(PROTOCOL, ProtocolSupport::Full)],
+                codec::protocols().into_iter().map(|protocol| (protocol, ProtocolSupport::Full)),
                 control,
             ),
         }

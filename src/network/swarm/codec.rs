@@ -5,10 +5,19 @@ use std::io;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::{StreamProtocol, request_response};
 
+use crate::network::versions;
+
 use super::message::{MESSAGE_LIMIT, Message, decode, encode};
 
-/// The protocol's name; the number is its version.
-pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/peili/control/1");
+/// The names of the control protocol that are spoken, the best first.
+pub(super) fn protocols() -> Vec<StreamProtocol> {
+    stream_protocols("/peili/control/")
+}
+
+/// A protocol's names, by what comes before the number of its version.
+pub(super) fn stream_protocols(prefix: &str) -> Vec<StreamProtocol> {
+    versions::names(prefix).filter_map(|name| StreamProtocol::try_from_owned(name).ok()).collect()
+}
 
 /// A request, or why it cannot be read: libp2p reports no failure to read one.
 pub(super) type Request = Result<Message, String>;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::behaviour::{Behaviour, BehaviourEvent, STREAMS, socket};
 use super::bootstrap::{Bootstrap, Target};
 use super::lookup::Names;
+use super::notary::member_key;
 use super::stream;
 use super::transport::transport;
 use super::view::{Known, Shared, Subject};
@@ -291,11 +292,14 @@ impl Driver {
                 let _ = self.swarm.disconnect_peer_id(peer);
             }
         }
-        if self.neighbours.is_empty() {
-            // The gossip asks again only whom it knows.
-            for peer in self.links.keys().copied().collect::<Vec<_>>() {
-                self.open_stream(peer);
-            }
+        // The gossip asks again only whom it knows.
+        let unknown: Vec<P2pId> = {
+            let view = self.shared.view();
+            let members = view.gossip.members();
+            self.links.keys().copied().filter(|peer| members.find(member_key(peer)).is_none()).collect()
+        };
+        for peer in unknown {
+            self.open_stream(peer);
         }
         let over = |last: &Instant| now - *last > TWINS_MEMORY;
         for (id, _) in self.twins.extract_if(|_, last| over(last)) {
@@ -492,7 +496,6 @@ impl Driver {
 
     /// Tells the neighbours, waits until that is written, or not for long.
     async fn leave(mut self) {
-        self.keep_last();
         self.leave_gossip();
         let farewell = async {
             loop {
@@ -508,7 +511,7 @@ impl Driver {
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
         let reads = async { while self.swarm.next().await.is_some() {} };
         let _ = tokio::time::timeout(READING, reads).await;
-        self.keeping.finish().await;
+        self.keep_last().await;
     }
 }
 

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::network::admission::certificate;
-use crate::network::claim;
 use crate::network::gossip::wire::RECORD_LIMIT;
+use crate::network::{claim, versions};
 use crate::oci::{Descriptor, Digest, Reference};
 
 /// Longest message: the records of some that hold a content.
@@ -147,7 +147,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
         }),
         Message::Denied => wire::Body::Denied(wire::Empty {}),
     };
-    wire::Envelope { body: Some(body) }.encode_to_vec()
+    versions::besides(wire::Envelope { body: Some(body) }.encode_to_vec())
 }
 
 /// Field numbers are for ever: a number that falls out of use is never used again.

@@ -48,6 +48,12 @@ impl Notary for Keeper {
         let (mut record, parts) = Record::parse(signed)?;
         let identity = identity(&record.identity)?;
         let id = peer_id(&identity).ok_or(RecordError::Field("identity"))?;
+        record.key = member_key(&identity);
+        if record.key == self.key {
+            // Its own, of an earlier life or from another's mouth: nobody's leave is needed.
+            verify(&identity, RECORD, &parts.body, &parts.signature)?;
+            return Ok(Arc::new(record));
+        }
         if !self.gate.allows(&id, Action::Connect) {
             return Err(RecordError::Admission(format!("peer {id} is not trusted")));
         }
@@ -59,7 +65,6 @@ impl Notary for Keeper {
                 judged.map_err(|refused| RecordError::Admission(format!("peer {id}: {refused}")))?;
             }
         }
-        record.key = member_key(&identity);
         Ok(Arc::new(record))
     }
 

@@ -16,10 +16,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::gossip::LinkId;
 use super::super::gossip::wire::{self, FRAME_LIMIT, Frame};
-use super::codec::{read_framed, write_framed};
+use super::codec::{read_framed, stream_protocols, write_framed};
 
-/// The protocol's name; the number is its version.
-pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/peili/gossip/1");
+/// The names of the gossip's protocol that are spoken, the best first.
+pub(super) fn protocols() -> Vec<StreamProtocol> {
+    stream_protocols("/peili/gossip/")
+}
+
 /// Frames that wait to be written.
 const WAITING: usize = 4;
 /// Frames that wait for the driver, of all neighbours.

@@ -5,11 +5,12 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::task::{Context, Poll};
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
-use libp2p::core::upgrade::ReadyUpgrade;
+use libp2p::core::upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo};
 use libp2p::swarm::handler::{
     ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
 };
@@ -36,14 +37,15 @@ pub(super) enum Event {
 
 /// Connections on which a stream is to be opened.
 pub(super) struct Behaviour {
-    protocol: StreamProtocol,
+    protocols: Vec<StreamProtocol>,
     orders: VecDeque<(PeerId, ConnectionId)>,
     events: VecDeque<(PeerId, ConnectionId, Event)>,
 }
 
 impl Behaviour {
-    pub(super) fn new(protocol: StreamProtocol) -> Self {
-        Self { protocol, orders: VecDeque::new(), events: VecDeque::new() }
+    /// `protocols`: the names that are spoken, the best first.
+    pub(super) fn new(protocols: Vec<StreamProtocol>) -> Self {
+        Self { protocols, orders: VecDeque::new(), events: VecDeque::new() }
     }
 
     /// Opens a stream on a connection. An event says what came of it, unless the connection is closed before.
@@ -63,7 +65,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(self.protocol.clone()))
+        Ok(Handler::new(self.protocols.clone()))
     }
 
     fn handle_established_outbound_connection(
@@ -74,7 +76,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(self.protocol.clone()))
+        Ok(Handler::new(self.protocols.clone()))
     }
 
     fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
@@ -108,26 +110,26 @@ pub(super) struct Open;
 
 /// The streams of one connection.
 pub(super) struct Handler {
-    protocol: StreamProtocol,
+    protocols: Vec<StreamProtocol>,
     orders: usize,
     events: VecDeque<Event>,
 }
 
 impl Handler {
-    fn new(protocol: StreamProtocol) -> Self {
-        Self { protocol, orders: 0, events: VecDeque::new() }
+    fn new(protocols: Vec<StreamProtocol>) -> Self {
+        Self { protocols, orders: 0, events: VecDeque::new() }
     }
 
-    fn substream(&self) -> SubstreamProtocol<ReadyUpgrade<StreamProtocol>, ()> {
-        SubstreamProtocol::new(ReadyUpgrade::new(self.protocol.clone()), ())
+    fn substream(&self) -> SubstreamProtocol<Offer, ()> {
+        SubstreamProtocol::new(Offer(self.protocols.clone()), ())
     }
 }
 
 impl ConnectionHandler for Handler {
     type FromBehaviour = Open;
     type ToBehaviour = Event;
-    type InboundProtocol = ReadyUpgrade<StreamProtocol>;
-    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type InboundProtocol = Offer;
+    type OutboundProtocol = Offer;
     type InboundOpenInfo = ();
     type OutboundOpenInfo = ();
 
@@ -169,17 +171,52 @@ impl ConnectionHandler for Handler {
                 self.events.push_back(Event::Opened(stream));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => {
-                self.events.push_back(Event::Failed(describe(error, &self.protocol)));
+                self.events.push_back(Event::Failed(describe(error, &self.protocols)));
             }
             _ => {}
         }
     }
 }
 
-fn describe(error: StreamUpgradeError<Infallible>, protocol: &StreamProtocol) -> String {
+/// A stream as it is, once one of these names is agreed on.
+pub(super) struct Offer(Vec<StreamProtocol>);
+
+impl UpgradeInfo for Offer {
+    type Info = StreamProtocol;
+    type InfoIter = std::vec::IntoIter<StreamProtocol>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        self.0.clone().into_iter()
+    }
+}
+
+impl<S> InboundUpgrade<S> for Offer {
+    type Output = S;
+    type Error = Infallible;
+    type Future = Ready<Result<S, Infallible>>;
+
+    fn upgrade_inbound(self, stream: S, _: StreamProtocol) -> Self::Future {
+        ready(Ok(stream))
+    }
+}
+
+impl<S> OutboundUpgrade<S> for Offer {
+    type Output = S;
+    type Error = Infallible;
+    type Future = Ready<Result<S, Infallible>>;
+
+    fn upgrade_outbound(self, stream: S, _: StreamProtocol) -> Self::Future {
+        ready(Ok(stream))
+    }
+}
+
+fn describe(error: StreamUpgradeError<Infallible>, protocols: &[StreamProtocol]) -> String {
+    let names = || protocols.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
     match error {
-        StreamUpgradeError::Timeout => format!("it did not answer to {protocol} in time"),
-        StreamUpgradeError::NegotiationFailed => format!("it does not speak {protocol}; what version is it?"),
+        StreamUpgradeError::Timeout => format!("it did not answer to {} in time", names()),
+        StreamUpgradeError::NegotiationFailed => {
+            format!("it does not speak {}; what version is it?", names())
+        }
         StreamUpgradeError::Io(error) => error.to_string(),
         StreamUpgradeError::Apply(never) => match never {},
     }

@@ -14,7 +14,9 @@ use crate::oci::Level;
 
 mod abuse;
 mod admission;
+mod flood;
 mod kept;
+mod recorded;
 
 /// A node, its address and what it asks.
 struct Node {

@@ -68,7 +68,7 @@ async fn attempt(config: Arc<ClientConfig>, address: SocketAddr) -> Result<Conne
         .connect(server_name(), Prefetch::new(stream))
         .await
         .map_err(|error| handshake_error(address, &error))?;
-    if stream.get_ref().1.alpn_protocol() != Some(wire::ALPN) {
+    if !wire::is_spoken(stream.get_ref().1.alpn_protocol()) {
         return Err(FetchError::Protocol(format!("{address} does not speak the peer protocol")));
     }
     let (sender, connection) = http1::Builder::new()

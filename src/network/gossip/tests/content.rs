@@ -133,7 +133,8 @@ fn a_lie_about_another_is_mended_by_who_it_is_about() {
     let mut world = World::settled(10);
     let keys = world.keys();
     let (liar, victim) = (keys[0], keys[1]);
-    world.hold(victim, 1, true);
+    let now = world.now;
+    world.nodes.get_mut(&victim).unwrap().hold_all(&HashSet::from([1]), now);
     world.until("all know", 2000, |world| keys.iter().all(|at| world.holders(*at, 1) == [victim]));
     let now = world.now;
     let node = world.nodes.get_mut(&liar).unwrap();

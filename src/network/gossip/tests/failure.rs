@@ -39,6 +39,37 @@ fn the_only_other_one_is_missed_by_who_looks_only_when_it_has_to() {
     println!("missed after {} ms", now - start);
 }
 
+/// It has asked its neighbour for a sign of life, and then stands still for a minute: the answer may wait to be read.
+#[test]
+fn time_in_which_a_node_stood_still_is_not_held_against_others() {
+    let mut world = World::settled(2);
+    let keys = world.keys();
+    world.hold(keys[0], 1, true);
+    world.run(500);
+    let node = world.nodes.get_mut(&keys[0]).unwrap();
+    let links: Vec<LinkId> = node.links.iter().map(|link| link.id).collect();
+    let mut now = world.now;
+    let turn = |node: &mut Gossip<Index>, now: Ms| {
+        node.tick(now);
+        for link in &links {
+            node.flush(*link, now);
+        }
+    };
+    while node.links[0].asked.is_none() {
+        now = node.next_due(now).max(now + 1);
+        turn(node, now);
+    }
+    node.actions();
+    now += 60_000;
+    turn(node, now);
+    assert_eq!(node.actions(), []);
+    assert_eq!(node.members().by_key(keys[1]).unwrap().state, State::Alive);
+    // And then the answer does not come.
+    now += GRACE;
+    turn(node, now);
+    assert!(matches!(node.actions()[..], [Action::Dead(_), ..]));
+}
+
 #[test]
 fn one_that_leaves_is_gone_at_once_and_not_suspected() {
     let mut world = World::settled(20);

@@ -42,7 +42,7 @@ fn a_restart_costs_the_difference() {
     // What it knew it knows at once.
     assert_eq!(world.holders(key, 7), [world.keys()[4]]);
     world.inventories = 0;
-    let took = world.until("its view is complete", 1500, |world| {
+    let took = world.until("its view is complete", 900, |world| {
         world.nodes[&key].is_complete() && world.is_one() && world.holders(key, 8) == [other]
     });
     println!("complete after {took} ms");
@@ -131,4 +131,20 @@ fn a_view_of_the_dead_is_given_up() {
         world.run(FORGET + FORGET / 30);
         assert_eq!(world.nodes[&key].members().known(), 1);
     }
+}
+
+/// It does not believe a member that all others believe, so that no comparison finds two views the same.
+#[test]
+fn a_view_that_is_like_no_other_is_complete_all_the_same() {
+    let (mut world, key, kept) = keeper();
+    let refused = world.keys()[0];
+    world.kill(key);
+    world.barred = Arc::new(Mutex::new(HashSet::from([refused])));
+    world.cut.insert((key, refused));
+    world.restart(key, 200, Limits::default());
+    let now = world.now;
+    assert_eq!(world.nodes.get_mut(&key).unwrap().restore(kept, true, now), 6);
+    let took = world.until("its view is complete", 5000, |world| world.nodes[&key].is_complete());
+    println!("complete after {took} ms");
+    assert!(world.state(key, refused).is_none());
 }

@@ -38,7 +38,12 @@ impl Keeping {
             Ok(None) => {}
             Ok(Some(kept)) => {
                 let now = shared.now();
-                let members = shared.view_mut().gossip.restore(kept.parts, kept.is_fresh, now);
+                let members = {
+                    let gossip = &mut shared.view_mut().gossip;
+                    let members = gossip.restore(kept.parts, kept.is_fresh, now);
+                    gossip.begin(shared.now());
+                    members
+                };
                 let (age, fresh) = (kept.age, kept.is_fresh);
                 tracing::info!(members, age, fresh, path = %path.display(), "the view of the last run is taken");
             }
@@ -56,7 +61,9 @@ impl Keeping {
         }
         let shared = Arc::clone(shared);
         self.writing.spawn_blocking(move || {
-            let bytes = disk::encode(shared.view().gossip.kept(), SystemTime::now());
+            // The view is not locked while it is encoded.
+            let parts = shared.view().gossip.kept();
+            let bytes = disk::encode(parts, SystemTime::now());
             let written = disk::write(&folder, &bytes);
             written.map_err(|error| {
                 format!("cannot keep the view in {}: {error}", disk::path(&folder).display())
@@ -66,7 +73,7 @@ impl Keeping {
     }
 
     /// Waits for what is being written.
-    pub(super) async fn finish(&mut self) {
+    async fn finish(&mut self) {
         while self.writing.join_next().await.is_some() {}
     }
 }
@@ -88,7 +95,9 @@ impl Driver {
     }
 
     /// Keeps it a last time.
-    pub(super) fn keep_last(&mut self) {
+    pub(super) async fn keep_last(&mut self) {
+        self.keeping.finish().await;
         self.keeping.write(&self.shared);
+        self.keeping.finish().await;
     }
 }

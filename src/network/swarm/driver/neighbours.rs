@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
+use libp2p::swarm::DialError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId as P2pId, Stream};
 use tokio::time::Instant;
@@ -227,9 +228,18 @@ impl Driver {
             .allocate_new_port()
             .build();
         let connection = options.connection_id();
-        self.swarm.dial(options).map_err(|error| tracing::debug!(%peer, %error, "cannot dial a member"))?;
-        self.dials.insert(connection, (Target::Member(member_key(&peer)), None));
-        Ok(())
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.dials.insert(connection, (Target::Member(member_key(&peer)), None));
+                Ok(())
+            }
+            // It is being dialled already, for something else; that attempt will tell.
+            Err(DialError::DialPeerConditionFalse(_)) => Ok(()),
+            Err(error) => {
+                tracing::debug!(%peer, %error, "cannot dial a member");
+                Err(())
+            }
+        }
     }
 
     /// A neighbour sees this node at an address: if it is one of this machine, it is where others can reach it.

@@ -68,7 +68,7 @@ pub(super) fn raw() -> libp2p::Swarm<request_response::Behaviour<Raw>> {
         .with_tcp(Default::default(), libp2p::tls::Config::new, libp2p::yamux::Config::default)
         .unwrap()
         .with_behaviour(|_| {
-            let protocols = [(codec::PROTOCOL, ProtocolSupport::Full)];
+            let protocols = codec::protocols().into_iter().map(|protocol| (protocol, ProtocolSupport::Full));
             request_response::Behaviour::<Raw>::new(protocols, request_response::Config::default())
         })
         .unwrap()
