@@ -31,6 +31,9 @@ enum Command {
     Bench(bench::Options),
     /// The gossip that ships among thousands of nodes in one process, against its targets
     Simulate(simulate::Options),
+    /// One process of a calibration
+    #[command(hide = true)]
+    CalibrateNode(simulate::calibrate::member::Options),
 }
 
 impl Command {
@@ -40,6 +43,8 @@ impl Command {
             Self::Demo(options) => demo::run(&options).await,
             Self::Soak(options) => soak::run(&options).await,
             Self::Bench(options) => bench::run(&options).await,
+            Self::Simulate(options) if options.calibrate => simulate::calibrate::run(&options).await,
+            Self::CalibrateNode(options) => simulate::calibrate::member::run(&options).await,
             Self::Simulate(options) => tokio::task::spawn_blocking(move || simulate::run(&options))
                 .await
                 .context("the simulation panicked")?,

@@ -4,6 +4,7 @@
 //! compared and not computed, and inventories that the nodes share where they agree (`holdings`). Bytes are counted as they
 //! would be on a wire (`world::cost`). docs/network.md explains the workload and has the figures.
 
+pub(crate) mod calibrate;
 mod holdings;
 mod notary;
 mod workload;
@@ -20,8 +21,8 @@ pub(crate) struct Options {
     /// What of Peili
     #[arg(value_enum)]
     what: What,
-    /// Nodes; each number is a simulation of its own
-    #[arg(long, value_delimiter = ',', default_value = "1000", value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    /// Nodes; each number is a simulation of its own [default: 1000, or 50 with --calibrate]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(2..=10_000))]
     nodes: Vec<u32>,
     /// Seconds that are measured, after some that are not; 5,000 nodes take about ten seconds of a processor for each
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=3600))]
@@ -32,9 +33,12 @@ pub(crate) struct Options {
     /// Seed of all that is random
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// One JSON line for each simulation instead of the table
+    /// One JSON line for each figure instead of the table
     #[arg(long)]
     json: bool,
+    /// Compare the simulation with as many real processes; needs root
+    #[arg(long, conflicts_with = "scenarios")]
+    pub(crate) calibrate: bool,
 }
 
 /// What can be simulated.
@@ -71,8 +75,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     } else {
         &options.scenarios
     };
+    let nodes: &[u32] = if options.nodes.is_empty() { &[1000] } else { &options.nodes };
     let mut all_met = true;
-    for nodes in &options.nodes {
+    for nodes in nodes {
         let view = holdings::measure(*nodes as usize)?;
         let target = Target::of(*nodes);
         let mut report = Report { nodes: *nodes, json: options.json, met: true };
@@ -119,7 +124,7 @@ impl Report {
             self.line(&format!("{name}: a failure is known to 99 %, median"), "ms", median, None);
             self.line(&format!("{name}: a failure is known to 99 %, p99"), "ms", p99, failure);
         }
-        if let Some(join) = figures.join_ms {
+        if let Some((_, join)) = figures.join_ms {
             self.line(&format!("{name}: a newcomer's view is complete, p99"), "ms", join, None);
         }
         self.line(&format!("{name}: changes that did not arrive"), "", figures.lost as f64, Some(0.0));

@@ -39,6 +39,7 @@ Commands:
   simulate network [--nodes N,N] [--scenarios S,S] [ARGUMENTS]
       The gossip that ships among thousands of nodes in one process, against its targets (docs/network.md). 1,000 nodes take
       some minutes, 5,000 half an hour and 8 GiB.
+      --calibrate    the simulation beside 50 real processes, in a minute and a half; as root, on a machine with nothing else to do
 
   setup
       Only the first part of `test`: installs what is missing.

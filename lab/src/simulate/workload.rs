@@ -9,7 +9,7 @@ use super::holdings::{DISTINCT, Set, content};
 use super::world::{STEP, World};
 
 /// Time until the links are there and the tree is formed, which does not count.
-const WARM: Ms = 15_000;
+pub(super) const WARM: Ms = 15_000;
 /// Contents that a node pulls after it has replaced another, in a minute (issue 4).
 const PULLS: u64 = 300;
 /// Contents that every node gets in a minute in a burst (issue 4).
@@ -19,11 +19,11 @@ const REPLACED: f64 = 1.0;
 /// Part of the nodes that dies at once.
 const MASSACRE: f64 = 0.3;
 /// How often it is looked who knows what.
-const LOOK: Ms = 25;
+pub(super) const LOOK: Ms = 25;
 /// How often a change is followed.
-const FOLLOWED: Ms = 500;
+pub(super) const FOLLOWED: Ms = 500;
 /// A change that has not arrived by then is lost.
-const LOST: Ms = 10_000;
+pub(super) const LOST: Ms = 10_000;
 /// Deaths that are followed at once.
 const DEATHS: usize = 50;
 
@@ -42,11 +42,24 @@ pub(super) enum Scenario {
     Quiet,
 }
 
+/// Where a simulation differs from those of docs/network.md.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// What a frame takes from one node to another.
+    pub(super) step: Ms,
+    /// How often it is looked who knows what.
+    pub(super) look: Ms,
+    /// One node is replaced each time that this has passed, until shortly before the end. `None`: issue 4's part of them, at
+    /// random.
+    pub(super) replaced: Option<Ms>,
+}
+
 /// One simulation.
 pub(super) struct Workload {
     nodes: usize,
     seconds: u64,
     scenario: Scenario,
+    pace: Pace,
     rng: SmallRng,
     world: World,
     start: Ms,
@@ -78,12 +91,15 @@ struct Death {
 pub(super) struct Figures {
     pub(super) kib_mean: f64,
     pub(super) kib_p99: f64,
+    /// The same in the mean with nodes that came or went meanwhile, as a meter on the wire has it.
+    pub(super) kib_wire: f64,
     pub(super) frames: f64,
     /// Median and p99.
     pub(super) change_ms: Option<(f64, f64)>,
     /// Median and p99.
     pub(super) failure_ms: Option<(f64, f64)>,
-    pub(super) join_ms: Option<f64>,
+    /// Median and p99.
+    pub(super) join_ms: Option<(f64, f64)>,
     pub(super) lost: u64,
     pub(super) duplicates: f64,
     /// Bytes that a node sends per second, by what they are for.
@@ -104,14 +120,21 @@ impl Scenario {
 
 impl Workload {
     pub(super) fn new(nodes: usize, seconds: u64, scenario: Scenario, seed: u64) -> Self {
+        let pace = Pace { step: STEP, look: LOOK, replaced: None };
+        Self::at(pace, nodes, seconds, scenario, seed)
+    }
+
+    /// The same at another pace.
+    pub(super) fn at(pace: Pace, nodes: usize, seconds: u64, scenario: Scenario, seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let sets = (0..nodes).map(|_| Set::random(&mut rng)).collect();
-        let world = World::new(sets, scenario == Scenario::Flood);
+        let world = World::new(sets, scenario == Scenario::Flood, pace.step);
         let start = world.now;
         Self {
             nodes,
             seconds,
             scenario,
+            pace,
             rng,
             world,
             start,
@@ -130,7 +153,7 @@ impl Workload {
             self.world.step();
             let now = self.world.now;
             if self.scenario != Scenario::Quiet {
-                self.replace(now >= measured);
+                self.replace(now >= measured, end);
             }
             if now == measured {
                 self.world.reset();
@@ -139,7 +162,7 @@ impl Workload {
             if now >= measured && now.is_multiple_of(FOLLOWED) && now + LOST / 2 < end {
                 self.follow_a_change();
             }
-            if now.is_multiple_of(LOOK) {
+            if now.is_multiple_of(self.pace.look) {
                 self.look();
             }
             if now.is_multiple_of(10_000) {
@@ -156,9 +179,15 @@ impl Workload {
     }
 
     /// Now and then a machine is gone, and a new one comes.
-    fn replace(&mut self, is_measured: bool) {
-        let per_step = self.nodes as f64 * REPLACED / 100.0 / 60_000.0 * STEP as f64;
-        if self.rng.random::<f64>() >= per_step {
+    fn replace(&mut self, is_measured: bool, end: Ms) {
+        let now = self.world.now;
+        let is_time = if let Some(pause) = self.pace.replaced {
+            (now - self.start).is_multiple_of(pause) && now + LOST / 2 < end
+        } else {
+            let per_step = self.nodes as f64 * REPLACED / 100.0 / 60_000.0 * self.pace.step as f64;
+            self.rng.random::<f64>() < per_step
+        };
+        if !is_time {
             return;
         }
         let victim = self.random_node();
@@ -170,15 +199,7 @@ impl Workload {
         let neighbour = self.random_node();
         let number = self.world.start();
         self.world.connect(number, neighbour);
-        let now = self.world.now;
-        let mut pulls: Vec<(Ms, u64)> = (0..PULLS)
-            .map(|pull| {
-                // An image of ten layers every two seconds.
-                let at = now + 2_000 + pull / 10 * 2_000 + self.rng.random_range(0..1_000);
-                (at, content(self.rng.random_range(0..DISTINCT)))
-            })
-            .collect();
-        pulls.sort_unstable();
+        let pulls = pulls(now, &mut self.rng);
         if let Some(node) = &mut self.world.nodes[number] {
             node.pulls = pulls.into();
         }
@@ -294,11 +315,12 @@ impl Workload {
             .map(|(part, bytes)| (*part, *bytes as f64 / seconds / nodes.len() as f64));
         Figures {
             kib_mean: mean,
+            kib_wire: 2.0 * self.world.wire as f64 / seconds / self.nodes as f64 / 1024.0,
             kib_p99: percentile(&mut rates, 0.99).unwrap_or(0) as f64 / 1024.0,
             frames: nodes.iter().map(|node| node.frames).sum::<u64>() as f64 / nodes.len() as f64 / seconds,
             change_ms: pair(&mut self.change_ms),
             failure_ms: pair(&mut self.failure_ms),
-            join_ms: percentile(&mut joins, 0.99).map(|join| join as f64),
+            join_ms: pair(&mut joins),
             lost: self.lost,
             duplicates: duplicate as f64 / (fresh as f64).max(1.0),
             parts: parts.collect(),
@@ -306,7 +328,19 @@ impl Workload {
     }
 }
 
-fn percentile(values: &mut [u64], part: f64) -> Option<u64> {
+/// What a node that is new at `now` will hold, and when: an image of ten layers every two seconds.
+pub(super) fn pulls(now: Ms, rng: &mut SmallRng) -> Vec<(Ms, u64)> {
+    let mut pulls: Vec<(Ms, u64)> = (0..PULLS)
+        .map(|pull| {
+            let at = now + 2_000 + pull / 10 * 2_000 + rng.random_range(0..1_000);
+            (at, content(rng.random_range(0..DISTINCT)))
+        })
+        .collect();
+    pulls.sort_unstable();
+    pulls
+}
+
+pub(super) fn percentile(values: &mut [u64], part: f64) -> Option<u64> {
     values.sort_unstable();
     values.get((values.len().saturating_sub(1) as f64 * part).round() as usize).copied()
 }

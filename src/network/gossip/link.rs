@@ -40,7 +40,8 @@ pub(super) struct Link {
     pub(super) alarm: bool,
     /// Since when that waits.
     waiting: Option<Ms>,
-    flushed: Ms,
+    /// When it was told something last; `None`: what waits goes at once.
+    flushed: Option<Ms>,
     told: Ms,
     /// When it last said something.
     pub(super) heard: Ms,
@@ -85,7 +86,7 @@ impl Link {
             out: Frame::default(),
             alarm: false,
             waiting: None,
-            flushed: 0,
+            flushed: None,
             told: now,
             heard: now,
             asked: None,
@@ -110,7 +111,7 @@ impl Link {
     /// Something waits, and not for its turn.
     pub(super) fn at_once(&mut self, now: Ms) {
         self.waiting = Some(now);
-        self.flushed = 0;
+        self.flushed = None;
     }
 
     pub(super) fn want(&mut self, known: Position, now: Ms) {
@@ -172,14 +173,19 @@ impl Link {
         }
     }
 
+    /// When it may be told something again.
+    fn turn(&self) -> Ms {
+        self.flushed.map_or(0, |at| at + COALESCE)
+    }
+
     /// When there is a frame for it.
     pub(super) fn flush_due(&self, changes: &Changes) -> Option<Ms> {
-        let mut due = self.waiting.map(|since| since.max(self.flushed + COALESCE));
+        let mut due = self.waiting.map(|since| since.max(self.turn()));
         if !self.answers.is_empty() || self.paging.is_some() || self.bulk_out.is_some() {
-            due = Some(self.flushed);
+            due = self.flushed.or(Some(0));
         }
         if self.is_neighbour() && self.cursor < changes.end() && changes.any_unknown(self.cursor, self.bit) {
-            let at = if self.eager || self.alarm { self.flushed + COALESCE } else { self.told + LAZY };
+            let at = if self.eager || self.alarm { self.turn() } else { self.told + LAZY };
             due = Some(due.map_or(at, |due| due.min(at)));
         }
         due
@@ -205,7 +211,7 @@ pub(super) fn flush<H: Holdings>(gossip: &mut Gossip<H>, id: LinkId, now: Ms) ->
         gossip.answer_questions(&mut link, &mut frame);
         gossip.bulk_page(&mut link, &mut frame);
     }
-    link.flushed = now;
+    link.flushed = Some(now);
     gossip.links.push(link);
     (frame != Frame::default()).then_some(frame)
 }
