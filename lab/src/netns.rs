@@ -55,6 +55,17 @@ pub struct Namespace {
     name: String,
 }
 
+/// What went through a device so far, bytes with the headers of Ethernet, which the kernel counts even on loopback.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that came.
+    pub received: u64,
+    /// In so many packets.
+    pub packets: u64,
+    /// Bytes that went.
+    pub sent: u64,
+}
+
 /// A node of a [`Network`].
 #[derive(Clone, Debug)]
 pub struct NetworkNode {
@@ -97,6 +108,12 @@ impl Namespace {
             .with_context(|| format!("cannot enter namespace {}", self.name))
     }
 
+    /// What a device in it has counted, of all programs.
+    pub fn traffic(&self, device: &str) -> Result<Traffic> {
+        let table = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
+        Traffic::parse(&table, device).with_context(|| format!("/proc/net/dev says nothing of {device}"))
+    }
+
     fn create(name: String) -> Result<Self> {
         run("ip", &["netns", "add", &name])?;
         let namespace = Self { name };
@@ -126,6 +143,15 @@ impl Namespace {
     }
 }
 
+impl Traffic {
+    /// From the kernel's table: for each device eight columns of what came, then those of what went.
+    fn parse(table: &str, device: &str) -> Option<Self> {
+        let line = table.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'))?;
+        let numbers: Vec<u64> = line.split_whitespace().map_while(|number| number.parse().ok()).collect();
+        Some(Self { received: *numbers.first()?, packets: *numbers.get(1)?, sent: *numbers.get(8)? })
+    }
+}
+
 impl NetworkNode {
     /// The address that peers use: IPv4 if there is one.
     pub fn address(&self) -> IpAddr {
@@ -136,14 +162,9 @@ impl NetworkNode {
         }
     }
 
-    /// Bytes that it sent and got so far, of all programs in it, with the headers of Ethernet.
-    pub fn traffic(&self) -> Result<u64> {
-        let table = self.namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
-        let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
-        let numbers: Vec<u64> =
-            line.context("no eth0")?.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-        // Eight columns of what came, then those of what went.
-        Ok(numbers.first().context("no bytes that came")? + numbers.get(8).context("no bytes that went")?)
+    /// What its network card has counted.
+    pub fn traffic(&self) -> Result<Traffic> {
+        self.namespace.traffic("eth0")
     }
 
     /// All its addresses.
@@ -291,4 +312,17 @@ fn run(name: &str, arguments: &[&str]) -> Result<()> {
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{name} {}: {}", arguments.join(" "), error.trim());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_table_is_read() {
+        let text = "Inter-|   Receive\n face |bytes    packets errs\n  eth0: 5 1 0\n    lo: 1280 20 0 0 0 0 0 0 1290 21\n";
+        let traffic = Traffic { received: 1280, packets: 20, sent: 1290 };
+        assert_eq!(Traffic::parse(text, "lo"), Some(traffic));
+        assert_eq!(Traffic::parse("eth0: 5 1", "lo"), None);
+    }
 }

@@ -161,9 +161,14 @@ impl Plan {
         merge(&mut self.config, changes);
     }
 
+    /// Where peers reach its control plane.
+    pub fn control(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.ports.network)
+    }
+
     /// Adds a peer, with the address of its control plane.
     pub fn trust(&mut self, other: &Self) {
-        let address = SocketAddr::new(other.address, other.ports.network).to_string();
+        let address = other.control().to_string();
         if let Some(peers) = self.config["network"]["peers"].as_array_mut() {
             peers.push(json!({"id": other.peer_id, "addresses": [address]}));
         }

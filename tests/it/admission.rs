@@ -88,7 +88,7 @@ impl Rig {
             layout(&folder, &held);
             let name = format!("node-{number}");
             let mut plan = Plan::on_loopback(&name, &format!("layout:{}", folder.display())).unwrap();
-            let first = nodes.first().map(|node| format!("127.0.0.1:{}", node.plan.ports.network));
+            let first = nodes.first().map(|node| node.plan.control());
             plan.merge(&json!({
                 "network": {"dns": first.into_iter().collect::<Vec<_>>()},
                 "upstream": {"hosts-dirs": [scratch.path().join("certs.d")]},

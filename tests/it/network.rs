@@ -3,7 +3,6 @@
 mod faults;
 mod upgrade;
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -50,7 +49,7 @@ async fn six() -> Cluster {
     fn by_first(plans: &mut [Plan]) {
         let key = plans[0].data_dir().join("cluster.key");
         std::fs::write(&key, "a key of the cluster for tests, 32 bytes at least").unwrap();
-        let first = SocketAddr::new(plans[0].address, plans[0].ports.network).to_string();
+        let first = plans[0].control();
         for (number, plan) in plans.iter_mut().enumerate() {
             let dns = if number == 0 { Vec::new() } else { vec![&first] };
             plan.merge(&json!({"network": {"cluster-key": [key], "dns": dns}}));
@@ -94,12 +93,12 @@ async fn rejoin(node: &mut Node, what: &str) {
 async fn joining() {
     let mut cluster = six().await;
     let first = &cluster.nodes[0].peili.plan;
-    let address = SocketAddr::new(first.address, first.ports.network);
-    let pinned = json!([{"id": first.peer_id, "addresses": [address.to_string()]}]);
+    let address = first.control();
+    let pinned = json!([{"id": first.peer_id, "addresses": [address]}]);
     let node = &mut cluster.nodes[5].peili;
     let none = json!({"network": {"dns": [], "peers": []}});
     let sources = [
-        ("by an address", json!({"network": {"dns": [address.to_string()]}})),
+        ("by an address", json!({"network": {"dns": [address]}})),
         ("by a name", json!({"network": {"dns": [format!("peers.test:{}", address.port())]}})),
         ("by a configured peer", json!({"network": {"peers": pinned}})),
         ("by what it kept", json!({})),
@@ -190,7 +189,10 @@ async fn sharing() {
 async fn idling() {
     let cluster = six().await;
     tokio::time::sleep(SETTLE).await;
-    let bytes = |number: usize| cluster.network.nodes[number].traffic().unwrap();
+    let bytes = |number: usize| {
+        let traffic = cluster.network.nodes[number].traffic().unwrap();
+        traffic.received + traffic.sent
+    };
     let usage = |number: usize| cluster.nodes[number].peili.usage().unwrap();
     let before: Vec<_> = (0..6).map(|number| (bytes(number), usage(number).cpu)).collect();
     tokio::time::sleep(IDLE).await;

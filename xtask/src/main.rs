@@ -21,12 +21,14 @@ Commands:
   test [--no-install] [FILTER]
       Installs what is missing (saying what and why; Debian and Ubuntu as root, elsewhere it says what to install), then
       builds the program twice (also as the next version, for the tests of upgrades) and runs formatting, clippy, unit,
-      integration and doc tests, the demo (as root also on containerds), and a soak of one minute. The last line is `N passed, N failed, N skipped`; what is not done after an hour is ended and has
-      failed. With a FILTER, only the tests whose names contain it.
+      integration and doc tests, the demo (as root also on containerds), and a soak of one minute. The last line is
+      `N passed, N failed, N skipped`; what is not done after an hour is ended and has failed. With a FILTER, only the
+      tests whose names contain it.
       --no-install   use only what is there; tests that lack something count as skipped
 
   demo [--containerd] [--json]
-      Nodes that find each other, one image, deaths in mid-pull, a newcomer and a stranger. Needs neither root nor Docker nor internet.
+      Nodes that find each other, one image, deaths in mid-pull, a newcomer and a stranger. Needs neither root nor Docker
+      nor internet.
       --containerd   the same on real containerds in network namespaces; needs root
       --json         prints the summary as JSON to standard output, all else to standard error
 
@@ -39,7 +41,8 @@ Commands:
   simulate network [--nodes N,N] [--scenarios S,S] [ARGUMENTS]
       The gossip that ships among thousands of nodes in one process, against its targets (docs/network.md). 1,000 nodes take
       some minutes, 5,000 half an hour and 8 GiB.
-      --calibrate    the simulation beside 50 real processes, in a minute and a half; as root, on a machine with nothing else to do
+      --calibrate    the simulation beside 50 real processes, in a minute and a half; as root, on a machine with nothing
+                     else to do
 
   setup
       Only the first part of `test`: installs what is missing.

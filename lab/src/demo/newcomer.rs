@@ -1,14 +1,10 @@
 //! The act of the newcomer: one address and the key are all that it takes to be a member, and who leaves is not waited for.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use peili_lab::image::write_empty_layout;
-use peili_lab::node::Plan;
 use peili_lab::scratch::Scratch;
 use peili_lab::wait;
-use serde_json::json;
 
 use super::screen::bytes;
 use super::stage::{LIMIT, REGISTRY, Stage, peer};
@@ -21,19 +17,8 @@ pub(super) async fn joins_and_leaves(stage: &mut Stage) -> Result<String> {
     let image = stage.image.clone().context("there is no image")?;
     let layer = image.layers.first().context("the image has no layer")?;
     let scratch = Scratch::new()?;
-    write_empty_layout(&scratch.path().join("layout"))?;
-    let store = format!("layout:{}", scratch.path().join("layout").display());
-    let mut plan = match stage.elsewhere() {
-        Some((namespace, address)) => Plan::in_namespace("node-4", &store, namespace, address)?,
-        None => Plan::on_loopback("node-4", &store)?,
-    };
     // Any member's address does.
-    let known = &stage.nodes[2].node.plan;
-    let address = SocketAddr::new(known.address, known.ports.network).to_string();
-    plan.merge(&json!({
-        "upstream": {"hosts-dirs": [scratch.path().join("hosts")]},
-        "network": {"cluster-key": [stage.key()], "dns": [address]},
-    }));
+    let plan = stage.outsider("node-4", &scratch, &stage.key(), &stage.nodes[2..])?;
     let count = stage.nodes.len();
     let began = Instant::now();
     let mut newcomer = plan.launch()?;

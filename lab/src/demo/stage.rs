@@ -1,8 +1,7 @@
 //! What the acts play on: an origin registry, three nodes and their runtimes, and what is known of them.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -144,9 +143,9 @@ impl Stage {
         let secret = Scratch::new()?;
         let key = secret.path().join("cluster.key");
         std::fs::write(&key, "the key of the cluster of this demonstration")?;
-        let first = plans.first().map(|plan| SocketAddr::new(plan.address, plan.ports.network).to_string());
+        let first = plans.first().map(Plan::control);
         for (index, plan) in plans.iter_mut().enumerate() {
-            let dns: Vec<&String> = first.iter().filter(|_| index > 0).collect();
+            let dns: Vec<_> = first.iter().filter(|_| index > 0).collect();
             plan.merge(&json!({"network": {"cluster-key": [&key], "dns": dns}}));
         }
         let mut nodes = Vec::new();
@@ -217,10 +216,35 @@ impl Stage {
         self.secret.path().join("cluster.key")
     }
 
-    /// A place for one who is none of the nodes: namespace and address.
-    pub(crate) fn elsewhere(&self) -> Option<(&Namespace, std::net::IpAddr)> {
-        let place = self.network.as_ref()?.nodes.get(NODES + 1)?;
-        Some((&place.namespace, place.address()))
+    /// Where one is who is none of the nodes; `None`: on loopback.
+    pub(crate) fn elsewhere(&self) -> Option<&Namespace> {
+        self.namespace(NODES + 1)
+    }
+
+    /// One who is none of the nodes, with an empty layout in `scratch` and with this key, and knows where these nodes are.
+    pub(crate) fn outsider(
+        &self,
+        name: &str,
+        scratch: &Scratch,
+        key: &Path,
+        known: &[Member],
+    ) -> Result<Plan> {
+        let layout = scratch.path().join("layout");
+        write_empty_layout(&layout)?;
+        let store = format!("layout:{}", layout.display());
+        let mut plan = match &self.network {
+            Some(network) => {
+                let place = &network.nodes[NODES + 1];
+                Plan::in_namespace(name, &store, &place.namespace, place.address())?
+            }
+            None => Plan::on_loopback(name, &store)?,
+        };
+        let addresses: Vec<_> = known.iter().map(|member| member.node.plan.control()).collect();
+        plan.merge(&json!({
+            "upstream": {"hosts-dirs": [scratch.path().join("hosts")]},
+            "network": {"cluster-key": [key], "dns": addresses},
+        }));
+        Ok(plan)
     }
 
     /// Bytes that the registry served.

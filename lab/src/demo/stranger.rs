@@ -1,15 +1,10 @@
 //! The act of the stranger: who has not the cluster's key gets nothing, by no port, while a member gets all.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context, Result, bail, ensure};
 use peili::network::identity::Identity;
-use peili_lab::image::write_empty_layout;
-use peili_lab::node::Plan;
 use peili_lab::peer as peer_port;
 use peili_lab::scratch::Scratch;
 use peili_lab::wait;
-use serde_json::json;
 
 use super::screen::bytes;
 use super::stage::{LIMIT, REGISTRY, Stage, peer};
@@ -21,21 +16,9 @@ pub(super) async fn gets_nothing(stage: &mut Stage) -> Result<String> {
     let image = stage.image.clone().context("there is no image")?;
     let layer = *image.layers.first().context("the image has no layer")?;
     let scratch = Scratch::new()?;
-    write_empty_layout(&scratch.path().join("layout"))?;
-    let store = format!("layout:{}", scratch.path().join("layout").display());
-    let mut plan = match stage.elsewhere() {
-        Some((namespace, address)) => Plan::in_namespace("stranger", &store, namespace, address)?,
-        None => Plan::on_loopback("stranger", &store)?,
-    };
     let key = scratch.path().join("other.key");
     std::fs::write(&key, "the key of another cluster, 32 bytes at least")?;
-    let nodes = stage.nodes.iter().map(|member| &member.node.plan);
-    let addresses: Vec<String> =
-        nodes.map(|plan| SocketAddr::new(plan.address, plan.ports.network).to_string()).collect();
-    plan.merge(&json!({
-        "upstream": {"hosts-dirs": [scratch.path().join("hosts")]},
-        "network": {"cluster-key": [key], "dns": addresses},
-    }));
+    let plan = stage.outsider("stranger", &scratch, &key, &stage.nodes)?;
     let refused = async |stage: &Stage| -> Result<f64> {
         let mut refused = 0.0;
         for member in &stage.nodes {
@@ -62,7 +45,7 @@ pub(super) async fn gets_nothing(stage: &mut Stage) -> Result<String> {
     // It also speaks the protocol of the peer port, straight to node-1. The same words with node-2's identity are heard.
     let served = &stage.nodes[0].node.plan;
     let target = peer_port::of(served)?;
-    let foreign = stage.elsewhere().map(|(namespace, _)| namespace);
+    let foreign = stage.elsewhere();
     let known = Identity::load_or_create(&stage.nodes[1].node.plan.data_dir())?;
     let unknown = Identity::load_or_create(&stranger.plan.data_dir())?;
     let ask = |asker: &peer_port::Asker| asker.ask(&target, &layer, SEGMENT);

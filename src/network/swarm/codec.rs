@@ -19,6 +19,11 @@ pub(super) fn stream_protocols(prefix: &str) -> Vec<StreamProtocol> {
     versions::names(prefix).filter_map(|name| StreamProtocol::try_from_owned(name).ok()).collect()
 }
 
+/// One of them, in words.
+pub(super) fn either(protocols: &[StreamProtocol]) -> String {
+    protocols.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+}
+
 /// A request, or why it cannot be read: libp2p reports no failure to read one.
 pub(super) type Request = Result<Message, String>;
 

@@ -53,8 +53,7 @@ pub(super) fn path(folder: &Path) -> PathBuf {
 
 /// The bytes of the file.
 pub(super) fn encode(parts: impl Iterator<Item = Bulk>, now: SystemTime) -> Vec<u8> {
-    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let mut bytes = [HEADER, &seconds.to_le_bytes()].concat();
+    let mut bytes = [HEADER, &seconds(now).to_le_bytes()].concat();
     for part in parts {
         let frame = wire::encode(&Frame { bulk: Some(part), ..Frame::default() });
         bytes.extend((frame.len() as u32).to_be_bytes());
@@ -115,7 +114,7 @@ fn decode(bytes: Vec<u8>, now: SystemTime) -> Result<Kept, ReadError> {
     if Digest::sha256(&content).as_bytes()[..] != bytes[content.len()..] || !content.starts_with(HEADER) {
         return Err(ReadError::Damaged);
     }
-    let (seconds, mut rest) = content[HEADER.len()..].split_first_chunk::<8>().ok_or(ReadError::Damaged)?;
+    let (written, mut rest) = content[HEADER.len()..].split_first_chunk::<8>().ok_or(ReadError::Damaged)?;
     let mut parts = Vec::new();
     while let Some((length, after)) = rest.split_first_chunk::<4>() {
         let length = u32::from_be_bytes(*length) as usize;
@@ -124,11 +123,14 @@ fn decode(bytes: Vec<u8>, now: SystemTime) -> Result<Kept, ReadError> {
         parts.extend(frame.bulk);
         rest = &after[length..];
     }
-    let now = now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let seconds = u64::from_le_bytes(*seconds);
     // A time that is still to come says nothing.
-    let is_fresh = now.checked_sub(seconds).is_some_and(|age| age < FRESH.as_secs());
-    Ok(Kept { parts, age: now.saturating_sub(seconds), is_fresh })
+    let age = seconds(now).checked_sub(u64::from_le_bytes(*written));
+    let is_fresh = age.is_some_and(|age| age < FRESH.as_secs());
+    Ok(Kept { parts, age: age.unwrap_or(0), is_fresh })
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 #[cfg(test)]

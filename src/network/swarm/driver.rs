@@ -351,7 +351,7 @@ impl Driver {
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Control(event)) => self.on_control(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Gossip((peer, _, event))) => self.on_gossip(peer, event),
+            SwarmEvent::Behaviour(BehaviourEvent::Gossip((peer, event))) => self.on_gossip(peer, event),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.on_connected(peer_id, connection_id, endpoint.get_remote_address());
             }

@@ -21,6 +21,8 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
 
+use super::codec::either;
+
 /// Streams of one connection that wait to be taken; each peer opens one.
 const WAITING: usize = 4;
 
@@ -38,25 +40,25 @@ pub(super) enum Event {
 /// Connections on which a stream is to be opened.
 pub(super) struct Behaviour {
     protocols: Vec<StreamProtocol>,
-    orders: VecDeque<(PeerId, ConnectionId)>,
-    events: VecDeque<(PeerId, ConnectionId, Event)>,
+    queue: VecDeque<ToSwarm<(PeerId, Event), Open>>,
 }
 
 impl Behaviour {
     /// `protocols`: the names that are spoken, the best first.
     pub(super) fn new(protocols: Vec<StreamProtocol>) -> Self {
-        Self { protocols, orders: VecDeque::new(), events: VecDeque::new() }
+        Self { protocols, queue: VecDeque::new() }
     }
 
     /// Opens a stream on a connection. An event says what came of it, unless the connection is closed before.
     pub(super) fn open(&mut self, peer: PeerId, connection: ConnectionId) {
-        self.orders.push_back((peer, connection));
+        let handler = NotifyHandler::One(connection);
+        self.queue.push_back(ToSwarm::NotifyHandler { peer_id: peer, handler, event: Open });
     }
 }
 
 impl NetworkBehaviour for Behaviour {
     type ConnectionHandler = Handler;
-    type ToSwarm = (PeerId, ConnectionId, Event);
+    type ToSwarm = (PeerId, Event);
 
     fn handle_established_inbound_connection(
         &mut self,
@@ -81,26 +83,12 @@ impl NetworkBehaviour for Behaviour {
 
     fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
 
-    fn on_connection_handler_event(
-        &mut self,
-        peer: PeerId,
-        connection: ConnectionId,
-        event: THandlerOutEvent<Self>,
-    ) {
-        self.events.push_back((peer, connection, event));
+    fn on_connection_handler_event(&mut self, peer: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+        self.queue.push_back(ToSwarm::GenerateEvent((peer, event)));
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        if let Some(event) = self.events.pop_front() {
-            return Poll::Ready(ToSwarm::GenerateEvent(event));
-        }
-        match self.orders.pop_front() {
-            Some((peer_id, connection)) => {
-                let handler = NotifyHandler::One(connection);
-                Poll::Ready(ToSwarm::NotifyHandler { peer_id, handler, event: Open })
-            }
-            None => Poll::Pending,
-        }
+        self.queue.pop_front().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -111,13 +99,12 @@ pub(super) struct Open;
 /// The streams of one connection.
 pub(super) struct Handler {
     protocols: Vec<StreamProtocol>,
-    orders: usize,
-    events: VecDeque<Event>,
+    queue: VecDeque<ConnectionHandlerEvent<Offer, (), Event>>,
 }
 
 impl Handler {
     fn new(protocols: Vec<StreamProtocol>) -> Self {
-        Self { protocols, orders: 0, events: VecDeque::new() }
+        Self { protocols, queue: VecDeque::new() }
     }
 
     fn substream(&self) -> SubstreamProtocol<Offer, ()> {
@@ -141,40 +128,33 @@ impl ConnectionHandler for Handler {
         &mut self,
         _: &mut Context<'_>,
     ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, (), Self::ToBehaviour>> {
-        if let Some(event) = self.events.pop_front() {
-            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
-        }
-        if self.orders == 0 {
-            return Poll::Pending;
-        }
-        self.orders -= 1;
-        Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol: self.substream() })
+        self.queue.pop_front().map_or(Poll::Pending, Poll::Ready)
     }
 
     fn on_behaviour_event(&mut self, Open: Open) {
-        self.orders += 1;
+        let protocol = self.substream();
+        self.queue.push_back(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
     }
 
     fn on_connection_event(
         &mut self,
         event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol, (), ()>,
     ) {
-        match event {
+        let told = match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. })
-                if self.events.len() < WAITING =>
+                if self.queue.len() < WAITING =>
             {
-                self.events.push_back(Event::Incoming(stream));
+                Event::Incoming(stream)
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream, ..
-            }) => {
-                self.events.push_back(Event::Opened(stream));
-            }
+            }) => Event::Opened(stream),
             ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => {
-                self.events.push_back(Event::Failed(describe(error, &self.protocols)));
+                Event::Failed(describe(error, &self.protocols))
             }
-            _ => {}
-        }
+            _ => return,
+        };
+        self.queue.push_back(ConnectionHandlerEvent::NotifyBehaviour(told));
     }
 }
 
@@ -211,11 +191,10 @@ impl<S> OutboundUpgrade<S> for Offer {
 }
 
 fn describe(error: StreamUpgradeError<Infallible>, protocols: &[StreamProtocol]) -> String {
-    let names = || protocols.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
     match error {
-        StreamUpgradeError::Timeout => format!("it did not answer to {} in time", names()),
+        StreamUpgradeError::Timeout => format!("it did not answer to {} in time", either(protocols)),
         StreamUpgradeError::NegotiationFailed => {
-            format!("it does not speak {}; what version is it?", names())
+            format!("it does not speak {}; what version is it?", either(protocols))
         }
         StreamUpgradeError::Io(error) => error.to_string(),
         StreamUpgradeError::Apply(never) => match never {},

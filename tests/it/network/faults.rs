@@ -41,7 +41,7 @@ fn place(network: &Network, number: usize, name: &str, store: &str) -> Plan {
 }
 
 fn control(node: &Node) -> String {
-    format!("{}:{}", node.plan.address, node.plan.ports.network)
+    node.plan.control().to_string()
 }
 
 async fn start(mut plan: Plan, dns: &[String]) -> Node {
@@ -137,7 +137,7 @@ pub(super) async fn late_source() {
     let scratch = Scratch::new().unwrap();
     let mut plans = plans(&scratch, 2, |_, name, store| Plan::on_loopback(name, store).unwrap());
     let (late, early) = (plans.pop().unwrap(), plans.pop().unwrap());
-    let address = format!("{}:{}", late.address, late.ports.network);
+    let address = late.control().to_string();
     let dns = ["nowhere.invalid:5001".to_owned(), "127.0.0.2:1".to_owned(), address];
     let node = start(early, &dns).await;
     let status = |value: &Value| value["network"]["problems"].to_string();

@@ -34,9 +34,6 @@ pub(super) async fn upgrade() {
     for image in images.iter().chain([&across, &back]) {
         origin.add(image);
     }
-    for (number, node) in nodes.iter().enumerate() {
-        node.containerd.set_hosts(REGISTRY, &origin.url(), &[&nodes[number].peili.registry_url()]).unwrap();
-    }
     let (containerds, mut peilis): (Vec<Containerd>, Vec<_>) =
         nodes.into_iter().map(|Member { containerd, peili }| (containerd, peili)).unzip();
 

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
-use peili_lab::netns::{Addresses, Network};
+use peili_lab::netns::{self, Addresses, Network};
 use peili_lab::scratch::Scratch;
 use peili_lab::{Requirement, require};
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,7 +18,7 @@ use super::member::{Order, Word};
 
 /// Port of the control plane.
 const PORT: u16 = 5001;
-/// Bytes of an Ethernet header, which the kernel counts even on loopback.
+/// Bytes of an Ethernet header.
 const ETHERNET: u64 = 14;
 /// Of a packet on Ethernet; loopback would pass on 64 KiB as one.
 const MTU: &str = "1500";
@@ -136,9 +136,13 @@ impl Fleet {
 
     /// What has gone over the wire so far; each packet once.
     pub(super) fn traffic(&self) -> Result<Traffic> {
-        let read = || std::fs::read_to_string("/proc/thread-self/net/dev");
-        let text = self.network.nodes[0].namespace.run(read)??;
-        traffic(&text).context("/proc/net/dev says nothing of lo")
+        self.network.nodes[0].namespace.traffic("lo").map(Traffic::of)
+    }
+}
+
+impl Traffic {
+    fn of(lo: netns::Traffic) -> Self {
+        Self { bytes: lo.received.saturating_sub(ETHERNET * lo.packets), packets: lo.packets }
     }
 }
 
@@ -148,22 +152,14 @@ fn address(number: usize) -> SocketAddr {
     (Ipv4Addr::from((127 << 24) + (1 << 8) + number + 1), PORT).into()
 }
 
-fn traffic(text: &str) -> Option<Traffic> {
-    let line = text.lines().find_map(|line| line.trim().strip_prefix("lo:"))?;
-    let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
-    let (bytes, packets) = (numbers.next()??, numbers.next()??);
-    Some(Traffic { bytes: bytes.checked_sub(ETHERNET * packets)?, packets })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn traffic_is_read_without_ethernet() {
-        let text = "Inter-|   Receive\n face |bytes    packets errs\n  eth0: 5 1 0\n    lo: 1280 20 0 0 0 0 0 0 1280 20\n";
-        assert_eq!(traffic(text), Some(Traffic { bytes: 1000, packets: 20 }));
-        assert_eq!(traffic("eth0: 5 1"), None);
+    fn traffic_is_without_ethernet() {
+        let lo = netns::Traffic { received: 1280, packets: 20, sent: 1280 };
+        assert_eq!(Traffic::of(lo), Traffic { bytes: 1000, packets: 20 });
     }
 
     #[test]

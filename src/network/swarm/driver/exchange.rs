@@ -9,7 +9,7 @@ use libp2p::swarm::ConnectionId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::super::codec::{Request, protocols};
+use super::super::codec::{Request, either, protocols};
 use super::super::message::{HOLDERS, Hello, Message};
 use super::super::notary;
 use super::super::view::{Subject, reachable};
@@ -190,8 +190,7 @@ impl Driver {
         link.greet_again();
         link.next = Some(Instant::now() + RETRY);
         if let OutboundFailure::UnsupportedProtocols = error {
-            let names: Vec<String> = protocols().iter().map(ToString::to_string).collect();
-            let text = format!("peer {}: it does not speak {}", link.id, names.join(" or "));
+            let text = format!("peer {}: it does not speak {}", link.id, either(&protocols()));
             self.shared.problem(Subject::Conduct(link.id.clone()), Some(text));
         }
     }

@@ -5,20 +5,19 @@ use std::fs;
 use super::*;
 use crate::network::MemberState;
 
-/// Starts with an identity and a folder, and knows nobody.
-async fn start(identity: &Identity, folder: &tempfile::TempDir) -> Node {
-    let identity = Identity::load_or_create(folder.path()).unwrap_or_else(|_| identity.clone());
+/// Starts with what is in a folder, and knows nobody.
+async fn start(folder: &tempfile::TempDir) -> Node {
+    let identity = Identity::load_or_create(folder.path()).unwrap();
     Start { identity, keep: Some(folder.path().to_owned()), ..Start::default() }.start().await
 }
 
 #[tokio::test]
 async fn a_node_that_starts_again_knows_what_it_knew_and_finds_the_others() {
     let folder = tempfile::tempdir().unwrap();
-    let identity = Identity::load_or_create(folder.path()).unwrap();
     let one = Start::default().start().await;
     let held = Digest::sha256(b"held");
     one.network.advertise(Advertisement::All(vec![held]));
-    let mut two = start(&identity, &folder).await;
+    let mut two = start(&folder).await;
     two.network.set_peers(vec![one.as_peer()], Vec::new());
     let own = Digest::sha256(b"its own");
     two.network.advertise(Advertisement::All(vec![own]));
@@ -28,7 +27,7 @@ async fn a_node_that_starts_again_knows_what_it_knew_and_finds_the_others() {
     .await;
     two.swarm.take().unwrap().shutdown().await;
 
-    let two = start(&identity, &folder).await;
+    let two = start(&folder).await;
     assert_eq!(holders(&two.view(), &held), [one.id()], "it is known before anybody was asked");
     wait_for("it is a member again", || {
         two.network.status().complete && one.sees_alive(&two) && two.sees_alive(&one)
@@ -43,11 +42,10 @@ async fn a_node_that_starts_again_knows_what_it_knew_and_finds_the_others() {
 #[tokio::test]
 async fn a_damaged_view_costs_nothing_but_its_use() {
     let folder = tempfile::tempdir().unwrap();
-    let identity = Identity::load_or_create(folder.path()).unwrap();
     let one = Start::default().start().await;
     for content in [&b""[..], b"peili-view 1\n", b"peili-view 9\nfrom the future", &[0xff; 4096]] {
         fs::write(folder.path().join("view"), content).unwrap();
-        let mut two = start(&identity, &folder).await;
+        let mut two = start(&folder).await;
         assert_eq!(two.network.status().members, 1);
         two.network.set_peers(vec![one.as_peer()], Vec::new());
         wait_for("it joins", || two.network.status().complete && two.sees_alive(&one)).await;
@@ -59,14 +57,15 @@ async fn a_damaged_view_costs_nothing_but_its_use() {
 #[tokio::test]
 async fn a_disk_that_cannot_be_written_is_a_problem_and_no_more() {
     let folder = tempfile::tempdir().unwrap();
-    let identity = Identity::load_or_create(folder.path()).unwrap();
     // In the way of the file, and of its temporary name.
     fs::create_dir(folder.path().join(".view.new")).unwrap();
     fs::create_dir(folder.path().join("view")).unwrap();
     let one = Start::default().start().await;
-    let two = start(&identity, &folder).await;
+    let mut two = start(&folder).await;
     two.network.set_peers(vec![one.as_peer()], Vec::new());
     wait_for("it joins", || two.sees_alive(&one)).await;
+    two.swarm.take().unwrap().shutdown().await;
+    assert!(folder.path().join("view").is_dir());
 }
 
 impl Node {
