@@ -4,14 +4,12 @@ use bytes::Bytes;
 
 use super::holdings::Holdings;
 use super::members::State;
-use super::sync::Completeness;
+use super::sync::{Completeness, PATIENCE};
 use super::wire::{Bulk, BulkMember};
 use super::{Gossip, Ms};
 
 /// How long a comparison with a neighbour may take until the view that was kept counts as complete.
 const SETTLE: Ms = 1_000;
-/// How long a neighbour's comparison is waited for before its whole view is asked for.
-const PATIENCE: Ms = 5_000;
 
 impl<H: Holdings> Gossip<H> {
     /// The live members, and what each holds, in parts as a neighbour would get them.
@@ -27,7 +25,7 @@ impl<H: Holdings> Gossip<H> {
         for page in pages {
             for member in &page.members {
                 let place = self.restore_member(member, fresh, now);
-                places.push(place.filter(|_| fresh));
+                places.push(place);
             }
             if self.take_bulk_holdings(&page.holdings, &places).is_none() {
                 self.counts.refused += 1;
@@ -52,10 +50,11 @@ impl<H: Holdings> Gossip<H> {
             return None;
         };
         if record.key == self.draft.key {
-            self.draft.epoch = if fresh { member.epoch } else { self.draft.epoch };
             self.reseal(self.draft.seq.max(record.seq + 1), now);
-            self.members.update(0, |own| own.version = if fresh { member.version } else { 0 });
-            return Some(0);
+            if fresh {
+                self.adopt(member.epoch, member.version, now);
+            }
+            return fresh.then_some(0);
         }
         if self.members.known() >= self.limits.members || self.members.find(record.key).is_some() {
             return None;

@@ -275,17 +275,7 @@ impl<H: Holdings> Gossip<H> {
             self.miss(position, id, now);
             return true;
         }
-        let known = version - delta.from;
-        let mut removed = delta.removed.iter().copied().peekable();
-        for (place, content) in (0_u32..).zip(keys(&delta.contents)) {
-            while removed.peek().is_some_and(|index| *index < place) {
-                removed.next();
-            }
-            let held = removed.peek() != Some(&place);
-            if place < known {
-                continue;
-            }
-            let version = delta.from + place + 1;
+        for (version, content, held) in delta.changes().filter(|(to, ..)| *to > version) {
             self.take(index, version, content, held);
             self.push(index, What::Content { epoch, version, content, held }, bit, now);
         }
@@ -298,9 +288,8 @@ impl<H: Holdings> Gossip<H> {
         if self.has_told(now) || delta.epoch != epoch || delta.from > version || to <= version {
             return false;
         }
-        let removed: std::collections::HashSet<u32> = delta.removed.iter().copied().collect();
-        for (place, content) in (0_u32..).zip(keys(&delta.contents)).skip((version - delta.from) as usize) {
-            self.take(0, delta.from + place + 1, content, !removed.contains(&place));
+        for (version, content, held) in delta.changes().filter(|(to, ..)| *to > version) {
+            self.take(0, version, content, held);
         }
         self.members.update(0, |own| own.version = to);
         self.tell_difference();

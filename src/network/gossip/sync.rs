@@ -16,8 +16,8 @@ const POSITIONS: usize = 4096;
 const PAGE: usize = 96 << 10;
 /// Neighbours that are given the whole view at once.
 const BULKS: usize = 2;
-/// How long a page may take before the next neighbour is asked.
-const PATIENCE: Ms = 5_000;
+/// How long a page may take before the next neighbour is asked, and a comparison before the whole view is.
+pub(super) const PATIENCE: Ms = 5_000;
 
 /// How much of the view is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +182,11 @@ impl<H: Holdings> Gossip<H> {
         state.heard = now;
         if bulk.refused {
             self.links[at].is_complete = false;
+            if self.completeness == Completeness::Alone {
+                // Nobody else was asked, and the next look at what differs is 10 s away.
+                let root = self.members.root();
+                self.links[at].compare(root, now);
+            }
             return;
         }
         let bit = self.links[at].bit;

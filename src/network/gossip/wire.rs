@@ -261,6 +261,17 @@ pub fn encode(frame: &Frame) -> Bytes {
     versions::besides(frame.encode_to_vec()).into()
 }
 
+impl Delta {
+    /// Each change: the version that it leads to, the content, and whether it is held from then on.
+    pub fn changes(&self) -> impl Iterator<Item = (u32, u64, bool)> + '_ {
+        let mut removed = self.removed.iter().peekable();
+        (0_u32..).zip(keys(&self.contents)).map(move |(place, content)| {
+            while removed.next_if(|index| **index < place).is_some() {}
+            (self.from + place + 1, content, removed.peek() != Some(&&place))
+        })
+    }
+}
+
 /// The keys in a field of contents.
 pub fn keys(contents: &Bytes) -> impl Iterator<Item = u64> + '_ {
     contents.chunks_exact(8).map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap_or_default()))

@@ -18,22 +18,31 @@ fn one_that_vanishes_is_known_to_be_dead_in_seconds() {
     assert!(world.nodes.values().all(|node| node.members().live() == 28));
 }
 
-/// Nothing else makes the one that is left look at the time.
-#[test]
-fn the_only_other_one_is_missed_by_who_looks_only_when_it_has_to() {
+/// One of two, and the other, from which nothing comes any more.
+fn left_alone() -> (Gossip<Index>, Key, Ms) {
     let mut world = World::settled(2);
     let keys = world.keys();
     world.hold(keys[0], 1, true);
     world.run(500);
-    let node = world.nodes.get_mut(&keys[0]).unwrap();
-    let (start, mut now) = (world.now, world.now);
-    let links: Vec<LinkId> = node.links.iter().map(|link| link.id).collect();
-    while node.members().by_key(keys[1]).unwrap().state != State::Dead {
+    (world.vanish(keys[0]), keys[1], world.now)
+}
+
+/// Looks at the time, and sends what there is to say to nobody.
+fn turn(node: &mut Gossip<Index>, now: Ms) {
+    node.tick(now);
+    for link in node.links().collect::<Vec<_>>() {
+        node.flush(link, now);
+    }
+}
+
+/// Nothing else makes the one that is left look at the time.
+#[test]
+fn the_only_other_one_is_missed_by_who_looks_only_when_it_has_to() {
+    let (mut node, other, start) = left_alone();
+    let mut now = start;
+    while node.members().by_key(other).unwrap().state != State::Dead {
         now = node.next_due(now).max(now + 1);
-        node.tick(now);
-        for link in &links {
-            node.flush(*link, now);
-        }
+        turn(&mut node, now);
         assert!(now < start + 3300, "it is not missed");
     }
     println!("missed after {} ms", now - start);
@@ -42,31 +51,19 @@ fn the_only_other_one_is_missed_by_who_looks_only_when_it_has_to() {
 /// It has asked its neighbour for a sign of life, and then stands still for a minute: the answer may wait to be read.
 #[test]
 fn time_in_which_a_node_stood_still_is_not_held_against_others() {
-    let mut world = World::settled(2);
-    let keys = world.keys();
-    world.hold(keys[0], 1, true);
-    world.run(500);
-    let node = world.nodes.get_mut(&keys[0]).unwrap();
-    let links: Vec<LinkId> = node.links.iter().map(|link| link.id).collect();
-    let mut now = world.now;
-    let turn = |node: &mut Gossip<Index>, now: Ms| {
-        node.tick(now);
-        for link in &links {
-            node.flush(*link, now);
-        }
-    };
+    let (mut node, other, mut now) = left_alone();
     while node.links[0].asked.is_none() {
         now = node.next_due(now).max(now + 1);
-        turn(node, now);
+        turn(&mut node, now);
     }
     node.actions();
     now += 60_000;
-    turn(node, now);
+    turn(&mut node, now);
     assert_eq!(node.actions(), []);
-    assert_eq!(node.members().by_key(keys[1]).unwrap().state, State::Alive);
+    assert_eq!(node.members().by_key(other).unwrap().state, State::Alive);
     // And then the answer does not come.
     now += GRACE;
-    turn(node, now);
+    turn(&mut node, now);
     assert!(matches!(node.actions()[..], [Action::Dead(_), ..]));
 }
 
