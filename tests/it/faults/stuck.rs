@@ -18,9 +18,12 @@ const WATCHDOG: Duration = Duration::from_millis(5500);
 /// Deadline of a request for a blob.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// Threads for blocking work at most, and clients that want one at a time.
+/// Threads for blocking work at most, those of them that may be with the disk, and clients that want one at a time.
 const POOL: usize = 64;
+const DISK: usize = 16;
 const CLIENTS: usize = 24;
+/// When no thread comes up any more: those that stand still at the disk are all that may be there.
+const NO_MORE: Duration = Duration::from_secs(2);
 
 pub(super) fn cases() -> Vec<Case> {
     let needs = needs(Generation::V2);
@@ -95,7 +98,8 @@ fn own_blob(fleet: &Fleet, node: usize) -> String {
     if node == 0 { fleet.unrelated_layer() } else { fleet.layer(0) }
 }
 
-/// Stops each thread for blocking work as it comes up, until there can be no more.
+/// Stops each thread for blocking work as it comes up, until there can be no more: either all that there may be, or all that
+/// may be with the disk were stopped at it, and nobody else gets there.
 async fn exhaust(fleet: &Fleet, node: usize, freezer: &Freezer) {
     let process = fleet.nodes[node].process().unwrap();
     // They are started first, and have the same name.
@@ -103,8 +107,8 @@ async fn exhaust(fleet: &Fleet, node: usize, freezer: &Freezer) {
     let (address, path) = (fleet.nodes[node].registry(), own_blob(fleet, node));
     let (mut frozen, mut clients) = (Vec::new(), Vec::new());
     let began = Instant::now();
-    while frozen.len() < POOL {
-        assert!(began.elapsed() < Duration::from_secs(30), "{} threads stand still", frozen.len());
+    let mut last = began;
+    while frozen.len() < POOL && last.elapsed() < NO_MORE {
         let ask = |_| {
             let (namespace, path) = (fleet.network.nodes[node].namespace.clone(), path.clone());
             tokio::task::spawn_blocking(move || {
@@ -116,8 +120,12 @@ async fn exhaust(fleet: &Fleet, node: usize, freezer: &Freezer) {
         let mut new = process.threads("peili").unwrap().split_off(workers);
         new.retain(|thread| !frozen.contains(thread));
         freezer.freeze(&new).unwrap();
+        if !new.is_empty() {
+            last = Instant::now();
+        }
         frozen.extend(new);
     }
+    assert!(frozen.len() >= DISK, "{} threads stand still", frozen.len());
     println!("{} threads of node {node} stand still after {:?}", frozen.len(), began.elapsed());
     for client in clients {
         let _ = client.await;
