@@ -1,5 +1,55 @@
-//! What a Peili policy is written with.
+//! What a Peili policy is written with: a trait for each world, the types of the contract, and matchers.
 //!
-//! The contract is `wit/policy.wit`: three worlds, for registries, elections and trust. Peili has no host for policies
-//! yet, so there is nothing here but the place where their bindings will be.
-#![no_std]
+//! The contract is `wit/policy.wit`, where each type and field is explained; what stands here is its Rust form. A policy is a
+//! type with settings and one function that decides. It sees what is in the request and nothing else: no clock, no files,
+//! no network. Each instance is configured once and then asked many times, so what is costly belongs into `new`; but an
+//! instance may be thrown away at any time, so nothing that matters may be kept in it.
+//!
+//! ```
+//! use peili_policy::registry::{Policy, Request, Verdict};
+//! use peili_policy::{Node, SettingError};
+//! use serde::Deserialize;
+//!
+//! /// Refuses one registry.
+//! struct Refuse(String);
+//!
+//! #[derive(Deserialize)]
+//! struct Settings {
+//!     registry: String,
+//! }
+//!
+//! impl Policy for Refuse {
+//!     type Settings = Settings;
+//!
+//!     fn new(settings: Settings, _here: Option<Node>) -> Result<Self, Vec<SettingError>> {
+//!         Ok(Self(settings.registry))
+//!     }
+//!
+//!     fn summary(&self) -> String {
+//!         format!("refuses {}", self.0)
+//!     }
+//!
+//!     fn decide(&mut self, request: &Request) -> Verdict {
+//!         if request.registry == self.0 {
+//!             Verdict::deny("refused", "this registry is not used here")
+//!         } else {
+//!             Verdict::abstain()
+//!         }
+//!     }
+//! }
+//!
+//! peili_policy::export_registry_policy!(Refuse);
+//! # fn main() {}
+//! ```
+
+mod globs;
+mod host;
+pub mod registry;
+
+pub use globs::{GlobError, Globs};
+pub use host::log;
+#[doc(hidden)]
+pub use host::{Slot, configure};
+pub use registry::bindings::exports::peili::policy::lifecycle::{PolicyInfo, SettingError};
+pub use registry::bindings::peili::policy::logging::Level as LogLevel;
+pub use registry::bindings::peili::policy::types::{Attribute, Label, Node, Provenance, Reason, TrustLevel};

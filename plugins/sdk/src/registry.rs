@@ -1,0 +1,136 @@
+//! The `registry-policy` world: what is mirrored, from where and for whom.
+
+/// The contract as Rust, made from `wit/policy.wit`.
+#[allow(
+    missing_docs,
+    unsafe_code,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated; the documentation is in the contract"
+)]
+pub mod bindings {
+    wit_bindgen::generate!({
+        path: "../../wit/policy.wit",
+        world: "registry-policy",
+        pub_export_macro: true,
+        export_macro_name: "export_registry_bindings",
+        default_bindings_module: "peili_policy::registry::bindings",
+        additional_derives: [PartialEq, Clone],
+    });
+}
+
+pub use bindings::exports::peili::policy::registry::{
+    Availability, Decision, Descriptor, Health, Operation, Peer, Plan, Reference, Request, Requester, Route,
+    Source, SourceKinds, TagResolution, Upstream, Verdict,
+};
+
+use crate::{Node, Reason, SettingError};
+
+/// A policy of the `registry-policy` world; [`export_registry_policy!`](crate::export_registry_policy) makes a component of it.
+pub trait Policy: Sized {
+    /// What the operator may say in the configuration, under `settings`.
+    type Settings: serde::de::DeserializeOwned;
+
+    /// Once for each instance. `here`: the node that asks.
+    ///
+    /// # Errors
+    /// What is wrong with the settings, by JSON pointer; the host then keeps the policies that it has.
+    fn new(settings: Self::Settings, here: Option<Node>) -> Result<Self, Vec<SettingError>>;
+
+    /// One line for `peili status`: what this policy does as configured.
+    fn summary(&self) -> String;
+
+    /// The verdict about one request. Must depend on nothing but the settings and `request`.
+    fn decide(&mut self, request: &Request) -> Verdict;
+}
+
+impl Verdict {
+    /// No opinion: others decide, at last the host.
+    pub fn abstain() -> Self {
+        Self::of(Decision::Abstain)
+    }
+
+    /// Peili keeps out of it: the runtime goes to the registry itself, and a peer is not served.
+    pub fn bypass() -> Self {
+        Self::of(Decision::Bypass)
+    }
+
+    /// Mirrored as `plan` says.
+    pub fn mirror(plan: Plan) -> Self {
+        Self::of(Decision::Mirror(plan))
+    }
+
+    /// Refused. `code`: kebab-case, at most 64 bytes; `message`: at most 256 bytes, shown to who asks.
+    pub fn deny(code: &str, message: &str) -> Self {
+        Self {
+            reason: Some(Reason { code: code.into(), message: message.into() }),
+            ..Self::of(Decision::Deny)
+        }
+    }
+
+    fn of(decision: Decision) -> Self {
+        Self { decision, reason: None, hints: Vec::new() }
+    }
+}
+
+impl Plan {
+    /// The host's own plan, without a constraint.
+    pub fn any() -> Self {
+        Self {
+            sources: None,
+            forbidden: SourceKinds::empty(),
+            tag_resolution: None,
+            max_tag_age: None,
+            min_trust: None,
+            always_verify: false,
+            max_fan_out: None,
+        }
+    }
+}
+
+impl Request {
+    /// `registry/repository`, as in an image's name.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
+}
+
+/// Makes the component of a [`registry::Policy`](crate::registry::Policy). Once in a crate, which is a `cdylib`.
+#[macro_export]
+macro_rules! export_registry_policy {
+    ($policy:ty) => {
+        #[cfg(target_arch = "wasm32")]
+        #[allow(unsafe_code, reason = "the exports of a component are functions of C")]
+        mod peili_policy_exports {
+            use super::*;
+            use $crate::registry::bindings::exports::peili::policy::{lifecycle, registry};
+
+            static POLICY: $crate::Slot<$policy> = $crate::Slot::new();
+
+            struct Exports;
+
+            impl lifecycle::Guest for Exports {
+                fn configure(
+                    settings: ::std::string::String,
+                    here: ::std::option::Option<$crate::Node>,
+                ) -> ::std::result::Result<$crate::PolicyInfo, ::std::vec::Vec<$crate::SettingError>> {
+                    $crate::configure(&POLICY, &settings, |settings| {
+                        let policy = <$policy as $crate::registry::Policy>::new(settings, here)?;
+                        let summary = $crate::registry::Policy::summary(&policy);
+                        ::std::result::Result::Ok((policy, summary))
+                    })
+                }
+            }
+
+            impl registry::Guest for Exports {
+                fn decide(request: registry::Request) -> registry::Verdict {
+                    POLICY.with(|policy| $crate::registry::Policy::decide(policy, &request))
+                }
+            }
+
+            $crate::registry::bindings::export_registry_bindings!(
+                Exports with_types_in $crate::registry::bindings
+            );
+        }
+    };
+}

@@ -1,0 +1,166 @@
+//! A policy that misbehaves as its settings tell, for the tests of the host. Nobody installs it.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+
+use peili_policy::registry::{Plan, Policy, Request, Route, Source, SourceKinds, TagResolution, Verdict};
+use peili_policy::{LogLevel, Node, Reason, SettingError, TrustLevel, log};
+use serde::Deserialize;
+
+/// What it does with a request.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Act {
+    /// Nothing wrong: abstains.
+    Abstain,
+    /// Nothing wrong: denies.
+    Deny,
+    /// Nothing wrong: bypasses.
+    Bypass,
+    /// Nothing wrong: a plan with each of its fields.
+    Plan,
+    /// Never returns.
+    Loop,
+    /// Panics.
+    Panic,
+    /// Allocates until there is no more.
+    Allocate,
+    /// Answers with a reason of 2 MiB.
+    Verdict,
+    /// Writes 100,000 lines to the log.
+    Log,
+    /// Calls itself without end.
+    Recurse,
+    /// Answers with texts that are none.
+    Garbage,
+    /// Asks for an upstream that nobody configured.
+    Upstream,
+    /// Denies each second time.
+    State,
+    /// Keeps 64 KiB more each time.
+    Grow,
+    /// Panics when it is configured.
+    Configure,
+    /// Refuses its settings.
+    Refuse,
+    /// Never returns when it is configured.
+    Stuck,
+}
+
+/// Which requests it does that with; with all others it abstains.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// What.
+    pub act: Act,
+    /// Only for repositories in whose name this is.
+    #[serde(default)]
+    pub on: String,
+}
+
+/// The policy.
+#[derive(Debug)]
+pub struct TestGuest {
+    settings: Settings,
+    calls: u64,
+    kept: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Policy for TestGuest {
+    type Settings = Settings;
+
+    fn new(settings: Settings, here: Option<Node>) -> Result<Self, Vec<SettingError>> {
+        match settings.act {
+            Act::Configure => panic!("told to"),
+            Act::Refuse => {
+                Err(vec![SettingError { pointer: "/act".into(), message: "it is refused".into() }])
+            }
+            Act::Stuck => spin(),
+            _ => {
+                let name = here.map(|node| node.name).unwrap_or_default();
+                log(LogLevel::Info, &format!("configured on {name}"));
+                Ok(Self { settings, calls: 0, kept: BTreeMap::new() })
+            }
+        }
+    }
+
+    fn summary(&self) -> String {
+        format!("does {:?} on `{}`", self.settings.act, self.settings.on)
+    }
+
+    fn decide(&mut self, request: &Request) -> Verdict {
+        self.calls += 1;
+        if !request.repository.contains(&self.settings.on) {
+            return Verdict::abstain();
+        }
+        match self.settings.act {
+            Act::Abstain | Act::Configure | Act::Refuse | Act::Stuck => Verdict::abstain(),
+            Act::Deny => Verdict::deny("told-to", "the test guest was told to"),
+            Act::Bypass => Verdict::bypass(),
+            Act::Plan => Verdict::mirror(plan()),
+            Act::Loop => spin(),
+            Act::Panic => panic!("told to, on {}", request.name()),
+            Act::Allocate => {
+                let mut all = Vec::new();
+                loop {
+                    all.push(black_box(vec![1_u8; 1 << 20]));
+                }
+            }
+            Act::Verdict => Verdict::deny("large", &"x".repeat(2 << 20)),
+            Act::Log => {
+                for line in 0..100_000 {
+                    log(LogLevel::Info, &format!("line {line} {}", "x".repeat(4096)));
+                }
+                Verdict::abstain()
+            }
+            Act::Recurse => {
+                black_box(recurse(black_box(1)));
+                Verdict::abstain()
+            }
+            Act::Garbage => Verdict {
+                reason: Some(Reason {
+                    code: "No Code\u{7}".into(),
+                    message: "\u{1b}[31m\r\nred\u{202e}".into(),
+                }),
+                ..Verdict::deny("", "")
+            },
+            Act::Upstream => {
+                let route = Route { upstream: "nobody".into(), repository: None };
+                Verdict::mirror(Plan { sources: Some(vec![Source::Upstream(route)]), ..Plan::any() })
+            }
+            Act::State if self.calls.is_multiple_of(2) => Verdict::deny("state", "each second time"),
+            Act::State => Verdict::abstain(),
+            Act::Grow => {
+                self.kept.insert(self.calls, black_box(vec![1; 64 << 10]));
+                Verdict::abstain()
+            }
+        }
+    }
+}
+
+fn plan() -> Plan {
+    Plan {
+        sources: Some(vec![Source::Peers, Source::Origin]),
+        forbidden: SourceKinds::UPSTREAMS,
+        tag_resolution: Some(TagResolution::UpstreamOnly),
+        max_tag_age: Some(60_000),
+        min_trust: Some(TrustLevel::Tags),
+        always_verify: true,
+        max_fan_out: Some(1),
+    }
+}
+
+fn spin() -> ! {
+    let mut turn = 0_u64;
+    loop {
+        turn = black_box(turn.wrapping_add(1));
+    }
+}
+
+#[allow(unconditional_recursion, reason = "that is what it is for")]
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    recurse(frame[0] + 1).wrapping_add(frame[63])
+}
+
+peili_policy::export_registry_policy!(TestGuest);
