@@ -25,6 +25,8 @@ use crate::network::identity::{Identity, IdentityError};
 use crate::network::swarm::{self, Announcement, Swarm, SwarmNetwork};
 use crate::network::{self, Network, versions};
 use crate::oci::{Gate, Members};
+use crate::policy::registry::RegistryPolicy;
+use crate::policy::{self, Policies, Provenance};
 use crate::registry::{self, Amount};
 use crate::store::containerd::ContainerdStore;
 use crate::store::layout::LayoutStore;
@@ -44,6 +46,7 @@ struct App {
     gate: Arc<PinnedTrust>,
     admission: Admission,
     settings: Settings,
+    policies: Arc<Policies>,
     prober: Arc<Prober>,
     network: SwarmNetwork,
     swarm: Swarm,
@@ -53,7 +56,7 @@ struct App {
     problems: Arc<Problems>,
     listening: Arc<AtomicBool>,
     vitals: Vitals,
-    _tasks: [AbortOnDropHandle<()>; 3],
+    _tasks: [AbortOnDropHandle<()>; 4],
 }
 
 /// What is wrong beside what the parts say of themselves.
@@ -133,9 +136,12 @@ impl App {
         );
         let settings = Settings::new(&config.mirror, config.trust.unowned)?;
         let mirror_metrics = mirror::Metrics::register(metrics.sub_registry_with_prefix("mirror"));
+        let policies = policies(&config, &identity, metrics.sub_registry_with_prefix("policy"));
+        let following = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&policies).follow()));
         let serve = || {
             let gate = Arc::clone(&gate) as Arc<dyn Gate>;
-            Serve::new(&settings, Arc::clone(&store), gate, mirror_metrics.clone())
+            let policies = Arc::clone(&policies) as Arc<dyn RegistryPolicy>;
+            Serve::new(&settings, Arc::clone(&store), gate, mirror_metrics.clone()).under(policies)
         };
 
         let transfer_metrics =
@@ -175,6 +181,7 @@ impl App {
             transfer: Arc::new(client),
             upstream: Arc::clone(&prober) as _,
             gate: Arc::clone(&gate) as Arc<dyn Gate>,
+            policy: Arc::clone(&policies) as Arc<dyn RegistryPolicy>,
             zone: config.node.zone.clone(),
             metrics: mirror_metrics.clone(),
         };
@@ -217,6 +224,7 @@ impl App {
             served: registry_metrics,
             to_peers: mirror_metrics,
             causes,
+            policies: Arc::clone(&policies),
             problems: Arc::clone(&problems),
         };
         let listening = Arc::new(AtomicBool::new(true));
@@ -240,6 +248,10 @@ impl App {
             let advertising = advertising.abort_handle();
             move || !advertising.is_finished()
         });
+        vitals.add("policies", {
+            let following = following.abort_handle();
+            move || !following.is_finished()
+        });
         vitals.add("admission", {
             let admitting = admitting.abort_handle();
             move || !admitting.is_finished()
@@ -253,6 +265,7 @@ impl App {
             gate,
             admission,
             settings,
+            policies,
             prober,
             network,
             swarm,
@@ -262,7 +275,7 @@ impl App {
             problems,
             listening,
             vitals,
-            _tasks: [executor, advertising, admitting],
+            _tasks: [executor, advertising, admitting, following],
         })
     }
 
@@ -291,6 +304,7 @@ struct Report {
     served: registry::Metrics,
     to_peers: mirror::Metrics,
     causes: Arc<Causes>,
+    policies: Arc<Policies>,
     problems: Arc<Problems>,
 }
 
@@ -304,6 +318,7 @@ impl Report {
         if let Health::Degraded(reason) = &health {
             problems.push(format!("store: {reason}"));
         }
+        problems.extend(self.policies.problem().map(|problem| format!("policies: {problem}")));
         problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
         for (peer, conduct) in self.mirror.conduct() {
             if conduct.digest_mismatches > 0 {
@@ -325,6 +340,7 @@ impl Report {
                 bytes: Some(counts.bytes),
             },
             network,
+            policies: self.policies.loaded(),
             served: admin::Served::new(&self.served.served(), Amount { requests, bytes }),
             problems,
             causes: self.causes.last(),
@@ -350,6 +366,24 @@ fn peers(config: &network::Config) -> trust::Peers {
         denied: config.deny.iter().cloned().collect(),
         by_key: config.admission() == Mode::Key,
     }
+}
+
+/// The policies of the configuration; those that cannot be loaded have been logged, and stand with their failure verdicts.
+fn policies(
+    config: &Config,
+    identity: &Identity,
+    metrics: &mut prometheus_client::registry::Registry,
+) -> Arc<Policies> {
+    let here = policy::Node {
+        id: identity.peer_id().to_string(),
+        name: config.node.name.clone(),
+        name_provenance: Provenance::Configured,
+        version: versions::PROGRAM.into(),
+        labels: Vec::new(),
+    };
+    let policies = Policies::new(here, policy::metrics::Metrics::register(metrics));
+    let _ = tokio::task::block_in_place(|| policies.apply(&config.policies));
+    Arc::new(policies)
 }
 
 fn warn_if_open(config: &network::Config) {

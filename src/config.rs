@@ -23,7 +23,7 @@ use std::{env, fs, io};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{admin, mirror, network, registry, store, telemetry, transfer, trust, upstream};
+use crate::{admin, mirror, network, policy, registry, store, telemetry, transfer, trust, upstream};
 
 pub use error::{Error, Fault, Origin};
 pub use reload::{Reload, diff};
@@ -57,6 +57,8 @@ pub struct Config {
     pub upstream: upstream::Config,
     /// What may be sent to trusted peers.
     pub trust: trust::Config,
+    /// Policies: WebAssembly components that decide what is mirrored.
+    pub policies: policy::Config,
     /// Where health, metrics and status are served.
     pub admin: admin::Config,
     /// How the process logs.

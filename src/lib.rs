@@ -11,6 +11,8 @@ pub mod listener;
 pub mod mirror;
 pub mod network;
 pub mod oci;
+pub mod plugin;
+pub mod policy;
 pub mod pull;
 pub mod registry;
 pub mod store;

@@ -11,6 +11,7 @@ mod fetch;
 mod metrics;
 mod peers;
 mod pieces;
+mod policy;
 mod remote;
 mod serve;
 mod tags;
@@ -37,6 +38,8 @@ use crate::oci::{
     ByteRange, Descriptor, Digest, Gate, MANIFEST_LIMIT, Name, PatternError, Patterns, PeerId, RangeError,
     RangeHeader, Tag, is_manifest,
 };
+use crate::policy::Reason;
+use crate::policy::registry::{Operation, Plan, Reference, RegistryPolicy};
 use crate::store::{self, Provider};
 use crate::transfer::Transfer;
 use crate::upstream::Upstream;
@@ -120,6 +123,8 @@ pub enum NotHere {
     Unknown,
     /// A manifest of a repository that is configured as private.
     Private,
+    /// A policy leaves it to the registry.
+    Bypassed,
     /// The tag's registry answers, so it is the one to ask.
     TagUpstream,
     /// Peers disagree about what the tag means.
@@ -137,10 +142,12 @@ pub enum NotHere {
 }
 
 /// How a request ends without a body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// 404.
     NotHere(NotHere),
+    /// 403: a policy denies it.
+    Denied(Reason),
     /// 416.
     Range(RangeError),
 }
@@ -184,6 +191,8 @@ pub struct Parts {
     pub upstream: Arc<dyn Upstream>,
     /// How far peers are trusted.
     pub gate: Arc<dyn Gate>,
+    /// What is mirrored, and how.
+    pub policy: Arc<dyn RegistryPolicy>,
     /// This node's zone; empty: unknown.
     pub zone: String,
     /// Counters.
@@ -200,6 +209,8 @@ struct Shared {
     store: Arc<dyn Provider>,
     upstream: Arc<dyn Upstream>,
     gate: Arc<dyn Gate>,
+    policy: Arc<dyn RegistryPolicy>,
+    plans: policy::Plans,
     fetcher: Fetcher,
     rules: Arc<ArcSwap<Rules>>,
     cache: Cache,
@@ -243,6 +254,8 @@ impl Mirror {
             store: parts.store,
             upstream: parts.upstream,
             gate: parts.gate,
+            policy: parts.policy,
+            plans: policy::Plans::default(),
             fetcher,
             rules: Arc::clone(&settings.0),
             cache: Cache::default(),
@@ -267,7 +280,8 @@ impl Mirror {
 
     /// Tags of `name` that are held here; none of a private repository.
     pub fn tags(&self, name: &Name) -> Vec<Tag> {
-        if self.shared.rules.load().is_private(name) {
+        let allowed = || self.shared.allows_list(Operation::Tags, name, None);
+        if self.shared.rules.load().is_private(name) || !allowed() {
             Vec::new()
         } else {
             self.shared.store.view().tags(name)
@@ -278,10 +292,14 @@ impl Mirror {
     /// private repository too.
     ///
     /// # Errors
-    /// The repository is private: an empty list would say that there are none, and the runtime would not ask elsewhere.
+    /// The repository is private, or a policy says no: an empty list would say that there are none, and the runtime would not
+    /// ask elsewhere.
     pub async fn referrers(&self, name: &Name, digest: &Digest) -> Result<Vec<(Descriptor, Bytes)>, NotHere> {
         if self.shared.rules.load().is_private(name) {
             return Err(NotHere::Private);
+        }
+        if !self.shared.allows_list(Operation::Referrers, name, Some(digest)) {
+            return Err(NotHere::Bypassed);
         }
         let mut referrers = Vec::new();
         for descriptor in self.shared.store.view().referrers(name, digest).into_iter().take(REFERRERS) {
@@ -300,7 +318,22 @@ impl Mirror {
     /// # Errors
     /// Why the runtime has to go to its next host.
     pub async fn manifest(&self, name: &Name, target: &Target, head: bool) -> Result<Answer, Refusal> {
-        self.shared.manifest(name, target, head).await.map_err(Refusal::NotHere)
+        let reference = match target {
+            Target::Tag(tag) => Reference::Tag(tag.clone()),
+            Target::Digest(digest) => Reference::Digest(*digest),
+        };
+        let plan = self.shared.plan_manifest(name, reference).map_err(|refusal| match (target, refusal) {
+            // A list of referrers by its old name: any answer but 404 ends what containerd is about.
+            (Target::Tag(tag), Refusal::Denied(_)) if tag.is_referrers() => {
+                Refusal::NotHere(NotHere::Bypassed)
+            }
+            (_, refusal) => refusal,
+        })?;
+        let answer = self.shared.manifest(name, target, head, &plan).await;
+        let is_list = matches!(target, Target::Tag(tag) if tag.is_referrers());
+        answer
+            .map_err(Refusal::NotHere)
+            .map_err(|refusal| if is_list { refusal } else { plan.closes(refusal) })
     }
 
     /// Answers a request for a blob.
@@ -308,26 +341,37 @@ impl Mirror {
     /// # Errors
     /// Why the runtime has to go to its next host, or that the range is outside of the content.
     pub async fn blob(&self, request: BlobRequest) -> Result<Answer, Refusal> {
-        if self.shared.is_private_manifest(&request) {
-            return Err(Refusal::NotHere(NotHere::Private));
-        }
-        match self.shared.local(&request.digest, request.range, request.head).await {
-            Ok(Some(answer)) => Ok(answer),
-            Ok(None) => self.shared.peer_blob(&request, NotHere::Unknown).await,
-            Err(Refusal::NotHere(cause)) => self.shared.peer_blob(&request, cause).await,
-            Err(refusal) => Err(refusal),
-        }
+        let plan = self.shared.plan_blob(&request.name, &request.digest, request.range)?;
+        self.shared.blob(&request, &plan).await.map_err(|refusal| plan.closes(refusal))
     }
 }
 
 impl Shared {
-    async fn manifest(&self, name: &Name, target: &Target, head: bool) -> Result<Answer, NotHere> {
+    async fn blob(&self, request: &BlobRequest, plan: &Plan) -> Result<Answer, Refusal> {
+        if self.is_private_manifest(request) {
+            return Err(Refusal::NotHere(NotHere::Private));
+        }
+        match self.local(&request.digest, request.range, request.head).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => self.peer_blob(request, plan, NotHere::Unknown).await,
+            Err(Refusal::NotHere(cause)) => self.peer_blob(request, plan, cause).await,
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    async fn manifest(
+        &self,
+        name: &Name,
+        target: &Target,
+        head: bool,
+        plan: &Plan,
+    ) -> Result<Answer, NotHere> {
         if self.rules.load().is_private(name) {
             return Err(NotHere::Private);
         }
         let digest = match target {
             Target::Digest(digest) => *digest,
-            Target::Tag(tag) => self.tag(name, tag).await?.digest,
+            Target::Tag(tag) => self.tag(name, tag, plan).await?.digest,
         };
         // The name in the request is the client's word; the repositories that this node knows the manifest under count too.
         if self.is_private_content(&digest) {
@@ -341,9 +385,14 @@ impl Shared {
                 Err(_) => tracing::debug!(%digest, "the store failed, peers are asked"),
             }
         }
-        let (descriptor, content) = match self.cache.get(&digest, Instant::now()) {
+        if !plan.asks_peers() {
+            return Err(NotHere::Bypassed);
+        }
+        // Whose it is, nobody knows any more.
+        let cached = self.cache.get(&digest, Instant::now()).filter(|_| plan.limits().takes_all());
+        let (descriptor, content) = match cached {
             Some(cached) => cached,
-            None => self.peer_manifest(&digest).await?,
+            None => self.peer_manifest(&digest, plan.limits()).await?,
         };
         Ok(whole(descriptor, content, head, Source::Peers))
     }

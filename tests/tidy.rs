@@ -17,14 +17,16 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("network", &["oci"]),
     ("upstream", &["oci"]),
     ("trust", &["oci"]),
+    ("policy", &["oci"]),
     ("transfer", &["oci", "network"]),
-    ("mirror", &["oci", "store", "network", "transfer", "upstream", "trust", "telemetry"]),
+    ("mirror", &["oci", "store", "network", "transfer", "upstream", "trust", "policy", "telemetry"]),
     ("pull", &["oci", "upstream", "store"]),
     // `upstream` for the reading of what it writes.
     ("configure", &["oci", "upstream"]),
     // What `registry` and `admin` share: sockets, connections, limits.
     ("listener", &["watchdog"]),
-    ("registry", &["oci", "mirror", "listener", "watchdog", "telemetry"]),
+    // `policy` for the reasons that it shows.
+    ("registry", &["oci", "policy", "mirror", "listener", "watchdog", "telemetry"]),
     // Reads everything, changes nothing.
     (
         "admin",
@@ -35,6 +37,7 @@ const GRAPH: &[(&str, &[&str])] = &[
             "transfer",
             "upstream",
             "trust",
+            "policy",
             "mirror",
             "registry",
             "listener",
@@ -52,6 +55,7 @@ const GRAPH: &[(&str, &[&str])] = &[
             "transfer",
             "upstream",
             "trust",
+            "policy",
             "mirror",
             "registry",
             "admin",
@@ -71,6 +75,7 @@ const GRAPH: &[(&str, &[&str])] = &[
             "transfer",
             "upstream",
             "trust",
+            "policy",
             "mirror",
             "registry",
             "admin",
@@ -81,7 +86,11 @@ const GRAPH: &[(&str, &[&str])] = &[
         ],
     ),
     // `upstream` for the hosts that `peili pull` asks.
-    ("cli", &["oci", "network", "upstream", "admin", "config", "app", "pull", "configure", "telemetry"]),
+    ("plugin", &["oci", "policy"]),
+    (
+        "cli",
+        &["oci", "network", "upstream", "admin", "config", "app", "pull", "configure", "plugin", "telemetry"],
+    ),
 ];
 
 /// Third-party crates that have a home: the files and folders below `src` (without `.rs`) that may name them.
@@ -110,6 +119,9 @@ const HOMES: &[(&str, &[&str])] = &[
     ("zeroize", &["network/admission"]),
     ("toml_edit", &["upstream", "configure"]),
     ("similar", &["configure"]),
+    ("wasmtime", &["policy/engine"]),
+    ("wasmparser", &["policy/engine"]),
+    ("wit_component", &["plugin"]),
     ("tar", &["store", "pull"]),
     // In `configure` for the files of k3s and RKE2.
     ("serde_saphyr", &["config", "cli", "configure"]),

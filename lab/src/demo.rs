@@ -7,6 +7,7 @@
 mod acts;
 mod meter;
 mod newcomer;
+mod policy;
 mod screen;
 mod stage;
 mod stranger;

@@ -36,7 +36,7 @@ pub use netns::{Namespace, Network};
 pub use node::Node;
 pub use origin::Origin;
 pub use process::Process;
-pub use requirements::{Generation, Requirement, report_skip, require};
+pub use requirements::{Generation, Requirement, policy, report_skip, require};
 
 #[cfg(test)]
 mod tests;

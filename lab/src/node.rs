@@ -375,10 +375,11 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// Peili goes on after a panic of a task, so that only its log tells of it.
+    /// Peili goes on after a panic of a task, so that only its log tells of it. A policy's is the policy's.
     fn drop(&mut self) {
         let log = self.log();
-        let panic = log.lines().find(|line| line.contains("panicked at"));
+        let of_peili = |line: &&str| line.contains("panicked at") && !line.contains("\"policy\":");
+        let panic = log.lines().find(of_peili);
         if let Some(panic) = panic.filter(|_| !std::thread::panicking()) {
             panic!("{} panicked: {panic}", self.plan.name);
         }

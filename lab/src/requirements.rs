@@ -45,6 +45,8 @@ pub enum Requirement {
     SystemdAnalyze,
     /// The program that speaks as the next version (`cargo xtask test` builds it).
     NextVersion,
+    /// The components of `plugins/` (`cargo xtask test` builds them).
+    Policies,
 }
 
 impl Generation {
@@ -122,6 +124,7 @@ impl fmt::Display for Requirement {
             Self::NextVersion => {
                 f.write_str("the program of the next version, which `cargo xtask test` builds")
             }
+            Self::Policies => f.write_str("the policies' components, which `cargo xtask plugins` builds"),
         }
     }
 }
@@ -141,6 +144,7 @@ impl Requirement {
             Self::Faketime => faketime().is_some(),
             Self::SystemdAnalyze => program("systemd-analyze").is_some(),
             Self::NextVersion => next_version().is_file(),
+            Self::Policies => POLICIES.iter().all(|name| policy(name).is_file()),
         }
     }
 }
@@ -194,6 +198,14 @@ pub fn faketime() -> Option<PathBuf> {
 /// The program that speaks as the next version.
 pub fn next_version() -> PathBuf {
     tools().join("peili-next")
+}
+
+/// The policies that `cargo xtask plugins` builds.
+pub const POLICIES: [&str; 2] = ["allow-list", "testguests"];
+
+/// The component of a policy.
+pub fn policy(name: &str) -> PathBuf {
+    target().join("plugins").join(name).with_extension("wasm")
 }
 
 /// The tool cache that `cargo xtask` fills: `target/tools`.

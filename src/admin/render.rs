@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use super::{Status, StoreHealth};
 use crate::network::admission::{self, Mode};
 use crate::network::{MemberState, PeerStatus};
+use crate::policy;
 use crate::registry::Amount;
 use crate::telemetry::Cause;
 
@@ -73,6 +74,13 @@ fn heading(page: &mut Page, status: &Status, now: u64) {
     page.line("Members  ", &format!("{} live, {view}", network.members));
     if let Some(admission) = &network.admission {
         page.line("Admits   ", &admitted(admission, now));
+    }
+    for (index, policy) in status.policies.iter().enumerate() {
+        let mode = if policy.mode == policy::Mode::Monitor { " (monitored only)" } else { "" };
+        page.line(
+            if index == 0 { "Policies " } else { "         " },
+            &format!("{}{mode}: {}", policy.name, policy.summary),
+        );
     }
     // The network's are among them.
     for (index, problem) in status.problems.iter().enumerate() {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::network;
+use crate::policy;
 use crate::registry::{self, Amount};
 use crate::store::Health;
 use crate::telemetry::Cause;
@@ -19,6 +20,8 @@ pub struct Status {
     pub store: Store,
     /// Whom it knows.
     pub network: network::Status,
+    /// The policies in force, in their order.
+    pub policies: Vec<policy::Loaded>,
     /// What it gave, and where that came from.
     pub served: Served,
     /// What is wrong now, one line each, with what to do about it.

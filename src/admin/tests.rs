@@ -7,6 +7,7 @@ use crate::listener::tests::{ask, raw};
 use crate::network::admission::{Mode, Status as Admission};
 use crate::network::{self, MemberState, PeerStatus};
 use crate::oci::Level;
+use crate::policy;
 use crate::registry::Amount;
 use crate::telemetry::Cause;
 
@@ -67,6 +68,13 @@ fn sample() -> Status {
             }),
             problems: vec!["peers.peili.svc: no such name".into()],
         },
+        policies: vec![policy::Loaded {
+            name: "allow-list".into(),
+            sha256: "ab".repeat(32),
+            summary: "allows 2 globs".into(),
+            mode: policy::Mode::Monitor,
+            failure: policy::Failing::Deny,
+        }],
         served: Served {
             local: Amount { requests: 10, bytes: 1 << 20 },
             from_peers: Amount { requests: 4, bytes: 3 << 30 },
@@ -94,6 +102,7 @@ fn status_for_people() {
     Peers    1 of 2 connected
     Members  2 live, view complete
     Admits   members of cluster default by key 0123456789abcdef; own certificate good for 12h
+    Policies allow-list (monitored only): allows 2 globs
 
     Problems
       - containerd does not answer
@@ -135,6 +144,8 @@ fn status_on_a_narrow_terminal() {
     Admits   members of cluster default by key
              0123456789abcdef; own certificate good
              for 12h
+    Policies allow-list (monitored only): allows 2
+             globs
 
     Problems
       - containerd does not answer

@@ -36,6 +36,10 @@ impl App {
         registry.default_registry.clone_from(&self.config.registry.default_registry);
         self.registry.apply(&registry)?;
         self.settings.replace(&config.mirror, config.trust.unowned)?;
+        if self.config.policies != config.policies {
+            // It compiles. What cannot be loaded leaves the last good ones, and the policies say so themselves.
+            let _ = tokio::task::block_in_place(|| self.policies.apply(&config.policies));
+        }
         self.log.apply(&config.log)?;
         self.prober.reconfigure(config.upstream.clone());
         let trust = self.gate.replace(config.trust.clone(), peers(&config.network))?;
@@ -77,6 +81,7 @@ fn in_force(old: &Config, new: Config) -> Config {
         mirror: mirror::Config { prefetch_budget: old.mirror.prefetch_budget, ..new.mirror },
         log: telemetry::Config { format: old.log.format, ..new.log },
         upstream: new.upstream,
+        policies: new.policies,
         trust: new.trust,
     }
 }
@@ -105,6 +110,7 @@ network:
 transfer: {listen: ['0.0.0.0:3'], uploads: 3, uploads-per-peer: 3, queue: 3, upload-rate: 3MiB}
 upstream: {hosts-dirs: [/x], cache: 20s, limit: 1s}
 trust: {allow: [a/b], deny: [a/b], unowned: true}
+policies: {registry: [{name: a, path: /x}]}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
 log: {level: debug, format: json}
 ";

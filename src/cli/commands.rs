@@ -8,12 +8,13 @@ use std::path::Path;
 use anyhow::Context;
 use clap::CommandFactory;
 
-use super::{Cli, ClusterKey, Command, Config, Failure, Identity, Pull, Status, node};
+use super::{Cli, ClusterKey, Command, Config, Failure, Identity, Plugin, Pull, Status, node};
 use crate::admin;
 use crate::app;
 use crate::config;
 use crate::network::admission::key::{self, Key};
 use crate::network::identity;
+use crate::plugin;
 use crate::pull::{self, Bars, Destination, Host, Options, Platforms, Progress, Silent};
 use crate::upstream::hosts;
 
@@ -37,6 +38,7 @@ impl Cli {
                     Key::read(&path).with_context(|| format!("no cluster key in {}", path.display()))?;
                 print(&format!("{}\n", key.id()))
             }
+            Command::Plugin(command) => plugin(command),
             Command::Config(Config::Show(sources)) => print(&sources.load()?.show()),
             Command::Config(Config::Schema) => {
                 let schema =
@@ -51,6 +53,46 @@ impl Cli {
             Command::Man { dir } => man(dir.as_deref()),
         }
     }
+}
+
+fn settings(text: &str) -> Result<serde_json::Value, Failure> {
+    serde_json::from_str(text).map_err(|error| Failure::Usage(format!("--settings is not JSON: {error}")))
+}
+
+fn plugin(command: Plugin) -> Result<(), Failure> {
+    let (component, json) = match command {
+        Plugin::Bench { file, image, settings, json } => {
+            let measured = plugin::bench(&file, self::settings(&settings)?, &image);
+            let measured = measured.context("a node would refuse it")?;
+            if json {
+                let text = serde_json::to_string_pretty(&measured).context("cannot write the times")?;
+                return print(&format!("{text}\n"));
+            }
+            let plugin::Measured { requests, load, median, p99, mirrored } = measured;
+            return print(&format!(
+                "load:   {:.1} ms\nanswer: {median:.2} us in the median, {p99:.2} us p99 ({requests} requests, {mirrored} mirrored)\n",
+                load / 1000.0
+            ));
+        }
+        Plugin::Build { folder, out, json } => {
+            (plugin::build(&folder, out.as_deref()).context("no component")?, json)
+        }
+        Plugin::Check { file, settings, json } => {
+            let settings = self::settings(&settings)?;
+            (plugin::check(&file, settings).context("a node would refuse it")?, json)
+        }
+    };
+    if json {
+        let text = serde_json::to_string_pretty(&component).context("cannot write the component")?;
+        return print(&format!("{text}\n"));
+    }
+    let summary = component.summary.map(|summary| format!("does:   {summary}\n")).unwrap_or_default();
+    let size = component.size.div_ceil(1024);
+    print(&format!(
+        "file:   {}\nsize:   {size} KiB\nsha256: {}\n{summary}",
+        component.path.display(),
+        component.sha256
+    ))
 }
 
 async fn pull(arguments: Pull) -> Result<(), Failure> {

@@ -14,6 +14,8 @@ use crate::oci::{Patterns, Registry};
 use crate::store::containerd::is_namespace;
 use crate::store::layout::Spec;
 
+/// Policies of one world: each is asked at each request.
+const POLICY_LIMIT: usize = 16;
 /// Peers that one file may name; the network of this version carries ten.
 const PEER_LIMIT: usize = 10_000;
 
@@ -32,6 +34,7 @@ pub(super) fn check(config: &Config, tree: &Node) -> Vec<Fault> {
     check.serving(config);
     check.fetching(config);
     check.network(config);
+    check.policies(config);
     check.ports(config);
     check.faults.sort_by_key(|fault| fault.origin.line());
     check.faults
@@ -187,6 +190,38 @@ impl Check<'_> {
         }
         for (index, name) in network.dns.iter().enumerate() {
             self.host_and_port(&format!("network.dns[{index}]"), name, "peili-peers.peili.svc:5001");
+        }
+    }
+
+    fn policies(&mut self, config: &Config) {
+        let policies = &config.policies.registry;
+        if policies.len() > POLICY_LIMIT {
+            self.fault("policies.registry", format!("more than {POLICY_LIMIT} policies"), None);
+        }
+        let mut seen = BTreeSet::new();
+        for (index, policy) in policies.iter().enumerate() {
+            let path = |key: &str| format!("policies.registry[{index}].{key}");
+            let is_name = (1..=63).contains(&policy.name.len())
+                && policy.name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
+            if !is_name {
+                let hint = Some("1 to 63 lower-case letters, digits and `-`, such as allow-list");
+                self.fault(&path("name"), format!("`{}` is not a name", policy.name), hint);
+            }
+            if !seen.insert(&policy.name) {
+                self.fault(&path("name"), "this name is there twice", Some("give each policy its own"));
+            }
+            if !policy.path.is_absolute() {
+                let hint = Some("where the file is mounted, such as /etc/peili/policies/allow-list.wasm");
+                self.fault(&path("path"), "must be an absolute path", hint);
+            }
+            let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|c| c.is_ascii_hexdigit());
+            if !policy.sha256.as_ref().is_none_or(is_digest) {
+                let hint = Some("as sha256sum prints it");
+                self.fault(&path("sha256"), "must be 64 hexadecimal digits", hint);
+            }
+            if !(policy.settings.is_null() || policy.settings.is_object()) {
+                self.fault(&path("settings"), "must be keys and values", None);
+            }
         }
     }
 

@@ -7,13 +7,14 @@ use serde_json::Value;
 use super::Config;
 
 /// Keys, and sections by their first part with a dot, that are applied while the process runs.
-const LIVE: [&str; 17] = [
+const LIVE: [&str; 18] = [
     "network.peers",
     "network.cluster-key",
     "network.cluster",
     "network.deny",
     "network.dns",
     "trust.",
+    "policies.",
     "mirror.private",
     "mirror.tags-peers-first",
     "mirror.verify",

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::fetch::{Fetcher, Flow, NoFlow, Want};
+use super::fetch::{Fetcher, Flow, Limits, NoFlow, Want};
 use super::metrics::{Failover, Verification};
 use super::pieces::{Piece, Pieces};
 use super::verify::{Mismatch, Verifier};
@@ -51,6 +51,7 @@ pub(crate) struct Context {
     pub(crate) busy: Duration,
     /// Most bytes of a segment.
     pub(crate) segment: u64,
+    pub(crate) limits: Limits,
     /// One permit for each segment that may be prefetched at a time.
     pub(crate) prefetches: Arc<Semaphore>,
     /// Told which contents go to the runtime.
@@ -301,6 +302,7 @@ impl Download {
             busy: if self.failovers > 0 { self.context.busy.min(AFTER_STALL) } else { self.context.busy },
             streamed: self.is_streamed,
             goes_on: self.is_passed_on,
+            limits: self.context.limits,
         }
     }
 

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::metrics::Metrics;
 use super::peers::{Candidate, Load, Outcome, Peers};
 use crate::network::{Network, Peer};
-use crate::oci::{Action, Digest, Gate, PeerId};
+use crate::oci::{Action, Digest, Gate, Level, PeerId};
 use crate::transfer::{FetchError, Segment, Transfer};
 
 /// How long one peer may take from the request to the first byte of the body, connecting included: less than the 300 ms
@@ -54,6 +54,22 @@ pub(crate) struct Fetcher {
     pub(crate) tasks: TaskTracker,
 }
 
+/// What a policy says about the peers that are asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Peers below this level are not asked.
+    pub(crate) least: Level,
+    /// Peers that are asked at once.
+    pub(crate) fan_out: usize,
+}
+
+impl Limits {
+    /// Whether what any peer gave may be used.
+    pub(crate) fn takes_all(self) -> bool {
+        self.least <= Level::Blobs
+    }
+}
+
 /// A part that is wanted.
 #[derive(Clone, Debug)]
 pub(crate) struct Want {
@@ -68,6 +84,8 @@ pub(crate) struct Want {
     pub(crate) streamed: bool,
     /// What comes before it is with the runtime already.
     pub(crate) goes_on: bool,
+    /// Who may be asked, and how many at once.
+    pub(crate) limits: Limits,
 }
 
 /// A segment whose first bytes are here.
@@ -96,8 +114,11 @@ type Attempt = BoxFuture<'static, Option<Result<Flow, (Candidate, Outcome)>>>;
 
 impl Fetcher {
     /// Gets `want` flowing from one of `holders`, or says why not, in [`GIVE_UP`] or the busy limit.
-    pub(crate) async fn open(&self, want: Want, holders: Vec<Arc<Peer>>) -> Result<Flow, NoFlow> {
+    pub(crate) async fn open(&self, want: Want, mut holders: Vec<Arc<Peer>>) -> Result<Flow, NoFlow> {
         let began = Instant::now();
+        holders.retain(|peer| {
+            want.limits.takes_all() || self.gate.level(&peer.id, Action::Fetch) >= want.limits.least
+        });
         if holders.is_empty() {
             return Err(NoFlow::Nobody);
         }
@@ -164,7 +185,9 @@ impl Fetcher {
                     }
                     Some(Err(_)) | None => {}
                 },
-                () = sleep_until(hedge_at), if next.is_some() && limit == FIRST_BYTE => {
+                () = sleep_until(hedge_at),
+                    if next.is_some() && limit == FIRST_BYTE && attempts.len() < want.limits.fan_out =>
+                {
                     // A peer that answers others is slow, and a hedge may double the load. One that is silent may be gone.
                     let is_silent = matches!(&asked[..], [peer] if !self.peers.answered_since(peer, began));
                     if is_silent {
@@ -185,6 +208,11 @@ impl Fetcher {
                 }
             }
         }
+    }
+
+    /// How many peers hold `digest` by what is known now.
+    pub(crate) fn holders(&self, digest: &Digest) -> usize {
+        self.allowed(self.network.holders(digest)).len()
     }
 
     /// Who may be asked for `digest`. Where the view is not complete yet, that is a neighbour's word.

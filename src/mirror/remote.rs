@@ -8,9 +8,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use super::download::{Context, Download};
-use super::fetch::{Flow, NoFlow, Want};
+use super::fetch::{Flow, Limits, NoFlow, Want};
 use super::{Answer, BlobRequest, NotHere, Refusal, Shared, Source, empty, resolve, whole};
 use crate::oci::{ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Manifest, RangeHeader, is_manifest};
+use crate::policy::registry::Plan;
 
 /// Holders that a small content is asked of before giving up, when each sends wrong bytes.
 const SMALL_TRIES: usize = 4;
@@ -35,6 +36,8 @@ struct Part<'a> {
     busy: Duration,
     /// See [`Want::streamed`].
     streamed: bool,
+    /// See [`Want::limits`].
+    limits: Limits,
 }
 
 /// Content in memory with its share of the budget, which is given back when nobody has the bytes any more.
@@ -51,9 +54,13 @@ impl AsRef<[u8]> for Collected {
 
 impl Shared {
     /// A whole, verified manifest from peers.
-    pub(super) async fn peer_manifest(&self, digest: &Digest) -> Result<(Descriptor, Bytes), NotHere> {
+    pub(super) async fn peer_manifest(
+        &self,
+        digest: &Digest,
+        limits: Limits,
+    ) -> Result<(Descriptor, Bytes), NotHere> {
         let busy = self.rules.load().busy_wait.min(MANIFEST_BUSY);
-        let (claimed, content) = self.small(digest, busy).await?;
+        let (claimed, content) = self.small(digest, busy, limits).await?;
         // What the manifest says of itself is bound to its digest; a peer's word is not.
         let manifest = Manifest::parse(&content).unwrap_or_default();
         let media_type = manifest.media_type.as_deref().unwrap_or(&claimed);
@@ -65,15 +72,20 @@ impl Shared {
 
     /// Content of at most [`MANIFEST_LIMIT`] bytes from peers, with the media type that its peer claims. A peer that
     /// sends wrong bytes is left out and the next one asked: nothing was passed on yet.
-    async fn small(&self, digest: &Digest, busy: Duration) -> Result<(Arc<str>, Bytes), NotHere> {
+    async fn small(
+        &self,
+        digest: &Digest,
+        busy: Duration,
+        limits: Limits,
+    ) -> Result<(Arc<str>, Bytes), NotHere> {
         for _ in 0..SMALL_TRIES {
-            let part = Part { digest, start: 0, length: MANIFEST_LIMIT, busy, streamed: false };
+            let part = Part { digest, start: 0, length: MANIFEST_LIMIT, busy, streamed: false, limits };
             let flow = self.open(&part, &self.sizes(digest)).await?;
             if flow.size() > MANIFEST_LIMIT {
                 return Err(NotHere::Unsupported);
             }
             let claimed = Arc::clone(&flow.segment.descriptor.media_type);
-            if let Some(content) = self.collect(digest, flow, busy, MANIFEST_BODY).await? {
+            if let Some(content) = self.collect(&part, flow, MANIFEST_BODY).await? {
                 return Ok((claimed, content));
             }
         }
@@ -81,11 +93,20 @@ impl Shared {
     }
 
     /// A blob from peers; `cause` is why it is not served from here.
-    pub(super) async fn peer_blob(&self, request: &BlobRequest, cause: NotHere) -> Result<Answer, Refusal> {
+    pub(super) async fn peer_blob(
+        &self,
+        request: &BlobRequest,
+        plan: &Plan,
+        cause: NotHere,
+    ) -> Result<Answer, Refusal> {
+        if !plan.asks_peers() {
+            return Err(Refusal::NotHere(NotHere::Bypassed));
+        }
         let (verify, busy, segment) = {
             let rules = self.rules.load();
-            (rules.verify, rules.busy_wait, rules.segment)
+            (rules.verify || plan.always_verify, rules.busy_wait, rules.segment)
         };
+        let limits = plan.limits();
         let digest = &request.digest;
         let began = Instant::now();
         // Nobody starts in the middle but a piece, and another attempt where an answer was cut.
@@ -107,7 +128,7 @@ impl Shared {
                 Some(RangeHeader::Suffix(_)) => (0, 1),
             };
             let streamed = !request.head && (!verify || !is_small || request.range.is_some());
-            let part = Part { digest, start, length, busy, streamed };
+            let part = Part { digest, start, length, busy, streamed, limits };
             let mut opened = self.open(&part, &sizes).await;
             while is_piece && opened.is_err() && began.elapsed() < PIECE_WAIT {
                 sleep(PIECE_PAUSE).await;
@@ -133,10 +154,10 @@ impl Shared {
                 flow = self.open(&part, &[size]).await.map_err(Refusal::NotHere)?;
             }
             if !is_collected {
-                let body = self.download(digest, flow, range, busy, verify && is_whole).into_stream();
+                let body = self.download(&part, flow, range, verify && is_whole).into_stream();
                 return Ok(Answer { descriptor: claimed, range, body, source: Source::Peers });
             }
-            let collected = self.collect(digest, flow, busy, SMALL_BODY).await;
+            let collected = self.collect(&part, flow, SMALL_BODY).await;
             if let Some(content) = collected.map_err(Refusal::NotHere)? {
                 drop(self.pieces.begin(digest));
                 return Ok(whole(claimed, content, false, Source::Peers));
@@ -146,18 +167,12 @@ impl Shared {
     }
 
     /// Reads and verifies the whole of a small content; `None` if it was wrong or did not come.
-    async fn collect(
-        &self,
-        digest: &Digest,
-        flow: Flow,
-        busy: Duration,
-        limit: Duration,
-    ) -> Result<Option<Bytes>, NotHere> {
+    async fn collect(&self, part: &Part<'_>, flow: Flow, limit: Duration) -> Result<Option<Bytes>, NotHere> {
         let size = flow.size();
         let kib = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX);
         let share = Arc::clone(&self.collected).try_acquire_many_owned(kib);
         let share = share.map_err(|_| NotHere::PeersBusy)?;
-        let download = self.download(digest, flow, ByteRange::whole(size), busy, true);
+        let download = self.download(part, flow, ByteRange::whole(size), true);
         let content = download.collect(limit).await.ok();
         Ok(content.map(|content| Bytes::from_owner(Collected { content, _share: share })))
     }
@@ -174,9 +189,17 @@ impl Shared {
     }
 
     async fn open(&self, part: &Part<'_>, sizes: &[u64]) -> Result<Flow, NotHere> {
-        let Part { digest, start, length, busy, streamed } = *part;
-        let want =
-            Want { digest: *digest, start, length, sizes: sizes.into(), busy, streamed, goes_on: false };
+        let Part { digest, start, length, busy, streamed, limits } = *part;
+        let want = Want {
+            digest: *digest,
+            start,
+            length,
+            sizes: sizes.into(),
+            busy,
+            streamed,
+            goes_on: false,
+            limits,
+        };
         let holders = self.fetcher.find(digest).await;
         self.fetcher.open(want, holders).await.map_err(|reason| match reason {
             NoFlow::Nobody => NotHere::Unknown,
@@ -185,24 +208,18 @@ impl Shared {
         })
     }
 
-    fn download(
-        &self,
-        digest: &Digest,
-        flow: Flow,
-        range: ByteRange,
-        busy: Duration,
-        verify: bool,
-    ) -> Download {
+    fn download(&self, part: &Part<'_>, flow: Flow, range: ByteRange, verify: bool) -> Download {
         let rules = self.rules.load();
         let context = Context {
             fetcher: self.fetcher.clone(),
             store: Arc::clone(&self.store),
             stall: rules.stall,
-            busy,
+            busy: part.busy,
+            limits: part.limits,
             segment: rules.segment,
             prefetches: Arc::clone(&self.prefetches),
             pieces: self.pieces.clone(),
         };
-        Download::new(context, *digest, flow, range, verify)
+        Download::new(context, *part.digest, flow, range, verify)
     }
 }

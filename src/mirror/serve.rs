@@ -9,11 +9,17 @@ use async_trait::async_trait;
 use futures::StreamExt;
 
 use super::metrics::Metrics;
+use super::policy::peer_request;
 use super::{Rules, Settings};
 use crate::network::TagSource;
-use crate::oci::{Action, ByteRange, Descriptor, Digest, Gate, PeerId, Reference, is_manifest};
+use crate::oci::{Action, ByteRange, Descriptor, Digest, Gate, Name, PeerId, Reference, is_manifest};
+use crate::policy::Node;
+use crate::policy::registry::{self as policy, NoPolicy, RegistryPolicy, Requester, Way};
 use crate::store::{Blob, Error, Provider};
 use crate::transfer::{Segment, Source};
+
+/// Names of one content about which policies are asked, until one may be served.
+const NAMES: usize = 8;
 
 /// Answers peers from the store.
 pub struct Serve {
@@ -21,12 +27,36 @@ pub struct Serve {
     gate: Arc<dyn Gate>,
     rules: Arc<ArcSwap<Rules>>,
     metrics: Metrics,
+    policy: Arc<dyn RegistryPolicy>,
 }
 
 impl Serve {
     /// What peers get from `store`, as `settings` and `gate` allow.
     pub fn new(settings: &Settings, store: Arc<dyn Provider>, gate: Arc<dyn Gate>, metrics: Metrics) -> Self {
-        Self { store, gate, rules: Arc::clone(&settings.0), metrics }
+        Self { store, gate, rules: Arc::clone(&settings.0), metrics, policy: Arc::new(NoPolicy) }
+    }
+
+    /// The same, where policies allow it too.
+    pub fn under(self, policy: Arc<dyn RegistryPolicy>) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Whether policies let `peer` have content under a repository that this node knows it by.
+    fn is_allowed(
+        &self,
+        peer: &PeerId,
+        name: &Name,
+        reference: policy::Reference,
+        blob: Option<&Blob>,
+    ) -> bool {
+        if !self.policy.is_active() {
+            return true;
+        }
+        let node = Node { id: peer.to_string(), ..Node::default() };
+        let requester = Requester::Peer(node, self.gate.level(peer, Action::Serve));
+        let descriptor = blob.map(|blob| (&blob.descriptor.media_type, blob.descriptor.size));
+        let request = peer_request(requester, name, reference, descriptor);
+        matches!(self.policy.decide(&request).way, Way::Mirror(_))
     }
 
     /// Content of unknown repositories is for peers only if configured; all other if at least one of its repositories is.
@@ -44,13 +74,24 @@ impl Serve {
         if is_manifest(&blob.descriptor.media_type) && is_private() {
             return false;
         }
-        blob.repositories.iter().any(|name| {
+        let digest = blob.descriptor.digest;
+        let allowed = blob.repositories.iter().filter(|name| {
             if blob.portless.contains(name) {
                 self.gate.serves_portless(peer, name)
             } else {
                 self.gate.serves(peer, name)
             }
-        })
+        });
+        let reference = || policy::Reference::Digest(digest);
+        let mut allowed =
+            allowed.take(NAMES).map(|name| self.is_allowed(peer, name, reference(), Some(blob)));
+        // A manifest is the image, under whatever name; a layer is in many images.
+        if is_manifest(&blob.descriptor.media_type) && self.policy.is_active() {
+            let first = allowed.next();
+            first == Some(true) && allowed.all(|allowed| allowed)
+        } else {
+            allowed.any(|allowed| allowed)
+        }
     }
 }
 
@@ -89,7 +130,10 @@ impl TagSource for Serve {
     fn tag(&self, peer: &PeerId, name: &Reference) -> Option<Descriptor> {
         let told = self.gate.allows(peer, Action::Tags)
             && !self.rules.load().is_private(&name.name)
-            && self.gate.serves(peer, &name.name);
+            && self.gate.serves(peer, &name.name)
+            && name.tag.as_ref().is_none_or(|tag| {
+                self.is_allowed(peer, &name.name, policy::Reference::Tag(tag.clone()), None)
+            });
         told.then(|| self.store.resolve(name)).flatten()
     }
 }

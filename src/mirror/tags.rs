@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::metrics::TagAnswer;
 use super::{NotHere, Shared};
 use crate::oci::{Action, Descriptor, Name, Reference, Tag};
+use crate::policy::registry::Plan;
 
 /// Peers asked about one tag at once: more than agree by chance, few enough for a large cluster.
 const ASKED: usize = 16;
@@ -45,8 +46,12 @@ impl Disputes {
 
 impl Shared {
     /// The descriptor of a tag, if this node is the one to answer.
-    pub(super) async fn tag(&self, name: &Name, tag: &Tag) -> Result<Descriptor, NotHere> {
-        let peers_first = self.rules.load().is_peers_first(name);
+    pub(super) async fn tag(&self, name: &Name, tag: &Tag, plan: &Plan) -> Result<Descriptor, NotHere> {
+        if !plan.asks_peers_for_tags() {
+            self.metrics.tag(TagAnswer::Upstream);
+            return Err(NotHere::TagUpstream);
+        }
+        let peers_first = plan.prefers_peers_for_tags() || self.rules.load().is_peers_first(name);
         if !peers_first && self.upstream.answers(&name.registry).await {
             self.metrics.tag(TagAnswer::Upstream);
             return Err(NotHere::TagUpstream);

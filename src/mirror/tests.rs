@@ -78,6 +78,7 @@ impl Lab {
         let serve = Arc::new(Serve::new(&settings, store.clone(), gate.clone(), metrics.clone()));
         let upstream = Arc::new(upstream::memory::Memory::default());
         let parts = Parts {
+            policy: Arc::new(crate::policy::registry::NoPolicy),
             store: store.clone(),
             network: hub.join(id.clone(), Vec::new(), gate.clone(), serve),
             transfer: transfer.clone(),

@@ -21,6 +21,7 @@ use super::{Backend, Config, ConfigError, Lists, Metrics, lists};
 use crate::listener::{Body, Overloaded};
 use crate::mirror::{Answer, BlobRequest, NotHere, Refusal, Target};
 use crate::oci::{Name, RangeError, RangeHeader, Registry};
+use crate::policy::Reason;
 use crate::telemetry::Causes;
 
 /// Bounds of the deadlines.
@@ -54,6 +55,7 @@ struct Answered {
 /// How a request ends without content.
 enum Refused {
     Cause(Cause),
+    Denied(Reason),
     Range(RangeError),
 }
 
@@ -117,6 +119,11 @@ impl Handler {
             Ok(answered) => answered,
             Err(Refused::Range(error)) => {
                 Answered { response: respond::range(error, head), outcome: "range", source: "none" }
+            }
+            Err(Refused::Denied(reason)) => {
+                self.causes.note(kind.as_str(), respond::DENIED, &subject);
+                let response = respond::denied(&reason, head);
+                Answered { response, outcome: respond::DENIED, source: "none" }
             }
             Err(Refused::Cause(cause)) => {
                 self.causes.note(kind.as_str(), cause.label(), &subject);
@@ -194,6 +201,7 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NotHere(cause) => cause.into(),
+            Refusal::Denied(reason) => Self::Denied(reason),
             Refusal::Range(error) => Self::Range(error),
         }
     }

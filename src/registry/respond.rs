@@ -10,11 +10,15 @@ use prometheus_client::metrics::counter::Counter;
 use crate::listener::Body;
 use crate::mirror::{Answer, NotHere};
 use crate::oci::{Digest, DigestError, Name, RangeError, ReferenceError};
+use crate::policy::Reason;
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Which registry the answer stands for (distribution specification, "Registry Proxying").
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// Label of what a policy denies.
+pub(super) const DENIED: &str = "denied";
 
 /// Kind of a request, a label of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +77,7 @@ impl Cause {
             Self::NotHere(cause) => match cause {
                 NotHere::Unknown => "unknown",
                 NotHere::Private => "private",
+                NotHere::Bypassed => "bypassed",
                 NotHere::TagUpstream => "tag-upstream",
                 NotHere::TagDisputed => "tag-disputed",
                 NotHere::PeersFailed => "peers-failed",
@@ -94,6 +99,7 @@ impl Cause {
             Self::NotHere(cause) => match cause {
                 NotHere::Unknown => b"Not Here (peili: no live trusted node holds it)",
                 NotHere::Private => b"Not Here (peili: private, only upstream may serve its manifests)",
+                NotHere::Bypassed => b"Not Here (peili: policy leaves it to the registry)",
                 NotHere::TagUpstream => b"Not Here (peili: the tag's registry answers)",
                 NotHere::TagDisputed => b"Not Here (peili: peers disagree about the tag)",
                 NotHere::PeersFailed => b"Not Here (peili: all peers that hold it failed)",
@@ -133,6 +139,20 @@ pub(super) fn not_here(kind: Kind, cause: &Cause, head: bool) -> Response<Body> 
     let body = error_body(cause.code(kind), &cause.message(), cause.label());
     let mut response = json(StatusCode::NOT_FOUND, "application/json", body, head);
     response.extensions_mut().insert(reason(cause));
+    response
+}
+
+/// 403 with a policy's reason, which is in the status line too: it is all that kubelet's event shows.
+pub(super) fn denied(reason: &Reason, head: bool) -> Response<Body> {
+    let message = format!("Denied (peili: {})", reason.message);
+    let body = serde_json::json!({
+        "errors": [{ "code": "DENIED", "message": message, "detail": { "cause": DENIED, "code": reason.code } }]
+    });
+    let mut response = json(StatusCode::FORBIDDEN, "application/json", body.to_string().into(), head);
+    let phrase = ReasonPhrase::try_from(message.as_bytes());
+    response
+        .extensions_mut()
+        .insert(phrase.unwrap_or(const { ReasonPhrase::from_static(b"Denied (peili)") }));
     response
 }
 

@@ -22,6 +22,7 @@ mod cluster;
 mod configure;
 mod faults;
 mod network;
+mod policies;
 mod pulls;
 
 /// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
     cases.extend(configure::cases());
     cases.extend(faults::cases());
     cases.extend(network::cases());
+    cases.extend(policies::cases());
     cases.extend(pulls::cases());
     let is_wanted = |trial: &Trial| !arguments.list && !arguments.is_filtered_out(trial);
     let trials = cases.into_iter().map(|case| case.into_trial(is_wanted)).collect();

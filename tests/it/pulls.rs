@@ -4,7 +4,7 @@ mod artifacts;
 mod clients;
 mod hosts;
 mod ownership;
-mod tags;
+pub(crate) mod tags;
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// For names of cases.
-fn short(generation: Generation) -> &'static str {
+pub(crate) fn short(generation: Generation) -> &'static str {
     match generation {
         Generation::V1_6 => "containerd_1_6",
         Generation::V1_7 => "containerd_1_7",
@@ -70,7 +70,7 @@ fn short(generation: Generation) -> &'static str {
     }
 }
 
-fn needs(generation: Generation) -> [Requirement; 3] {
+pub(crate) fn needs(generation: Generation) -> [Requirement; 3] {
     [Requirement::Root, Requirement::Iproute2, Requirement::Containerd(generation)]
 }
 

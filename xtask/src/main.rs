@@ -22,13 +22,13 @@ Commands:
       Installs what is missing (saying what and why; Debian and Ubuntu as root, elsewhere it says what to install), then
       builds the program twice (also as the next version, for the tests of upgrades) and runs formatting, clippy, unit,
       integration and doc tests, the demo (as root also on containerds), and a soak of one minute. The last line is
-      `N passed, N failed, N skipped`; what is not done after an hour is ended and has failed. With a FILTER, only the
+      `N passed, N failed, N skipped`; what is not done after 75 minutes is ended and has failed. With a FILTER, only the
       tests whose names contain it.
       --no-install   use only what is there; tests that lack something count as skipped
 
   demo [--containerd] [--json]
-      Nodes that find each other, one image, deaths in mid-pull, a newcomer and a stranger. Needs neither root nor Docker
-      nor internet.
+      Nodes that find each other, one image, deaths in mid-pull, a newcomer, a stranger and a policy. Needs neither root nor
+      Docker nor internet, once it is built.
       --containerd   the same on real containerds in network namespaces; needs root
       --json         prints the summary as JSON to standard output, all else to standard error
 
@@ -43,6 +43,9 @@ Commands:
       some minutes, 5,000 half an hour and 8 GiB.
       --calibrate    the simulation beside 50 real processes, in a minute and a half; as root, on a machine with nothing
                      else to do
+
+  plugins
+      Builds the policies of plugins/ to components in the build folder's `plugins`; `test` does so too.
 
   setup
       Only the first part of `test`: installs what is missing.
@@ -84,10 +87,22 @@ fn run(arguments: &[String]) -> Result<bool> {
     }
     match command {
         "test" => Ok(test::run(&test::Options::parse(rest)?)),
-        "demo" => laboratory("demo", rest, false),
+        "demo" => {
+            setup::install_for_build()?;
+            setup::install_for_policies();
+            build_policies(&programs(false)?.0.join("peili"))?;
+            laboratory("demo", rest, false)
+        }
         "bench" => laboratory("bench", rest, true),
         "soak" => laboratory("soak", rest, false),
         "simulate" => laboratory("simulate", rest, true),
+        "plugins" => {
+            ensure!(rest.is_empty(), "`plugins` takes no arguments");
+            setup::install_for_build()?;
+            setup::install_for_policies();
+            build_policies(&programs(false)?.0.join("peili"))?;
+            Ok(true)
+        }
         "setup" => {
             ensure!(rest.is_empty(), "`setup` takes no arguments");
             setup::install()?;
@@ -127,6 +142,22 @@ fn programs(release: bool) -> Result<Programs> {
     let built = cargo().args(["build", "--workspace", "--bins"]).args(profile).status()?;
     ensure!(built.success(), "the programs do not build");
     Ok(Programs(target().join(if release { "release" } else { "debug" })))
+}
+
+/// The policies, as folders of `plugins` and names of components.
+const POLICIES: [&str; 2] = ["allow-list", "testguests"];
+
+/// Builds the policies by this `peili`.
+fn build_policies(peili: &Path) -> Result<()> {
+    let folder = target().join("plugins");
+    std::fs::create_dir_all(&folder)?;
+    for name in POLICIES {
+        let (source, out) = (root().join("plugins").join(name), folder.join(name).with_extension("wasm"));
+        let built =
+            Command::new(peili).args(["plugin", "build"]).arg(source).arg("--out").arg(out).status()?;
+        ensure!(built.success(), "the policy {name} does not build");
+    }
+    Ok(())
 }
 
 /// cargo, in the repository's root.

@@ -52,6 +52,16 @@ const TESTS: [Package; 6] = [
     Package { name: "nginx-light", program: "nginx", reason: "the yardstick of the benchmarks" },
 ];
 
+/// What makes WebAssembly on Debian, where the compiler in use has no target for it.
+const POLICIES: [Package; 2] = [
+    Package {
+        name: "rustc-web cargo-web rust-web-src",
+        program: "/usr/bin/rustc",
+        reason: "the policies are built for WebAssembly, with their standard library",
+    },
+    Package { name: "lld-19", program: "wasm-ld-19", reason: "the linker of WebAssembly" },
+];
+
 const CONTAINERDS: [Containerd; 3] = [
     Containerd { version: "1.6.", variable: "PEILI_CONTAINERD_16", suite: "bookworm" },
     Containerd { version: "1.7.", variable: "PEILI_CONTAINERD_17", suite: "trixie" },
@@ -62,6 +72,7 @@ const CONTAINERDS: [Containerd; 3] = [
 pub(crate) fn install() -> Result<()> {
     install_for_build()?;
     packages(&TESTS);
+    install_for_policies();
     for containerd in &CONTAINERDS {
         if containerd.is_missing() {
             let version = containerd.version;
@@ -80,6 +91,24 @@ pub(crate) fn install() -> Result<()> {
 pub(crate) fn install_for_build() -> Result<()> {
     packages(&BUILD);
     Ok(())
+}
+
+/// Installs what building policies needs, unless rustup's target is there.
+pub(crate) fn install_for_policies() {
+    if !has_wasm() {
+        packages(&POLICIES);
+    }
+}
+
+/// Whether policies can be built.
+pub(crate) fn can_build_policies() -> bool {
+    has_wasm() || POLICIES.iter().all(|package| program(package.program).is_some())
+}
+
+fn has_wasm() -> bool {
+    let mut rustc = Command::new("rustc");
+    let output = rustc.args(["--print", "target-libdir", "--target", "wasm32-unknown-unknown"]).output();
+    output.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
 }
 
 /// Whether the workspace can be built.
@@ -180,7 +209,7 @@ fn packages(packages: &[Package]) {
     for package in &missing {
         println!("setup: {}: {}", package.name, package.reason);
     }
-    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let names: Vec<&str> = missing.iter().flat_map(|package| package.name.split(' ')).collect();
     if !is_root() || program("apt-get").is_none() {
         println!("setup: please install by hand: {}", names.join(" "));
         return;

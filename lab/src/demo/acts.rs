@@ -10,7 +10,7 @@ use peili_lab::wait;
 use super::Act;
 use super::screen::bytes;
 use super::stage::{LIMIT, Main, REGISTRY, Stage, size};
-use super::{newcomer, stranger};
+use super::{newcomer, policy, stranger};
 
 const MIB: u64 = 1 << 20;
 
@@ -47,6 +47,10 @@ pub(super) const ACTS: &[Act] = &[
     Act {
         title: "A stranger with another cluster's key asks for an image that all nodes have.",
         run: |stage| Box::pin(stranger::gets_nothing(stage)),
+    },
+    Act {
+        title: "A policy, one mounted file of WebAssembly, decides on node-3 what is mirrored.",
+        run: |stage| Box::pin(policy::decides(stage)),
     },
 ];
 

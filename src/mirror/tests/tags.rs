@@ -41,7 +41,7 @@ async fn a_disputed_tag_is_refused() {
     lab.hold(0, &artifact);
     lab.hold(1, &other);
     let disputed = Refusal::NotHere(NotHere::TagDisputed);
-    assert_eq!(outcome(lab.manifest("library/app", "v1").await), Err(disputed));
+    assert_eq!(outcome(lab.manifest("library/app", "v1").await), Err(disputed.clone()));
     // This node has a say too.
     let lab = Lab::new(1);
     lab.hold(0, &artifact);

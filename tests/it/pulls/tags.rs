@@ -32,7 +32,7 @@ async fn ask(cluster: &Cluster, node: usize, image: &Image) -> Answer {
     cluster.nodes[node].peili.fetch(&path).await.unwrap()
 }
 
-pub(super) fn cause(answer: &Answer) -> Value {
+pub(crate) fn cause(answer: &Answer) -> Value {
     let body: Value = serde_json::from_slice(&answer.body).unwrap();
     body["errors"][0]["detail"]["cause"].clone()
 }

@@ -1,0 +1,188 @@
+//! What the policies say about a request, and what that means here: a plan, "not here", or a refusal.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::fetch::Limits;
+use super::{NotHere, Refusal, Shared};
+use crate::oci::{Digest, Level, Name, RangeHeader, is_manifest};
+use crate::policy::Reason;
+use crate::policy::registry::{
+    Availability, Operation, Plan, Reference, Request, Requester, Ruling, TagResolution, Way,
+};
+
+/// Downloads whose plan is kept for their ranges, and for how long.
+const KEPT: usize = 1024;
+const KEEP: Duration = Duration::from_secs(300);
+
+/// The plans of downloads, so that the ranges of one keep the decision about the whole.
+#[derive(Debug, Default)]
+pub(super) struct Plans(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// With the generation of the policies that it is of, and when it was made.
+    plans: HashMap<(Name, Digest), (Plan, i64, Instant)>,
+    order: VecDeque<(Name, Digest)>,
+}
+
+impl Plans {
+    fn put(&self, name: &Name, digest: &Digest, plan: &Plan, generation: i64, now: Instant) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (name.clone(), *digest);
+        if kept.plans.insert(key.clone(), (plan.clone(), generation, now)).is_none() {
+            kept.order.push_back(key);
+        }
+        while kept.order.len() > KEPT
+            && let Some(oldest) = kept.order.pop_front()
+        {
+            kept.plans.remove(&oldest);
+        }
+    }
+
+    fn get(&self, name: &Name, digest: &Digest, generation: i64, now: Instant) -> Option<Plan> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (plan, of, made) = kept.plans.get(&(name.clone(), *digest))?;
+        (*of == generation && now.duration_since(*made) <= KEEP).then(|| plan.clone())
+    }
+}
+
+impl Shared {
+    /// How a manifest is mirrored, if it is.
+    pub(super) fn plan_manifest(&self, name: &Name, reference: Reference) -> Result<Plan, Refusal> {
+        if !self.policy.is_active() {
+            return Ok(Plan::default());
+        }
+        self.rule(Operation::Manifests, name, Some(reference))
+    }
+
+    /// How a blob is mirrored, if it is. A range that goes on keeps the plan of the whole.
+    pub(super) fn plan_blob(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        range: Option<RangeHeader>,
+    ) -> Result<Plan, Refusal> {
+        if !self.policy.is_active() {
+            return Ok(Plan::default());
+        }
+        let goes_on = matches!(range, Some(RangeHeader::From(1..) | RangeHeader::Between(1.., _)));
+        let generation = self.policy.generation();
+        if goes_on && let Some(plan) = self.plans.get(name, digest, generation, Instant::now()) {
+            return Ok(plan);
+        }
+        let plan = self.rule(Operation::Blobs, name, Some(Reference::Digest(*digest)))?;
+        self.plans.put(name, digest, &plan, generation, Instant::now());
+        Ok(plan)
+    }
+
+    /// Whether a list of a repository may be answered.
+    pub(super) fn allows_list(&self, operation: Operation, name: &Name, digest: Option<&Digest>) -> bool {
+        let reference = digest.map(|digest| Reference::Digest(*digest));
+        !self.policy.is_active() || self.rule(operation, name, reference).is_ok()
+    }
+
+    fn rule(&self, operation: Operation, name: &Name, reference: Option<Reference>) -> Result<Plan, Refusal> {
+        let mut descriptor = (None, None);
+        let mut availability = Availability::default();
+        if let Some(Reference::Digest(digest)) = &reference {
+            availability.peers = u32::try_from(self.fetcher.holders(digest)).unwrap_or(u32::MAX);
+            if let Some(blob) = self.store.describe(digest) {
+                availability.local = true;
+                descriptor = (Some(blob.descriptor.media_type.clone()), Some(blob.descriptor.size));
+            }
+        }
+        let request = Request {
+            operation,
+            requester: Requester::Runtime,
+            name: name.clone(),
+            reference,
+            descriptor,
+            availability,
+            now: SystemTime::now(),
+        };
+        let Ruling { way, by } = self.policy.decide(&request);
+        match way {
+            Way::Mirror(plan) => Ok(plan),
+            Way::Bypass => Err(Refusal::NotHere(NotHere::Bypassed)),
+            Way::Deny(reason) => {
+                tracing::debug!(%name, policy = by.as_deref(), code = reason.code, "denied");
+                Err(Refusal::Denied(reason))
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// What it says about peers.
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            least: self.min_trust.unwrap_or(Level::Blobs),
+            fan_out: self.max_fan_out.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Whether peers are asked about tags although the registry answers.
+    pub(super) fn prefers_peers_for_tags(&self) -> bool {
+        self.tag_resolution == Some(TagResolution::Peers)
+    }
+
+    /// What is said where there is no content: that the registry is to be asked, or that it must not be.
+    pub(super) fn closes(&self, refusal: Refusal) -> Refusal {
+        match refusal {
+            Refusal::NotHere(_) if !self.leaves_to_origin() => Refusal::Denied(Reason {
+                code: "not-mirrored".into(),
+                message: "no node has it, and policy keeps the registry from being asked".into(),
+            }),
+            refusal => refusal,
+        }
+    }
+}
+
+/// What a peer asks for.
+pub(super) fn peer_request(
+    requester: Requester,
+    name: &Name,
+    reference: Reference,
+    descriptor: Option<(&std::sync::Arc<str>, u64)>,
+) -> Request {
+    let operation = match descriptor {
+        Some((media_type, _)) if !is_manifest(media_type) => Operation::Blobs,
+        _ => Operation::Manifests,
+    };
+    Request {
+        operation,
+        requester,
+        name: name.clone(),
+        reference: Some(reference),
+        descriptor: descriptor
+            .map_or((None, None), |(media_type, size)| (Some(media_type.clone()), Some(size))),
+        availability: Availability { local: true, peers: 0 },
+        now: SystemTime::now(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_of_one_generation_and_end() {
+        let plans = Plans::default();
+        let name = "r.test/a/b:v1".parse::<crate::oci::Reference>().unwrap().name;
+        let (digest, now) = (Digest::sha256(b"a layer"), Instant::now());
+        let plan = Plan { always_verify: true, ..Plan::default() };
+        plans.put(&name, &digest, &plan, 1, now);
+        assert_eq!(plans.get(&name, &digest, 1, now + KEEP), Some(plan.clone()));
+        assert_eq!(plans.get(&name, &digest, 2, now), None, "what other policies said");
+        assert_eq!(plans.get(&name, &digest, 1, now + KEEP + Duration::from_secs(1)), None);
+        for number in 0..KEPT as u64 {
+            plans.put(&name, &Digest::sha256(&number.to_le_bytes()), &plan, 1, now);
+        }
+        assert_eq!(plans.get(&name, &digest, 1, now), None, "the oldest made room");
+        assert_eq!(plans.0.lock().unwrap().plans.len(), KEPT);
+    }
+}

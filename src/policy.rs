@@ -1,0 +1,120 @@
+//! Policies: WebAssembly components that decide, where the mirror has something to decide.
+//!
+//! Owns plain types of requests and verdicts, one trait for each world, the rules by which the verdicts of a chain become one
+//! ruling, and the generation of policies in force. It reads component files and nothing else of the system. It does not know
+//! who asks, nor what is done with an answer. wasmtime stays in `engine`.
+//!
+//! A policy can decide and nothing more: it has bounded time and memory, and whatever it does instead of answering becomes
+//! its failure verdict for that request alone.
+
+mod chain;
+mod config;
+mod engine;
+mod generation;
+mod load;
+pub mod metrics;
+pub mod registry;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+pub use config::{Config, Failing, Mode, Plugin};
+pub use engine::SIZE_LIMIT;
+pub use generation::{Loaded, Policies};
+pub use load::{LoadError, Stage};
+
+/// What a policy is told about a node, its own or a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its peer ID; always proved.
+    pub id: String,
+    /// Its Kubernetes name; empty: unknown.
+    pub name: String,
+    /// Where the name is from.
+    pub name_provenance: Provenance,
+    /// Its version of Peili.
+    pub version: String,
+    /// What it is labelled with.
+    pub labels: Vec<Label>,
+}
+
+/// Where a fact about a node is from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Provenance {
+    /// The node says so.
+    #[default]
+    Claimed,
+    /// Evidence was checked here.
+    Verified,
+    /// This node's configuration says so.
+    Configured,
+}
+
+/// A label of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Such as `topology.kubernetes.io/zone`.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+    /// Where it is from.
+    pub provenance: Provenance,
+}
+
+/// Why a verdict is what it is, in words that can be shown as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Kebab-case, at most 64 bytes.
+    pub code: String,
+    /// At most 256 bytes, escaped.
+    pub message: String,
+}
+
+/// A policy that did not answer, or whose answer is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Its time was up.
+    #[error("its time was up")]
+    Time,
+    /// It wanted more memory than it may have.
+    #[error("it wanted more memory than it may have")]
+    Memory,
+    /// It called itself too often.
+    #[error("its stack was full")]
+    Stack,
+    /// It panicked, or did what a component must not.
+    #[error("it trapped: {0}")]
+    Trap(String),
+    /// Its answer breaks the contract.
+    #[error("its verdict is invalid: {0}")]
+    Invalid(String),
+    /// It trapped on this input and others, and is asked about it once a second.
+    #[error("it trapped on this before and is asked again in a second")]
+    Quarantined,
+    /// It could not be loaded, and there is nothing older.
+    #[error("it is not loaded")]
+    Absent,
+}
+
+impl Failure {
+    /// Label in metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Time => "time",
+            Self::Memory => "memory",
+            Self::Stack => "stack",
+            Self::Trap(_) => "trap",
+            Self::Invalid(_) => "invalid",
+            Self::Quarantined => "quarantined",
+            Self::Absent => "absent",
+        }
+    }
+
+    /// Whether the instance that failed is good for nothing more.
+    fn is_trap(&self) -> bool {
+        matches!(self, Self::Time | Self::Memory | Self::Stack | Self::Trap(_))
+    }
+}

@@ -1,0 +1,66 @@
+//! What an operator says about policies.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The policies of each world, in the order in which they are asked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Asked about each manifest and blob, for the runtime and for peers. Any denial wins; otherwise the first that mirrors or
+    /// bypasses; if all abstain, Peili decides as without policies.
+    pub registry: Vec<Plugin>,
+}
+
+/// One policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Plugin {
+    /// Its name in log, status and metrics: lower-case letters, digits and `-`.
+    pub name: String,
+    /// The component: a `.wasm` file of at most 4 MiB.
+    pub path: PathBuf,
+    /// SHA-256 that the file must have, in hexadecimal. Without it any content of the file is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// What it is configured with, as its own documentation says.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub settings: serde_json::Value,
+    /// Whether its verdicts count.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Its verdict where it does not answer.
+    #[serde(default)]
+    pub failure: Failing,
+}
+
+/// Whether verdicts count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// They do.
+    #[default]
+    Enforce,
+    /// They are counted and change nothing.
+    Monitor,
+}
+
+/// The verdict of a policy that does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failing {
+    /// The request is not Peili's: the runtime goes to the registry itself.
+    #[default]
+    Bypass,
+    /// It is refused.
+    Deny,
+}
+
+impl Plugin {
+    /// The settings as JSON; `{}` where there are none.
+    pub(super) fn settings(&self) -> String {
+        if self.settings.is_null() { "{}".into() } else { self.settings.to_string() }
+    }
+}

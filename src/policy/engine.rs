@@ -1,0 +1,255 @@
+//! wasmtime: compiles components, keeps configured instances warm, and calls them within bounds of time and memory.
+//!
+//! Nothing of wasmtime leaves this module. A call runs on the thread of who asks and is ended by the epoch: a thread of its
+//! own counts milliseconds, and only while calls run. Instances are thrown away after a trap, after many calls and where
+//! they have grown. No code is loaded but what was compiled here from the component.
+
+mod host;
+mod inspect;
+mod ticker;
+mod v0_1;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Config, Store, Trap};
+
+use self::host::{Host, Voice};
+use self::ticker::Ticker;
+use self::v0_1::{RegistryPolicy, RegistryPolicyPre};
+use super::chain::Answers;
+use super::registry::{Request, Verdict};
+use super::{Failure, Node};
+
+pub use inspect::SIZE_LIMIT;
+pub(super) use inspect::Unfit;
+
+/// Memory of one instance, in bytes.
+const MEMORY: usize = 16 << 20;
+/// Stack of the guest's code, in bytes: a part of the 2 MiB that a thread has.
+const STACK: usize = 256 << 10;
+/// What a call may make this process allocate: a verdict is at most 64 KiB by the contract.
+const HOST_BYTES: usize = 64 << 10;
+/// How long the first `configure` may take, on a machine that is busy.
+const CONFIGURE: Duration = Duration::from_secs(1);
+/// How long a new instance may take, since one is made while a request waits: half of what that has.
+pub(super) const READY: Duration = Duration::from_millis(5);
+/// Instances that are made at first, to see how long it takes.
+const FIRST: usize = 3;
+/// Instances of one policy that are kept between calls: as many as ask at once.
+const WARM: usize = 16;
+/// Calls after which an instance is replaced, so that what it gathers is bounded.
+const CALLS: u32 = 10_000;
+
+/// The engine, and what all components have in common.
+pub(super) struct Engine {
+    engine: wasmtime::Engine,
+    linker: Linker<Host>,
+    ticker: Ticker,
+}
+
+/// A component that was compiled.
+#[derive(Clone)]
+pub(super) struct Compiled {
+    pre: RegistryPolicyPre<Host>,
+}
+
+/// What is said once a policy is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Info {
+    /// One line, escaped.
+    pub(super) summary: String,
+}
+
+/// Why a policy cannot be configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It does not like its settings: pointers and messages, escaped.
+    Settings(Vec<(String, String)>),
+    /// Its instances are not ready in [`READY`].
+    Slow(Duration),
+    /// What it keeps leaves it no memory.
+    Large,
+    /// It needs what this host has not got.
+    Requires(String),
+    Failed(Failure),
+}
+
+/// A configured policy.
+pub(super) struct Policy {
+    engine: Arc<Engine>,
+    compiled: Compiled,
+    voice: Arc<Voice>,
+    settings: String,
+    here: v0_1::Node,
+    warm: Mutex<Vec<Instance>>,
+}
+
+struct Instance {
+    store: Store<Host>,
+    exports: RegistryPolicy,
+    calls: u32,
+}
+
+impl Engine {
+    /// The engine of the worlds that are asked often.
+    pub(super) fn new() -> Result<Self, String> {
+        let mut config = Config::new();
+        config
+            .wasm_component_model(true)
+            // Costs half a microsecond a call, and is for guests that wait.
+            .concurrency_support(false)
+            .epoch_interruption(true)
+            .max_wasm_stack(STACK)
+            // No signal handlers in a process whose signals are tokio's, and no address space that guards reserve.
+            .signals_based_traps(false)
+            .memory_reservation(0)
+            .memory_reservation_for_growth(1 << 20)
+            .memory_guard_size(0)
+            .memory_init_cow(false)
+            .wasm_backtrace_max_frames(None);
+        let engine = wasmtime::Engine::new(&config).map_err(|error| format!("{error:#}"))?;
+        let mut linker = Linker::new(&engine);
+        v0_1::add_to_linker(&mut linker).map_err(|error| format!("{error:#}"))?;
+        let ticker = Ticker::start(engine.clone()).map_err(|error| format!("no thread: {error}"))?;
+        Ok(Self { engine, linker, ticker })
+    }
+
+    /// Compiles a component, which may take a second for a large one.
+    pub(super) fn compile(&self, bytes: &[u8]) -> Result<Compiled, Unfit> {
+        inspect::check(bytes)?;
+        let compile = || Component::new(&self.engine, bytes);
+        let component = catch_unwind(AssertUnwindSafe(compile))
+            .unwrap_or_else(|_| Err(wasmtime::Error::msg("the compiler failed")))
+            .map_err(|error| Unfit::Compile(format!("{error:#}")))?;
+        inspect::check_world(&self.engine, &component)?;
+        let mut linker = self.linker.clone();
+        // Those of wasm32-wasip2, whose standard library names them also where nothing uses them.
+        linker
+            .define_unknown_imports_as_traps(&component)
+            .map_err(|error| Unfit::Compile(format!("{error:#}")))?;
+        let pre = linker.instantiate_pre(&component).and_then(RegistryPolicyPre::new);
+        Ok(Compiled { pre: pre.map_err(|error| Unfit::World(format!("{error:#}")))? })
+    }
+}
+
+impl Policy {
+    /// Configures a component, and keeps the instance.
+    pub(super) fn configure(
+        engine: Arc<Engine>,
+        compiled: Compiled,
+        name: Arc<str>,
+        settings: String,
+        here: &Node,
+    ) -> Result<(Self, Info), Refused> {
+        let voice = Arc::new(Voice::new(name));
+        let policy = Self { engine, compiled, voice, settings, here: here.into(), warm: Mutex::default() };
+        let (mut least, mut said) = (Duration::MAX, None);
+        for _ in 0..FIRST {
+            let began = Instant::now();
+            let (instance, info) = policy.instance(began + CONFIGURE)?;
+            least = least.min(began.elapsed());
+            if instance.is_large() {
+                return Err(Refused::Large);
+            }
+            policy.keep(instance);
+            said = Some(info);
+        }
+        match said {
+            Some(info) if least <= READY => Ok((policy, info)),
+            _ => Err(Refused::Slow(least)),
+        }
+    }
+
+    /// A new instance, configured.
+    fn instance(&self, deadline: Instant) -> Result<(Instance, Info), Refused> {
+        let _running = self.engine.ticker.run();
+        let mut store = Store::new(&self.engine.engine, Host::new(Arc::clone(&self.voice), MEMORY));
+        store.limiter(|host| host);
+        store.set_hostcall_fuel(HOST_BYTES);
+        store.epoch_deadline_trap();
+        self.engine.ticker.limit(&mut store, deadline);
+        let make = || -> Result<_, wasmtime::Error> {
+            let exports = self.compiled.pre.instantiate(&mut store)?;
+            let lifecycle = exports.peili_policy_lifecycle();
+            let info = lifecycle.call_configure(&mut store, &self.settings, Some(&self.here))?;
+            Ok((exports, info))
+        };
+        let made = catch_unwind(AssertUnwindSafe(make));
+        match made.unwrap_or_else(|_| Err(wasmtime::Error::msg("the host failed"))) {
+            Ok((exports, Ok(info))) => {
+                let info = v0_1::info(&info).map_err(Refused::Requires)?;
+                Ok((Instance { store, exports, calls: 0 }, info))
+            }
+            Ok((_, Err(errors))) => Err(Refused::Settings(v0_1::setting_errors(&errors))),
+            Err(error) => Err(Refused::Failed(failure(&error, store.data()))),
+        }
+    }
+
+    fn take(&self) -> Option<Instance> {
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn keep(&self, instance: Instance) {
+        if instance.calls >= CALLS || instance.is_large() {
+            return;
+        }
+        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        if warm.len() < WARM {
+            warm.push(instance);
+        }
+    }
+}
+
+impl Instance {
+    /// Whether it has grown so much that a new one is better.
+    fn is_large(&self) -> bool {
+        self.store.data().memory() > MEMORY / 2
+    }
+}
+
+impl Answers for Policy {
+    fn decide(&self, request: &Request, deadline: Instant) -> Result<Verdict, Failure> {
+        if Instant::now() >= deadline {
+            return Err(Failure::Time);
+        }
+        let mut instance = match self.take() {
+            Some(instance) => instance,
+            None => match self.instance(deadline) {
+                Ok((instance, _)) => instance,
+                Err(Refused::Failed(failure)) => return Err(failure),
+                // It took them before, so it is not what it was.
+                Err(_) => return Err(Failure::Trap("it refuses the settings that it had taken".into())),
+            },
+        };
+        let request = v0_1::request(request);
+        let called = {
+            let _running = self.engine.ticker.run();
+            self.engine.ticker.limit(&mut instance.store, deadline);
+            instance.store.data_mut().begin();
+            instance.calls += 1;
+            let Instance { store, exports, .. } = &mut instance;
+            catch_unwind(AssertUnwindSafe(|| exports.peili_policy_registry().call_decide(store, &request)))
+        };
+        match called.unwrap_or_else(|_| Err(wasmtime::Error::msg("the host failed"))) {
+            Ok(verdict) => {
+                let verdict = v0_1::verdict(verdict).map_err(Failure::Invalid);
+                self.keep(instance);
+                verdict
+            }
+            Err(error) => Err(failure(&error, instance.store.data())),
+        }
+    }
+}
+
+fn failure(error: &wasmtime::Error, host: &Host) -> Failure {
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::Interrupt) => Failure::Time,
+        Some(Trap::StackOverflow) => Failure::Stack,
+        _ if host.was_refused() => Failure::Memory,
+        Some(trap) => Failure::Trap(trap.to_string()),
+        None => Failure::Trap(super::text::clean(&format!("{error:#}"), 256)),
+    }
+}

@@ -1,0 +1,120 @@
+//! What a guest finds around it: a bound of its memory, and a log that takes few lines.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use wasmtime::ResourceLimiter;
+
+use super::v0_1::logging;
+use crate::policy::text::clean;
+
+/// Longest line of a guest in the log, in bytes (`wit/policy.wit`).
+const LINE: usize = 1024;
+/// Lines that one call may write; what is more is dropped.
+const LINES: u32 = 8;
+/// Lines that all calls of a policy may write at once, and how long each takes to be given back.
+const BURST: u32 = 32;
+const REFILL: Duration = Duration::from_millis(100);
+/// Elements of all tables of an instance.
+const TABLE: usize = 10_000;
+
+/// A policy's place in the log.
+#[derive(Debug)]
+pub(super) struct Voice {
+    policy: Arc<str>,
+    /// Lines that may still be written, as of then.
+    left: Mutex<(u32, Instant)>,
+}
+
+/// What belongs to one instance.
+pub(super) struct Host {
+    voice: Arc<Voice>,
+    limit: usize,
+    memory: usize,
+    was_refused: bool,
+    lines: u32,
+}
+
+impl Voice {
+    pub(super) fn new(policy: Arc<str>) -> Self {
+        Self { policy, left: Mutex::new((BURST, Instant::now())) }
+    }
+
+    fn may_speak(&self, now: Instant) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = now.saturating_duration_since(left.1).as_millis() / REFILL.as_millis();
+        if given > 0 {
+            *left = (left.0.saturating_add(u32::try_from(given).unwrap_or(u32::MAX)).min(BURST), now);
+        }
+        let may = left.0 > 0;
+        left.0 = left.0.saturating_sub(1);
+        may
+    }
+}
+
+impl Host {
+    pub(super) fn new(voice: Arc<Voice>, limit: usize) -> Self {
+        Self { voice, limit, memory: 0, was_refused: false, lines: 0 }
+    }
+
+    /// A call begins.
+    pub(super) fn begin(&mut self) {
+        self.lines = 0;
+    }
+
+    /// Bytes of memory that the instance has.
+    pub(super) fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Whether it wanted more than it may have.
+    pub(super) fn was_refused(&self) -> bool {
+        self.was_refused
+    }
+}
+
+impl ResourceLimiter for Host {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        let all = self.memory.saturating_add(desired.saturating_sub(current));
+        if all > self.limit {
+            self.was_refused = true;
+            return Ok(false);
+        }
+        self.memory = all;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= TABLE)
+    }
+
+    /// A component has a few beside the guest's own.
+    fn instances(&self) -> usize {
+        32
+    }
+
+    fn memories(&self) -> usize {
+        4
+    }
+
+    fn tables(&self) -> usize {
+        16
+    }
+}
+
+impl logging::Host for Host {
+    fn log(&mut self, level: logging::Level, message: String) {
+        self.lines += 1;
+        if self.lines > LINES || !self.voice.may_speak(Instant::now()) {
+            return;
+        }
+        let message = clean(&message, LINE);
+        let policy = &*self.voice.policy;
+        match level {
+            logging::Level::Trace | logging::Level::Debug => tracing::debug!(policy, "{message}"),
+            logging::Level::Info => tracing::info!(policy, "{message}"),
+            logging::Level::Warn => tracing::warn!(policy, "{message}"),
+            logging::Level::Error => tracing::error!(policy, "{message}"),
+        }
+    }
+}

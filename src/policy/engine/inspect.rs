@@ -1,0 +1,101 @@
+//! Whether bytes are a component that may be compiled: bounded, of a world and a version of the contract that this host has.
+//! Compilers take long for crafted input, and nobody upstream calls that a fault, so the bounds come first.
+
+use wasmparser::{Encoding, Parser, Payload};
+use wasmtime::component::Component;
+
+/// Largest component, in bytes.
+pub const SIZE_LIMIT: u64 = 4 << 20;
+/// Functions of all its modules.
+const FUNCTIONS: u32 = 20_000;
+/// Largest body of a function, in bytes: the compiler's time grows faster than it.
+const BODY: usize = 256 << 10;
+/// What a policy of the registry world exports, without the version.
+const EXPORT: &str = "peili:policy/registry";
+/// The versions of the contract that this host speaks.
+const SUPPORTED: &str = "0.1";
+
+/// Why a component is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::policy) enum Unfit {
+    #[error("it has {0} bytes, more than 4 MiB")]
+    Size(u64),
+    #[error("{0}")]
+    Form(String),
+    #[error("{0}")]
+    World(String),
+    #[error("it cannot be compiled: {0}")]
+    Compile(String),
+}
+
+/// Bounds, before the compiler sees anything.
+pub(super) fn check(bytes: &[u8]) -> Result<(), Unfit> {
+    if bytes.len() as u64 > SIZE_LIMIT {
+        return Err(Unfit::Size(bytes.len() as u64));
+    }
+    let form = |text: &str| Unfit::Form(text.into());
+    if !bytes.starts_with(b"\0asm") {
+        return Err(form("it is no WebAssembly"));
+    }
+    let mut functions = 0_u32;
+    for (index, payload) in Parser::new(0).parse_all(bytes).enumerate() {
+        let payload = payload.map_err(|error| {
+            Unfit::Form(format!("it is damaged: {} at byte {}", error.message(), error.offset()))
+        })?;
+        match payload {
+            Payload::Version { encoding: Encoding::Module, .. } if index == 0 => {
+                return Err(form(
+                    "it is a core module and no component; `peili plugin build` makes one of it",
+                ));
+            }
+            Payload::CodeSectionStart { count, .. } => {
+                functions = functions.saturating_add(count);
+                if functions > FUNCTIONS {
+                    return Err(form("it has more than 20,000 functions"));
+                }
+            }
+            Payload::CodeSectionEntry(body) if body.range().len() > BODY => {
+                return Err(form("a function has more than 256 KiB"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The world, by what is exported, and imports that are none of a policy's.
+pub(super) fn check_world(engine: &wasmtime::Engine, component: &Component) -> Result<(), Unfit> {
+    let component = component.component_type();
+    let exports: Vec<String> = component.exports(engine).map(|(name, _)| name.to_owned()).collect();
+    let version = |interface: &str| {
+        exports.iter().find_map(|name| name.strip_prefix(interface)?.strip_prefix('@').map(str::to_owned))
+    };
+    match version(EXPORT) {
+        Some(version) if is_supported(&version) => {}
+        Some(version) => {
+            return Err(Unfit::World(format!(
+                "it is built for version {version} of the contract; this Peili has {SUPPORTED}"
+            )));
+        }
+        None => {
+            let other = ["trust", "election"]
+                .into_iter()
+                .find(|world| version(&format!("peili:policy/{world}")).is_some());
+            return Err(Unfit::World(match other {
+                Some(world) => format!("it is a policy of the {world} world, not of the registry world"),
+                None => format!("it is no policy: it does not export `{EXPORT}`"),
+            }));
+        }
+    }
+    for (name, _) in component.imports(engine) {
+        let is_known = ["peili:policy/logging@0.1.", "peili:policy/types@0.1.", "wasi:"];
+        if !is_known.iter().any(|known| name.starts_with(known)) {
+            return Err(Unfit::World(format!("it imports `{name}`, which policies do not get")));
+        }
+    }
+    Ok(())
+}
+
+fn is_supported(version: &str) -> bool {
+    version.strip_prefix(SUPPORTED).is_some_and(|rest| rest.starts_with('.'))
+}

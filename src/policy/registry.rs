@@ -1,0 +1,289 @@
+//! The registry world: what is mirrored, from where and for whom. Requests, verdicts, and how verdicts become one ruling.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::{Failing, Node, Reason};
+use crate::oci::{Digest, Level, Name, Tag};
+
+/// What is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A manifest.
+    Manifests,
+    /// A blob.
+    Blobs,
+    /// The list of tags.
+    Tags,
+    /// The list of what refers to a manifest.
+    Referrers,
+}
+
+/// Which content of the repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// By tag.
+    Tag(Tag),
+    /// By digest.
+    Digest(Digest),
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Requester {
+    /// This node's container runtime.
+    Runtime,
+    /// A peer, for content held here.
+    Peer(Node, Level),
+}
+
+/// What is known of where the content is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Availability {
+    /// In this node's store.
+    pub local: bool,
+    /// At so many trusted peers.
+    pub peers: u32,
+}
+
+/// One request, as policies see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What is asked about.
+    pub operation: Operation,
+    /// Who asks.
+    pub requester: Requester,
+    /// The repository, by the client's word where the runtime asks, by this node's knowledge where a peer does.
+    pub name: Name,
+    /// Which content; none for a list of tags.
+    pub reference: Option<Reference>,
+    /// Media type and size, as far as they are known.
+    pub descriptor: (Option<Arc<str>>, Option<u64>),
+    /// Where it is.
+    pub availability: Availability,
+    /// The time of day.
+    pub now: SystemTime,
+}
+
+/// What one policy says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its decision.
+    pub decision: Decision,
+    /// Why.
+    pub reason: Option<Reason>,
+}
+
+/// A decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// None.
+    Abstain,
+    /// Mirrored so; for a peer: served.
+    Mirror(Plan),
+    /// Not Peili's: the runtime goes to the registry, a peer is not served.
+    Bypass,
+    /// Refused.
+    Deny,
+}
+
+/// How something is mirrored. The default is Peili's own way, without a constraint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Where it may come from, in this order; `None`: peers, then the registry.
+    pub sources: Option<Vec<Source>>,
+    /// Peers are not asked.
+    pub without_peers: bool,
+    /// The registry is not to be asked, as far as Peili can prevent it.
+    pub without_origin: bool,
+    /// How tags are resolved.
+    pub tag_resolution: Option<TagResolution>,
+    /// How old a peer's word about a tag may be.
+    pub max_tag_age: Option<Duration>,
+    /// Least level of a peer whose content is taken.
+    pub min_trust: Option<Level>,
+    /// Verified while it streams, whatever the configuration says.
+    pub always_verify: bool,
+    /// Peers that are asked at once.
+    pub max_fan_out: Option<u32>,
+}
+
+/// Where content comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Peers.
+    Peers,
+    /// The registry: the runtime goes there itself.
+    Origin,
+}
+
+/// How a tag is resolved; the strictest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TagResolution {
+    /// Peers are asked although the registry answers.
+    Peers,
+    /// By the tag's home node. There is none yet: as the next.
+    Home,
+    /// Peers only as long as the registry confirms it. It is not asked yet: as the next.
+    Revalidated,
+    /// Never by peers.
+    UpstreamOnly,
+}
+
+/// What all policies together say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// What is to be done.
+    pub way: Way,
+    /// The policy that decided; none where all abstained.
+    pub by: Option<Arc<str>>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Mirrored so.
+    Mirror(Plan),
+    /// Not Peili's.
+    Bypass,
+    /// Refused.
+    Deny(Reason),
+}
+
+/// Answers whether and how something is mirrored. It may take 10 ms, and does not wait for anything but its own work.
+pub trait RegistryPolicy: Send + Sync {
+    /// Whether there is any policy: without one a request need not be described.
+    fn is_active(&self) -> bool;
+
+    /// Another number whenever other policies are in force.
+    fn generation(&self) -> i64;
+
+    /// The ruling.
+    fn decide(&self, request: &Request) -> Ruling;
+}
+
+/// No policies.
+#[derive(Clone, Copy, Debug)]
+pub struct NoPolicy;
+
+impl RegistryPolicy for NoPolicy {
+    fn is_active(&self) -> bool {
+        false
+    }
+
+    fn generation(&self) -> i64 {
+        0
+    }
+
+    fn decide(&self, _: &Request) -> Ruling {
+        Ruling::default()
+    }
+}
+
+impl Default for Ruling {
+    fn default() -> Self {
+        Self { way: Way::Mirror(Plan::default()), by: None }
+    }
+}
+
+impl Verdict {
+    /// Of a policy that did not answer.
+    pub(super) fn failed(failing: Failing) -> Self {
+        let decision = match failing {
+            Failing::Bypass => Decision::Bypass,
+            Failing::Deny => Decision::Deny,
+        };
+        let message = "the policy that decides this does not answer; see `peili status`".into();
+        Self { decision, reason: Some(Reason { code: "policy-failed".into(), message }) }
+    }
+}
+
+impl Plan {
+    /// Whether peers are asked: before the registry is, if at all.
+    pub fn asks_peers(&self) -> bool {
+        let first = self.sources.as_ref().map_or(Some(&Source::Peers), |sources| sources.first());
+        !self.without_peers && first == Some(&Source::Peers)
+    }
+
+    /// Whether the runtime may go to the registry for what Peili has not got.
+    pub fn leaves_to_origin(&self) -> bool {
+        !self.without_origin && self.sources.as_ref().is_none_or(|sources| sources.contains(&Source::Origin))
+    }
+
+    /// Whether peers may say what a tag means. Nobody knows yet how old what they know is, so a limit of its age is no.
+    pub fn asks_peers_for_tags(&self) -> bool {
+        self.asks_peers()
+            && self.max_tag_age.is_none()
+            && !matches!(self.tag_resolution, Some(resolution) if resolution > TagResolution::Peers)
+    }
+
+    /// `self` as it is if `other` counts too: its sources if there are none yet, and of each constraint the stricter one.
+    fn merged(self, other: Self) -> Self {
+        Self {
+            sources: self.sources.or(other.sources),
+            without_peers: self.without_peers || other.without_peers,
+            without_origin: self.without_origin || other.without_origin,
+            tag_resolution: stricter(self.tag_resolution, other.tag_resolution),
+            max_tag_age: least(self.max_tag_age, other.max_tag_age),
+            min_trust: self.min_trust.max(other.min_trust),
+            always_verify: self.always_verify || other.always_verify,
+            max_fan_out: least(self.max_fan_out, other.max_fan_out),
+        }
+    }
+}
+
+/// Peili's own way, to ask peers where the registry does not answer, is stricter than to ask them always.
+fn stricter(one: Option<TagResolution>, other: Option<TagResolution>) -> Option<TagResolution> {
+    match (one, other) {
+        (None, Some(TagResolution::Peers)) | (Some(TagResolution::Peers), None) => None,
+        (one, other) => one.max(other),
+    }
+}
+
+fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// What a chain says so far.
+#[derive(Debug, Default)]
+pub(super) struct Merge {
+    ruling: Option<Ruling>,
+}
+
+impl Merge {
+    /// Adds what the next policy says. Any denial wins, the first one's reason is told; otherwise the first that mirrors or
+    /// bypasses, and the plans of all that mirror count.
+    pub(super) fn add(&mut self, policy: &Arc<str>, verdict: Verdict) {
+        let by = Some(Arc::clone(policy));
+        let way = match (self.ruling.take(), verdict.decision) {
+            (Some(ruling @ Ruling { way: Way::Deny(_), .. }), _) | (Some(ruling), Decision::Abstain) => {
+                self.ruling = Some(ruling);
+                return;
+            }
+            (None, Decision::Abstain) => return,
+            (_, Decision::Deny) => Way::Deny(verdict.reason.unwrap_or_else(|| Reason {
+                code: "denied".into(),
+                message: format!("the policy `{policy}` denies it"),
+            })),
+            (Some(Ruling { way: Way::Mirror(plan), by }), Decision::Mirror(more)) => {
+                self.ruling = Some(Ruling { way: Way::Mirror(plan.merged(more)), by });
+                return;
+            }
+            (Some(ruling), _) => {
+                self.ruling = Some(ruling);
+                return;
+            }
+            (None, Decision::Mirror(plan)) => Way::Mirror(plan),
+            (None, Decision::Bypass) => Way::Bypass,
+        };
+        self.ruling = Some(Ruling { way, by });
+    }
+
+    /// What all say.
+    pub(super) fn ruling(self) -> Ruling {
+        self.ruling.unwrap_or_default()
+    }
+}

@@ -1,0 +1,22 @@
+//! The engine with real components, well-behaved and not; files that change; chains.
+
+mod engine;
+mod merge;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::registry::{Availability, Operation, Reference, Request, Requester};
+
+/// A runtime asks for a manifest by tag.
+fn request(repository: &str) -> Request {
+    Request {
+        operation: Operation::Manifests,
+        requester: Requester::Runtime,
+        name: format!("docker.io/{repository}:v1").parse::<crate::oci::Reference>().unwrap().name,
+        reference: Some(Reference::Tag("v1".parse().unwrap())),
+        descriptor: (Some(Arc::from("application/vnd.oci.image.manifest.v1+json")), Some(1234)),
+        availability: Availability { local: false, peers: 3 },
+        now: SystemTime::now(),
+    }
+}

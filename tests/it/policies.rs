@@ -1,0 +1,183 @@
+//! Policies from mounted files decide what crosses the wire: pulls through CRI, counted at the origin and at both peers.
+
+use std::time::Duration;
+
+use peili_lab::{Generation, Image, Requirement, policy, wait};
+use serde_json::{Value, json};
+
+use crate::Case;
+use crate::cluster::{Cluster, PULL, REGISTRY, Setup};
+use crate::pulls::tags::cause;
+use crate::pulls::{needs, short};
+
+/// Longest until a change of the configuration is in force: two looks at the file.
+const APPLIED: Duration = Duration::from_secs(10);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for generation in Generation::ALL {
+        let name = |what: &str| format!("policies::{what}::{}", short(generation));
+        let needs = needs_for(generation);
+        cases.push(Case::new(name("denied"), &needs, move || denied(generation)));
+    }
+    let needs = needs_for(Generation::V2);
+    cases.push(Case::new("policies::the_holder_denies", &needs, the_holder_denies));
+    cases.push(Case::new("policies::bypassed", &needs, bypassed));
+    cases.push(Case::new("policies::a_plan", &needs, a_plan));
+    cases.push(Case::new("policies::failing", &needs, failing));
+    cases.push(Case::new("policies::replaced_live", &needs, replaced_live));
+    cases
+}
+
+fn needs_for(generation: Generation) -> Vec<Requirement> {
+    [&needs(generation)[..], &[Requirement::Policies]].concat()
+}
+
+fn one(component: &str, failure: &str, settings: &Value) -> Value {
+    let path = policy(component);
+    json!({"policies": {"registry": [{"name": component, "path": path, "failure": failure, "settings": settings}]}})
+}
+
+fn guest(act: &str, failure: &str) -> Value {
+    one("testguests", failure, &json!({"act": act, "on": "special/"}))
+}
+
+fn deny(message: &str) -> Value {
+    one("allow-list", "deny", &json!({"deny": [format!("{REGISTRY}/special/**")], "message": message}))
+}
+
+/// Two images that have nothing in common, the first of which the policies of this file are about.
+fn images() -> [Image; 2] {
+    let image = |repository: &str, size, seed| {
+        Image::builder(repository, "v1").layer(size).layer(4096).seed(seed).build().unwrap()
+    };
+    // Larger than what is verified whole in any case.
+    [image("special/app", 6 << 20, 1), image("plain/app", 1 << 20, 2)]
+}
+
+/// Bytes of layers that the second node's pull took from the origin.
+async fn from_origin(cluster: &Cluster, image: &Image) -> u64 {
+    cluster.origin.reset();
+    cluster.nodes[1].pull(image).await;
+    cluster.origin.layer_bytes(image)
+}
+
+/// Over a closed registry a denial is the end of the pull, with its reason in the error and no request at the origin; over an
+/// open one it is advice.
+async fn denied(generation: Generation) {
+    let setup = Setup { configs: vec![(1, deny("ask the platform team"))], ..Setup::new(generation) };
+    let cluster = setup.start().await;
+    let [special, plain] = images();
+    cluster.seed(0, &special).await;
+    cluster.seed(0, &plain).await;
+    let second = &cluster.nodes[1];
+
+    let mirror = second.peili.registry_url();
+    second.containerd.set_hosts(REGISTRY, &mirror, &[&mirror]).unwrap();
+    let error = second.containerd.cri().pull(&special.reference(REGISTRY), PULL).await.unwrap_err();
+    assert!(error.to_string().contains("ask the platform team"), "{error}");
+    assert_eq!(cluster.origin.requests().len(), 0);
+    let answer = second.peili.fetch(&path(&special)).await.unwrap();
+    assert_eq!((answer.status, cause(&answer)), (403, "denied".into()));
+
+    cluster.mirror(1, REGISTRY, &second.peili.registry_url());
+    assert_eq!(from_origin(&cluster, &special).await, special.layer_bytes(), "all from the origin");
+    assert_eq!(second.peer_bytes().await, 0);
+    assert_eq!(from_origin(&cluster, &plain).await, 0, "the other one from the peer");
+}
+
+/// A puller that runs no policy gets nothing that the holder's policy denies.
+async fn the_holder_denies() {
+    let setup = Setup { configs: vec![(0, deny(""))], ..Setup::new(Generation::V2) };
+    let cluster = setup.start().await;
+    let [special, plain] = images();
+    cluster.origin.add(&special);
+    cluster.nodes[0].pull(&special).await;
+    cluster.seed(0, &plain).await;
+    let served =
+        async || cluster.nodes[0].peili.status().await.unwrap()["served"]["to_peers"]["bytes"].clone();
+    let before = served().await;
+    assert_eq!(from_origin(&cluster, &special).await, special.layer_bytes());
+    assert_eq!((served().await, cluster.nodes[1].peer_bytes().await), (before.clone(), 0));
+    assert_eq!(from_origin(&cluster, &plain).await, 0);
+    assert_ne!(served().await, before);
+}
+
+/// What is bypassed is not answered, although it is at a peer and here.
+async fn bypassed() {
+    let setup = Setup { configs: vec![(1, guest("bypass", "deny"))], ..Setup::new(Generation::V2) };
+    let cluster = setup.start().await;
+    let [special, plain] = images();
+    cluster.seed(0, &special).await;
+    cluster.seed(0, &plain).await;
+    assert_eq!(from_origin(&cluster, &special).await, special.layer_bytes());
+    assert_eq!(cause(&cluster.nodes[1].peili.fetch(&path(&special)).await.unwrap()), "bypassed");
+    assert_eq!(from_origin(&cluster, &plain).await, 0);
+}
+
+/// Tags that the configuration takes from peers are not, where a plan says so; content that is bound to its digest is.
+async fn a_plan() {
+    let config = json!({"mirror": {"tags-peers-first": ["**"], "verify": false}});
+    let setup = Setup { config, configs: vec![(1, guest("plan", "deny"))], ..Setup::new(Generation::V2) };
+    let cluster = setup.start().await;
+    let [special, plain] = images();
+    cluster.seed(0, &special).await;
+    cluster.seed(0, &plain).await;
+    let second = &cluster.nodes[1].peili;
+    let tag = |image: &Image| format!("/v2/{}/manifests/v1?ns={REGISTRY}", image.repository);
+    assert_eq!(cause(&second.fetch(&tag(&special)).await.unwrap()), "tag-upstream");
+    assert_eq!(second.fetch(&tag(&plain)).await.unwrap().status, 200);
+    assert_eq!(from_origin(&cluster, &special).await, 0);
+    // `always-verify`: although the configuration turned it off.
+    let unverified = second.metric("peili_mirror_verifications_total", "verdict=\"unverified\"").await;
+    assert_eq!(unverified.unwrap_or(0.0), 0.0);
+}
+
+/// A policy that traps on one repository is bypassed or denied there, and asked everywhere else.
+async fn failing() {
+    for act in ["panic", "loop", "allocate"] {
+        let setup = Setup { configs: vec![(1, guest(act, "bypass"))], ..Setup::new(Generation::V2) };
+        let cluster = setup.start().await;
+        let [special, plain] = images();
+        cluster.seed(0, &special).await;
+        cluster.seed(0, &plain).await;
+        assert_eq!(from_origin(&cluster, &special).await, special.layer_bytes(), "{act}");
+        assert_eq!(from_origin(&cluster, &plain).await, 0, "{act}");
+        let failures =
+            cluster.nodes[1].peili.metric("peili_policy_decisions_total", "outcome=\"failed\"").await;
+        assert!(failures.unwrap() > 0.0, "{act}");
+    }
+}
+
+/// Policies come, change and go while the node runs; a broken one changes nothing and is in the status with its cause.
+async fn replaced_live() {
+    let mut cluster = Setup { count: 1, ..Setup::new(Generation::V2) }.start().await;
+    let [special, _] = images();
+    cluster.seed(0, &special).await;
+    let node = &mut cluster.nodes[0].peili;
+    let path = path(&special);
+    assert_eq!(node.fetch(&path).await.unwrap().status, 200);
+
+    let absent = json!({"policies": {"registry": [{"name": "absent", "path": "/no/such/policy.wasm"}]}});
+    for (config, status, problem) in [
+        (deny("first"), 403, None),
+        (absent, 403, Some("No such file")),
+        (guest("bypass", "deny"), 404, None),
+        (json!({"policies": {"registry": []}}), 200, None),
+    ] {
+        node.plan.merge(&config);
+        node.rewrite().unwrap();
+        wait::until(&format!("{status}, {problem:?}"), APPLIED, async || {
+            let problems = node.status().await.ok()?["problems"].to_string();
+            let is_said = problem.is_none_or(|problem| problems.contains(problem))
+                && problem.is_some() == problems.contains("policies: ");
+            (node.fetch(&path).await.ok()?.status == status && is_said).then_some(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+fn path(image: &Image) -> String {
+    format!("/v2/{}/manifests/{}?ns={REGISTRY}", image.repository, image.root)
+}
