@@ -22,7 +22,9 @@ type Labels = BTreeMap<String, BTreeSet<String>>;
 async fn metrics() {
     let documented = documented();
     let image = Image::builder("library/app", "v1").layer(100_000).build().unwrap();
-    let pair = Pair::start(&[&image], &json!({})).await;
+    // A policy that is not there counts as one that fails, and a monitored one changes nothing.
+    let policy = json!({"name": "absent", "path": "/no/such/policy.wasm", "mode": "monitor"});
+    let pair = Pair::start(&[&image], &json!({"policies": {"registry": [policy]}})).await;
     pair.known().await;
     // One that nobody trusts, and is refused.
     let mut stranger = Plan::on_loopback("stranger", "layout:/no/such/layout").unwrap();
