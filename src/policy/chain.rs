@@ -69,8 +69,11 @@ impl Chain {
     pub(super) fn decide(&self, request: &Request) -> Ruling {
         let deadline = Instant::now() + DEADLINE;
         let mut merge = Merge::default();
-        let asked = format!("{:?}", (&request.requester, request.operation, &request.reference));
-        let input = || self.hasher.hash_one((&request.name, &asked));
+        // Needed after a trap only.
+        let input = || {
+            let asked = format!("{:?}", (&request.requester, request.operation, &request.reference));
+            self.hasher.hash_one((&request.name, asked))
+        };
         for (place, entry) in self.entries.iter().enumerate() {
             let began = Instant::now();
             // One that takes all of its share leaves the others theirs.
