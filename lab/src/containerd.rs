@@ -192,6 +192,9 @@ fn render(options: &Options, root: &Path, snapshotter: &str) -> String {
     let (folder, downloads) = (root.display(), options.concurrent_downloads);
     let discard = options.discard_unpacked_layers;
     let second = if options.second_hosts_dir { format!(":{folder}/docker.d") } else { String::new() };
+    // By default containerd collects after a hundred changes to its metadata, which one small pull may or may not reach.
+    let collect =
+        if discard { "\n[plugins.'io.containerd.gc.v1.scheduler']\n  deletion_threshold = 1\n" } else { "" };
     // NRI and OTLP would open sockets that all containerds of the machine share.
     let common = format!(
         r#"root = "{folder}/root"
@@ -205,7 +208,7 @@ state = "{folder}/state"
 
 [debug]
   level = "debug"
-"#
+{collect}"#
     );
     match options.generation {
         Generation::V1_6 | Generation::V1_7 => format!(
