@@ -16,6 +16,9 @@ const POLL: Duration = Duration::from_millis(20);
 /// What a program whose time is over gets to remove what it made.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Tests that may fail and run again.
+const AGAIN: usize = 3;
+
 /// What ran, in numbers.
 #[derive(Debug)]
 pub(crate) struct Tally {
@@ -26,6 +29,10 @@ pub(crate) struct Tally {
     reasons: BTreeSet<String>,
     /// Names of what failed.
     failures: BTreeSet<String>,
+    /// Names of tests among them, by the word of their harness.
+    tests: BTreeSet<String>,
+    /// Names of tests that failed, and passed when they ran again.
+    flaky: BTreeSet<String>,
     /// When all must have ended.
     deadline: Instant,
 }
@@ -39,6 +46,8 @@ impl Tally {
             skipped: 0,
             reasons: BTreeSet::new(),
             failures: BTreeSet::new(),
+            tests: BTreeSet::new(),
+            flaky: BTreeSet::new(),
             deadline: Instant::now() + limit,
         }
     }
@@ -119,8 +128,38 @@ impl Tally {
             {
                 ("ignored", "") => {}
                 ("ignored", why) => drop(self.reasons.insert(format!("{name}: {why}"))),
-                ("FAILED", _) => drop(self.failures.insert(name.to_owned())),
+                ("FAILED", _) => {
+                    self.failures.insert(name.to_owned());
+                    self.tests.insert(name.to_owned());
+                }
                 _ => {}
+            }
+        }
+    }
+
+    /// Runs tests that failed once more, each by itself. Some hold real processes to real limits of time, and a machine that did
+    /// something else meanwhile is no fault of theirs. Who passes then has passed, and is named at the end; where more than
+    /// [`AGAIN`] failed that is no accident, and none runs again.
+    pub(crate) fn again(&mut self, command: impl Fn(&str) -> Command) {
+        self.again_to(std::io::stdout, command);
+    }
+
+    fn again_to<W: Write + Send + 'static>(
+        &mut self,
+        copy: impl Fn() -> W,
+        command: impl Fn(&str) -> Command,
+    ) {
+        if self.tests.len() > AGAIN {
+            return;
+        }
+        for name in std::mem::take(&mut self.tests) {
+            let mut once = Self::new(self.deadline.saturating_duration_since(Instant::now()));
+            once.harness_to(copy(), &format!("again: {name}"), &mut command(&name));
+            if once.failed == 0 && once.passed > 0 {
+                self.failures.remove(&name);
+                self.failed = self.failed.saturating_sub(1);
+                self.passed += 1;
+                self.flaky.insert(name);
             }
         }
     }
@@ -147,6 +186,9 @@ impl Tally {
     pub(crate) fn report(&self) -> bool {
         for reason in &self.reasons {
             println!("skipped: {reason}");
+        }
+        for name in &self.flaky {
+            println!("passed when it ran again: {name}");
         }
         for failure in &self.failures {
             println!("failed: {failure}");
@@ -297,6 +339,28 @@ mod tests {
         tally.harness_to(std::io::sink(), "harness", &mut shell(result));
         tally.harness_to(std::io::sink(), "dying", &mut shell(&format!("{result}; exit 1")));
         assert_eq!((tally.passed, tally.failed), (5, 4));
+    }
+
+    /// Guards that only what passes by itself is forgiven, and only a few.
+    #[test]
+    fn a_few_tests_run_again() {
+        let command = |name: &str| {
+            let mut command = Command::new("sh");
+            let failed = if name == "bad" { "0 passed; 1 failed" } else { "1 passed; 0 failed" };
+            command.args(["-c", &format!("echo 'test result: x. {failed}'")]);
+            command
+        };
+        let with = |names: &[&str]| {
+            let mut tally = Tally::new(LIMIT);
+            for name in names {
+                tally.read_line(&format!("test {name} ... FAILED"));
+                tally.read_line("test result: FAILED. 0 passed; 1 failed");
+            }
+            tally.again_to(std::io::sink, command);
+            (tally.passed, tally.failed, tally.flaky.len(), tally.failures.len())
+        };
+        assert_eq!(with(&["good", "bad"]), (1, 1, 1, 1));
+        assert_eq!(with(&["a", "b", "c", "d"]), (0, 4, 0, 4));
     }
 
     #[test]

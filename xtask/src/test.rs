@@ -115,6 +115,11 @@ fn tests(options: &Options, tally: &mut Tally) -> Result<()> {
     // Some tests hold real sockets to real time limits, and two cores bear one such test at a time.
     command.env("RUST_TEST_THREADS", "1");
     tally.harness("tests", &mut command);
+    tally.again(|name| {
+        let mut command = cargo();
+        command.args(["test", "--workspace", "--no-fail-fast", "--", "--exact", name]);
+        command
+    });
     let reported = fs::read_to_string(&skips).unwrap_or_default();
     fs::remove_file(&skips)?;
     tally.add_reported_skips(&reported);
