@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use serde::de::DeserializeOwned;
 
-use crate::registry::bindings::peili::policy::logging;
+use crate::contract::peili::policy::logging;
 use crate::{LogLevel, PolicyInfo, SettingError};
 
 /// The policy of this instance, from its configuration on.

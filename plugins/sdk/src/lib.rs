@@ -42,14 +42,24 @@
 //! # fn main() {}
 //! ```
 
+#[allow(
+    missing_docs,
+    unsafe_code,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated; the documentation is in the contract"
+)]
+#[doc(hidden)]
+pub mod contract;
 mod globs;
 mod host;
 pub mod registry;
+pub mod trust;
 
+pub use contract::exports::peili::policy::lifecycle::{PolicyInfo, SettingError};
+pub use contract::peili::policy::logging::Level as LogLevel;
+pub use contract::peili::policy::types::{Attribute, Label, Node, Provenance, Reason, TrustLevel};
 pub use globs::{GlobError, Globs};
 pub use host::log;
 #[doc(hidden)]
 pub use host::{Slot, configure};
-pub use registry::bindings::exports::peili::policy::lifecycle::{PolicyInfo, SettingError};
-pub use registry::bindings::peili::policy::logging::Level as LogLevel;
-pub use registry::bindings::peili::policy::types::{Attribute, Label, Node, Provenance, Reason, TrustLevel};

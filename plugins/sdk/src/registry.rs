@@ -11,11 +11,19 @@
 pub mod bindings {
     wit_bindgen::generate!({
         path: "../../wit/policy.wit",
-        world: "registry-policy",
+        inline: "
+            package peili:sdk;
+            world registry-only {
+                export peili:policy/registry@0.1.0;
+            }
+        ",
+        world: "peili:sdk/registry-only",
         pub_export_macro: true,
         export_macro_name: "export_registry_bindings",
         default_bindings_module: "peili_policy::registry::bindings",
         additional_derives: [PartialEq, Clone],
+        generate_all,
+        with: { "peili:policy/types@0.1.0": crate::contract::peili::policy::types },
     });
 }
 
@@ -103,7 +111,8 @@ macro_rules! export_registry_policy {
         #[allow(unsafe_code, reason = "the exports of a component are functions of C")]
         mod peili_policy_exports {
             use super::*;
-            use $crate::registry::bindings::exports::peili::policy::{lifecycle, registry};
+            use $crate::contract::exports::peili::policy::lifecycle;
+            use $crate::registry::bindings::exports::peili::policy::registry;
 
             static POLICY: $crate::Slot<$policy> = $crate::Slot::new();
 
@@ -128,6 +137,7 @@ macro_rules! export_registry_policy {
                 }
             }
 
+            $crate::contract::export_base_bindings!(Exports with_types_in $crate::contract);
             $crate::registry::bindings::export_registry_bindings!(
                 Exports with_types_in $crate::registry::bindings
             );
