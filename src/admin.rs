@@ -4,8 +4,11 @@
 //! - `/readyz`: 200 if the registry listens and the store was read once, else 503 with the reason ([`readiness`]).
 //! - `/metrics`: OpenMetrics text.
 //! - `/status`: [`Status`] as JSON; [`fetch`] reads it and [`render`] prints it for people.
+//!
+//! What policies decide, and why, is asked at a socket of its own: [`ExplainServer`].
 
 mod client;
+mod explain;
 mod render;
 mod status;
 
@@ -27,7 +30,8 @@ use crate::store::Health;
 use crate::watchdog::Watchdog;
 
 pub use client::{FetchError, fetch};
-pub use render::render;
+pub use explain::{ExplainError, ExplainServer, Explainers, explain_peer, explain_pull};
+pub use render::{render, render_peer, render_pull};
 pub use status::{Node, Served, Status, Store, StoreHealth};
 
 /// The setting that names the addresses, as messages name it.

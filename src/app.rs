@@ -4,6 +4,7 @@
 //! Nothing that may be absent at the start ends it: not containerd, not peers, not DNS, not even a readable identity.
 //! Only what an operator got wrong does: a configuration that cannot be, or an address that is taken.
 
+mod facts;
 mod reload;
 mod vitals;
 
@@ -26,6 +27,7 @@ use crate::network::swarm::{self, Announcement, Swarm, SwarmNetwork};
 use crate::network::{self, Network, versions};
 use crate::oci::{Gate, Members};
 use crate::policy::registry::RegistryPolicy;
+use crate::policy::trust::TrustPolicy;
 use crate::policy::{self, Policies, Provenance};
 use crate::registry::{self, Amount};
 use crate::store::containerd::ContainerdStore;
@@ -33,7 +35,7 @@ use crate::store::layout::LayoutStore;
 use crate::store::{Health, Provider, Watcher};
 use crate::telemetry::{self, Causes, Log};
 use crate::transfer::{self, client::Client, server::Access, server::ServerHandle};
-use crate::trust::{self, PinnedTrust};
+use crate::trust::{self, Changed, Judge, PinnedTrust};
 use crate::upstream::probe::Prober;
 use crate::watchdog::Watchdog;
 
@@ -56,7 +58,8 @@ struct App {
     problems: Arc<Problems>,
     listening: Arc<AtomicBool>,
     vitals: Vitals,
-    _tasks: [AbortOnDropHandle<()>; 4],
+    _explaining: Option<admin::ExplainServer>,
+    _tasks: [AbortOnDropHandle<()>; 5],
 }
 
 /// What is wrong beside what the parts say of themselves.
@@ -137,11 +140,15 @@ impl App {
         let settings = Settings::new(&config.mirror, config.trust.unowned)?;
         let mirror_metrics = mirror::Metrics::register(metrics.sub_registry_with_prefix("mirror"));
         let policies = policies(&config, &identity, metrics.sub_registry_with_prefix("policy"));
+        // Nobody gets anything before it was judged.
+        gate.judge_first(policies.enforces());
         let following = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&policies).follow()));
+        let book = facts::PeerBook::default();
         let serve = || {
             let gate = Arc::clone(&gate) as Arc<dyn Gate>;
             let policies = Arc::clone(&policies) as Arc<dyn RegistryPolicy>;
-            Serve::new(&settings, Arc::clone(&store), gate, mirror_metrics.clone()).under(policies)
+            Serve::new(&settings, Arc::clone(&store), gate, mirror_metrics.clone())
+                .under(policies, Arc::new(book.clone()))
         };
 
         let transfer_metrics =
@@ -169,6 +176,7 @@ impl App {
             keep: Some(config.node.data_dir.clone()),
         };
         let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
+        book.open(network.clone());
 
         let prober = Arc::new(Prober::new(config.upstream.clone(), registry_sockets.addresses()));
         let client = Client::presenting(admission.clone(), &identity, transfer_metrics)
@@ -197,6 +205,32 @@ impl App {
                 recheck_uploads();
             })
         }));
+        let peer_facts = facts::PeerFacts { network: network.clone(), mirror: mirror.clone() };
+        let judge = Judge::new(
+            Arc::clone(&gate),
+            Arc::clone(&policies) as Arc<dyn TrustPolicy>,
+            Arc::new(peer_facts),
+        );
+        let judging = AbortOnDropHandle::new(tokio::spawn({
+            let (network, recheck_uploads) = (network.clone(), uploads.rechecker());
+            judge.clone().follow(move |changed| {
+                match changed {
+                    Changed::All => network.recheck(),
+                    Changed::Of(peers) => network.recheck_peers(peers),
+                }
+                recheck_uploads();
+            })
+        }));
+        let explainers = admin::Explainers {
+            pull: Arc::new({
+                let mirror = mirror.clone();
+                move |image| mirror.explain(image)
+            }),
+            peer: Arc::new(move |peer| judge.explain(peer)),
+        };
+        let explaining = admin::ExplainServer::start(&config.node.data_dir, explainers)
+            .inspect_err(|error| tracing::warn!(%error, "`peili explain` will not work: no socket"))
+            .ok();
 
         let causes = Arc::new(Causes::default());
         let registry_metrics = registry::Metrics::register(metrics.sub_registry_with_prefix("registry"));
@@ -225,14 +259,17 @@ impl App {
             to_peers: mirror_metrics,
             causes,
             policies: Arc::clone(&policies),
+            gate: Arc::clone(&gate),
             problems: Arc::clone(&problems),
         };
         let listening = Arc::new(AtomicBool::new(true));
         let accepts = Arc::clone(&listening);
+        let required = Arc::clone(&policies);
         let sources = Sources {
             ready: Arc::new(move || {
                 let accepts = accepts.load(Ordering::Relaxed);
-                admin::readiness(accepts, held.view().was_read(), &watcher.health().borrow())
+                admin::readiness(accepts, held.view().was_read(), &watcher.health().borrow())?;
+                required.unready().map_or(Ok(()), |problem| Err(format!("policies: {problem}")))
             }),
             status: Arc::new(move || report.status()),
             metrics: Arc::new(metrics),
@@ -251,6 +288,10 @@ impl App {
         vitals.add("policies", {
             let following = following.abort_handle();
             move || !following.is_finished()
+        });
+        vitals.add("trust", {
+            let judging = judging.abort_handle();
+            move || !judging.is_finished()
         });
         vitals.add("admission", {
             let admitting = admitting.abort_handle();
@@ -275,7 +316,8 @@ impl App {
             problems,
             listening,
             vitals,
-            _tasks: [executor, advertising, admitting, following],
+            _explaining: explaining,
+            _tasks: [executor, advertising, admitting, judging, following],
         })
     }
 
@@ -305,6 +347,7 @@ struct Report {
     to_peers: mirror::Metrics,
     causes: Arc<Causes>,
     policies: Arc<Policies>,
+    gate: Arc<PinnedTrust>,
     problems: Arc<Problems>,
 }
 
@@ -319,6 +362,7 @@ impl Report {
             problems.push(format!("store: {reason}"));
         }
         problems.extend(self.policies.problem().map(|problem| format!("policies: {problem}")));
+        problems.extend(self.gate.problems());
         problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
         for (peer, conduct) in self.mirror.conduct() {
             if conduct.digest_mismatches > 0 {
@@ -379,7 +423,7 @@ fn policies(
         name: config.node.name.clone(),
         name_provenance: Provenance::Configured,
         version: versions::PROGRAM.into(),
-        labels: Vec::new(),
+        labels: facts::zone(&config.node.zone, Provenance::Configured),
     };
     let policies = Policies::new(here, policy::metrics::Metrics::register(metrics));
     let _ = tokio::task::block_in_place(|| policies.apply(&config.policies));

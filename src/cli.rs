@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Inputs};
-use crate::oci::Reference;
+use crate::oci::{PeerId, Reference};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
 
@@ -57,6 +57,12 @@ enum Command {
     #[command(after_help = "Examples:\n  peili status\n  peili status --json | jq .network.peers\n\n\
         Exit codes: 0 done, 1 failed (nothing answers at the address), 2 wrong usage.")]
     Status(Status),
+
+    /// Say why an image is mirrored as it is, or why a peer stands as it does
+    ///
+    /// Asks the node that runs here over a socket in its data folder, which only the user that it runs as may open.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Explain(Explain),
 
     /// Print this node's peer ID; make its identity if there is none
     ///
@@ -173,6 +179,47 @@ struct Status {
     /// Print the whole status as JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Explain {
+    /// What each policy says of the manifest of an image, what they say together, and what the runtime gets
+    #[command(
+        after_help = "Examples:\n  peili explain pull nginx:1.27\n  peili explain pull ghcr.io/acme/app:v1 --json\n\n\
+        Exit codes: 0 done, 1 failed (no peili runs here), 2 wrong usage or configuration."
+    )]
+    Pull {
+        /// The image
+        image: Reference,
+        #[command(flatten)]
+        place: ExplainPlace,
+    },
+
+    /// What each policy says of a peer, what is in force, and until when
+    #[command(
+        after_help = "Examples:\n  peili explain peer 12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp\n\n\
+        Exit codes: 0 done, 1 failed (no peili runs here, or it does not know the peer), 2 wrong usage or configuration."
+    )]
+    Peer {
+        /// Its ID, as `peili status` shows it
+        id: PeerId,
+        #[command(flatten)]
+        place: ExplainPlace,
+    },
+}
+
+#[derive(Args, Debug)]
+struct ExplainPlace {
+    /// The node's data folder [default: node.data-dir of the configuration]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Print it as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sources: Sources,
 }
 
 #[derive(Args, Debug)]

@@ -48,10 +48,11 @@ pub use advertise::advertise;
 use cache::Cache;
 use fetch::Fetcher;
 pub use metrics::Metrics;
-pub use peers::Conduct;
 use peers::Peers;
+pub use peers::{Conduct, Faults};
 use pieces::Pieces;
-pub use serve::Serve;
+pub use policy::Explained;
+pub use serve::{Callers, Serve};
 
 /// Referrers in one list; each is read from the disk.
 const REFERRERS: usize = 64;

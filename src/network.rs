@@ -79,6 +79,15 @@ pub struct Peer {
     pub version: String,
 }
 
+/// A peer that said who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownPeer {
+    /// What it said.
+    pub peer: Arc<Peer>,
+    /// Where its live connections come from, or the last ones came from; none: it was met through others.
+    pub observed: Vec<std::net::IpAddr>,
+}
+
 /// What changed in what this node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Advertisement {

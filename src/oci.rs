@@ -42,7 +42,7 @@ pub use descriptor::{
     Descriptor, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, Manifest, ManifestError, OCTET_STREAM, is_manifest,
 };
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
-pub use gate::{Action, Gate, Level, PeerId, PeerIdError};
+pub use gate::{Action, Gate, Level, PeerId, PeerIdError, UploadLimits};
 pub use membership::{KeyId, KeyIdError, Members, Proof};
 pub use pattern::{PatternError, Patterns};
 pub use range::{ByteRange, RangeError, RangeHeader};

@@ -25,6 +25,8 @@ pub struct Component {
     pub size: u64,
     /// In hexadecimal, as the configuration pins it.
     pub sha256: String,
+    /// What it decides about: `registry` or `trust`.
+    pub world: Option<String>,
     /// What it says of itself once it is configured; none: it was not.
     pub summary: Option<String>,
 }
@@ -35,6 +37,7 @@ impl Component {
             path: path.to_owned(),
             size: bytes.len() as u64,
             sha256: Digest::sha256(bytes).hex(),
+            world: policy::world(bytes).map(Into::into),
             summary: None,
         }
     }
@@ -48,11 +51,16 @@ pub fn check(path: &Path, settings: serde_json::Value) -> Result<Component, poli
     let policies = load(path, settings)?;
     let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     let loaded = policies.loaded().into_iter().next();
-    let (sha256, summary) = loaded.map(|loaded| (loaded.sha256, loaded.summary)).unzip();
-    Ok(Component { path: path.to_owned(), size, sha256: sha256.unwrap_or_default(), summary })
+    Ok(Component {
+        path: path.to_owned(),
+        size,
+        sha256: loaded.as_ref().map(|loaded| loaded.sha256.clone()).unwrap_or_default(),
+        world: loaded.as_ref().map(|loaded| loaded.world.clone()),
+        summary: loaded.map(|loaded| loaded.summary),
+    })
 }
 
-/// A chain of this policy alone.
+/// A chain of this policy alone, in the world that it is of.
 fn load(path: &Path, settings: serde_json::Value) -> Result<Policies, policy::LoadError> {
     let plugin = policy::Plugin {
         name: "policy".into(),
@@ -63,6 +71,12 @@ fn load(path: &Path, settings: serde_json::Value) -> Result<Policies, policy::Lo
         failure: policy::Failing::default(),
     };
     let policies = Policies::new(policy::Node::default(), policy::metrics::Metrics::default());
-    policies.apply(&policy::Config { registry: vec![plugin] })?;
+    let mut config = policy::Config::default();
+    // What cannot be read, or is of no world, is an error of loading it.
+    match std::fs::read(path).ok().and_then(|bytes| policy::world(&bytes)) {
+        Some("trust") => config.trust.push(plugin),
+        _ => config.registry.push(plugin),
+    }
+    policies.apply(&config)?;
     Ok(policies)
 }

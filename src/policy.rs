@@ -15,14 +15,18 @@ mod load;
 pub mod metrics;
 pub mod registry;
 mod text;
+pub mod trust;
+mod world;
 
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-pub use config::{Config, Failing, Mode, Plugin};
-pub use engine::SIZE_LIMIT;
+pub use config::{Config, Failing, Mode, Plugin, Startup};
+pub use engine::{SIZE_LIMIT, world};
 pub use generation::{Loaded, Policies};
 pub use load::{LoadError, Stage};
 
@@ -73,6 +77,25 @@ pub struct Reason {
     pub message: String,
 }
 
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+/// What one policy said of one question, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// Its name in the configuration.
+    pub policy: String,
+    /// Whether it counts.
+    pub mode: Mode,
+    /// What it took, in microseconds.
+    pub micros: u64,
+    /// Its verdict in one line.
+    pub verdict: String,
+}
+
 /// A policy that did not answer, or whose answer is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
@@ -117,4 +140,17 @@ impl Failure {
     fn is_trap(&self) -> bool {
         matches!(self, Self::Time | Self::Memory | Self::Stack | Self::Trap(_))
     }
+}
+
+/// The stricter of two limits; `None` is no limit.
+fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// A verdict in one line.
+fn describe(decision: &str, reason: Option<&Reason>) -> String {
+    reason.map_or_else(|| decision.to_owned(), |reason| format!("{decision} ({reason})"))
 }

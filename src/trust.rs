@@ -4,8 +4,11 @@
 //! certificate ends, are trusted for tags. Of the others, where there is a key, each may connect to prove itself; where
 //! there is neither a key nor a list, the network is open and all are trusted for blobs; else for nothing. Who is denied
 //! gets nothing, whatever else holds. Which repositories may be sent to them is decided by patterns; `deny` wins there too.
-//! Answers are reads of tables.
+//! Where there are trust policies, what they grant is the most that a peer gets, and admission the most that they can grant;
+//! [`Judge`] asks them. Answers are reads of tables.
 
+mod grants;
+mod judge;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +21,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::oci::{Action, Gate, KeyId, Level, Members, Name, PatternError, Patterns, PeerId, Proof};
+use self::grants::Grants;
+use crate::oci::{
+    Action, Gate, KeyId, Level, Members, Name, PatternError, Patterns, PeerId, Proof, UploadLimits,
+};
+
+pub use judge::{Changed, Explained, Fact, Facts, Judge};
 
 /// Members by key that are kept: above the few thousand nodes of a cluster, and about 3 MiB.
 const MEMBERS: usize = 16_384;
@@ -51,6 +59,7 @@ pub struct Peers {
 pub struct PinnedTrust {
     table: ArcSwap<Table>,
     members: RwLock<HashMap<PeerId, Member>>,
+    grants: Grants,
 }
 
 #[derive(Debug)]
@@ -79,7 +88,7 @@ impl PinnedTrust {
     /// Trusts `peers`.
     pub fn new(config: Config, peers: impl Into<Peers>) -> Result<Self, PatternError> {
         let table = ArcSwap::from_pointee(Table::new(config, peers.into())?);
-        Ok(Self { table, members: RwLock::default() })
+        Ok(Self { table, members: RwLock::default(), grants: Grants::default() })
     }
 
     /// Puts a new configuration in force at once, or none of it; tells whether anything changed. Who was admitted by a key
@@ -92,6 +101,16 @@ impl PinnedTrust {
         }
         self.table.store(table.into());
         Ok(true)
+    }
+
+    /// Whether a [`Judge`] decides about each peer before it gets anything; one that was made decides that by itself.
+    pub fn judge_first(&self, is_judged: bool) {
+        self.grants.set_active(is_judged);
+    }
+
+    /// Whom the policies refuse or cannot judge, and why; for people.
+    pub fn problems(&self) -> Vec<String> {
+        self.grants.problems(Instant::now())
     }
 
     /// Whether content of which this node does not know the repository may be sent to trusted peers.
@@ -119,13 +138,18 @@ impl PinnedTrust {
     }
 
     fn level_at(&self, table: &Table, peer: &PeerId, action: Action, now: Instant) -> Level {
-        match self.proof_at(table, peer, now) {
+        let proof = self.proof_at(table, peer, now);
+        let admitted = match proof {
             Proof::Denied => Level::None,
             Proof::Listed | Proof::Key(_) => Level::Tags,
             Proof::Open => Level::Blobs,
             Proof::None if table.peers.by_key && action == Action::Connect => Level::Introduce,
             Proof::None => Level::None,
+        };
+        if admitted == Level::None {
+            return admitted;
         }
+        self.grants.limit(peer, action, admitted, proof != Proof::None, now)
     }
 
     fn admit_at(&self, peer: &PeerId, key: KeyId, time: Duration, now: Instant) -> bool {
@@ -155,6 +179,7 @@ impl PinnedTrust {
         members.retain(|_, member| member.until > now && keys.contains(&member.key));
         members.len() < before
     }
+
     fn members(&self) -> RwLockReadGuard<'_, HashMap<PeerId, Member>> {
         self.members.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -178,6 +203,16 @@ impl Gate for PinnedTrust {
 
     fn serves_portless(&self, peer: &PeerId, repository: &Name) -> bool {
         self.serves(peer, repository) && !self.table.load().deny.matches_any_port(repository)
+    }
+
+    fn upload_limits(&self, peer: &PeerId) -> UploadLimits {
+        self.grants.upload_limits(peer, Instant::now())
+    }
+
+    fn is_unjudged(&self, peer: &PeerId) -> bool {
+        let now = Instant::now();
+        let proof = self.proof_at(&self.table.load(), peer, now);
+        !matches!(proof, Proof::None | Proof::Denied) && self.grants.is_unjudged(peer, now)
     }
 
     fn proof(&self, peer: &PeerId) -> Proof {

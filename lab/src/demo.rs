@@ -5,6 +5,7 @@
 //! not see it ends the demonstration with an error. It measures nothing: `cargo xtask bench` does.
 
 mod acts;
+mod distrust;
 mod meter;
 mod newcomer;
 mod policy;

@@ -8,9 +8,9 @@ use bytesize::ByteSize;
 use super::{Status, StoreHealth};
 use crate::network::admission::{self, Mode};
 use crate::network::{MemberState, PeerStatus};
-use crate::policy;
 use crate::registry::Amount;
 use crate::telemetry::Cause;
+use crate::{mirror, policy, trust};
 
 /// Causes that are shown; `/status` has all.
 const CAUSES: usize = 10;
@@ -46,6 +46,49 @@ pub(super) fn render_at(status: &Status, width: usize, now: u64) -> String {
     page.text
 }
 
+/// What decides about an image, as text.
+pub fn render_pull(explained: &mirror::Explained) -> String {
+    let mirror::Explained { image, local, peers, said, ruling, by, enforced } = explained;
+    let mut page = Page { text: String::new(), width: usize::MAX };
+    page.line("Image    ", image);
+    let here = if *local { "here, " } else { "" };
+    page.line(
+        "Held     ",
+        &format!("{here}by {}", counted(u64::from(*peers), "trusted peer", "trusted peers")),
+    );
+    policies_said(&mut page, said);
+    let by = by.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
+    page.line("Ruling   ", &format!("{ruling}{by}"));
+    page.line("Enforced ", enforced);
+    page.text
+}
+
+/// What decides about a peer, as text.
+pub fn render_peer(explained: &trust::Explained) -> String {
+    let trust::Explained { peer, node, proof, said, ruling, standing, seconds, level, serve } = explained;
+    let mut page = Page { text: String::new(), width: usize::MAX };
+    page.line("Peer     ", peer);
+    page.line("Node     ", &known(node));
+    page.line("Proof    ", if proof.is_empty() { "none" } else { proof });
+    policies_said(&mut page, said);
+    page.line("Ruling   ", ruling);
+    if !standing.is_empty() {
+        let end = humantime::format_duration(Duration::from_secs(*seconds));
+        page.line("Stands   ", &format!("{standing}, for {end}"));
+    }
+    let serve = if *serve { "is served" } else { "is not served" };
+    page.line("Enforced ", &format!("level {level}, {serve}"));
+    page.text
+}
+
+fn policies_said(page: &mut Page, said: &[policy::Said]) {
+    for (index, policy::Said { policy, mode, micros, verdict }) in said.iter().enumerate() {
+        let mode = if *mode == policy::Mode::Monitor { " (monitored only)" } else { "" };
+        let name = if index == 0 { "Policies " } else { "         " };
+        page.line(name, &format!("{policy}{mode}: {verdict}, {micros} us"));
+    }
+}
+
 fn heading(page: &mut Page, status: &Status, now: u64) {
     let (node, store, network) = (&status.node, &status.store, &status.network);
     let mut about = vec![known(&node.name)];
@@ -79,7 +122,7 @@ fn heading(page: &mut Page, status: &Status, now: u64) {
         let mode = if policy.mode == policy::Mode::Monitor { " (monitored only)" } else { "" };
         page.line(
             if index == 0 { "Policies " } else { "         " },
-            &format!("{}{mode}: {}", policy.name, policy.summary),
+            &format!("{} ({}){mode}: {}", policy.name, policy.world, policy.summary),
         );
     }
     // The network's are among them.

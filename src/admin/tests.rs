@@ -69,6 +69,7 @@ fn sample() -> Status {
             problems: vec!["peers.peili.svc: no such name".into()],
         },
         policies: vec![policy::Loaded {
+            world: "registry".into(),
             name: "allow-list".into(),
             sha256: "ab".repeat(32),
             summary: "allows 2 globs".into(),
@@ -102,7 +103,7 @@ fn status_for_people() {
     Peers    1 of 2 connected
     Members  2 live, view complete
     Admits   members of cluster default by key 0123456789abcdef; own certificate good for 12h
-    Policies allow-list (monitored only): allows 2 globs
+    Policies allow-list (registry) (monitored only): allows 2 globs
 
     Problems
       - containerd does not answer
@@ -144,8 +145,8 @@ fn status_on_a_narrow_terminal() {
     Admits   members of cluster default by key
              0123456789abcdef; own certificate good
              for 12h
-    Policies allow-list (monitored only): allows 2
-             globs
+    Policies allow-list (registry) (monitored only):
+             allows 2 globs
 
     Problems
       - containerd does not answer

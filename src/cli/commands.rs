@@ -3,12 +3,14 @@
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::CommandFactory;
 
-use super::{Cli, ClusterKey, Command, Config, Failure, Identity, Plugin, Pull, Status, node};
+use super::{
+    Cli, ClusterKey, Command, Config, Explain, ExplainPlace, Failure, Identity, Plugin, Pull, Status, node,
+};
 use crate::admin;
 use crate::app;
 use crate::config;
@@ -25,6 +27,7 @@ impl Cli {
             Command::Run(sources) => Ok(app::run(sources.load()?).await?),
             Command::Pull(arguments) => pull(arguments).await,
             Command::Status(arguments) => status(&arguments).await,
+            Command::Explain(command) => explain(command).await,
             Command::Identity(arguments) => identity(arguments),
             Command::Configure(arguments) => node::configure(arguments),
             Command::Cleanup(arguments) => node::cleanup(arguments),
@@ -86,10 +89,11 @@ fn plugin(command: Plugin) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(&component).context("cannot write the component")?;
         return print(&format!("{text}\n"));
     }
+    let world = component.world.map(|world| format!("world:  {world}\n")).unwrap_or_default();
     let summary = component.summary.map(|summary| format!("does:   {summary}\n")).unwrap_or_default();
     let size = component.size.div_ceil(1024);
     print(&format!(
-        "file:   {}\nsize:   {size} KiB\nsha256: {}\n{summary}",
+        "file:   {}\nsize:   {size} KiB\nsha256: {}\n{world}{summary}",
         component.path.display(),
         component.sha256
     ))
@@ -138,6 +142,44 @@ async fn status(arguments: &Status) -> Result<(), Failure> {
     // A wider terminal gains nothing; a pipe or a file gets whole lines.
     let width = if io::stdout().is_terminal() { 120 } else { 0 };
     print(&admin::render(&status, width))
+}
+
+async fn explain(command: Explain) -> Result<(), Failure> {
+    match command {
+        Explain::Pull { image, place } => {
+            let (folder, json) = place.read()?;
+            let explained = admin::explain_pull(&folder, &image).await.context("no explanation")?;
+            print_explained(json, &explained, admin::render_pull)
+        }
+        Explain::Peer { id, place } => {
+            let (folder, json) = place.read()?;
+            let explained = admin::explain_peer(&folder, &id).await.context("no explanation")?;
+            print_explained(json, &explained, admin::render_peer)
+        }
+    }
+}
+
+impl ExplainPlace {
+    /// The folder, and whether JSON is wanted.
+    fn read(self) -> Result<(PathBuf, bool), Failure> {
+        let folder = match self.data_dir {
+            Some(folder) => folder,
+            None => self.sources.load()?.config.node.data_dir,
+        };
+        Ok((folder, self.json))
+    }
+}
+
+fn print_explained<T: serde::Serialize>(
+    json: bool,
+    explained: &T,
+    render: impl Fn(&T) -> String,
+) -> Result<(), Failure> {
+    if json {
+        let text = serde_json::to_string_pretty(explained).context("cannot write the explanation")?;
+        return print(&format!("{text}\n"));
+    }
+    print(&render(explained))
 }
 
 fn identity(arguments: Identity) -> Result<(), Failure> {

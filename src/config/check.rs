@@ -11,6 +11,7 @@ use super::error::Fault;
 use super::tree::Node;
 use crate::network::admission::certificate::is_cluster;
 use crate::oci::{Patterns, Registry};
+use crate::policy::{Failing, Plugin};
 use crate::store::containerd::is_namespace;
 use crate::store::layout::Spec;
 
@@ -194,13 +195,26 @@ impl Check<'_> {
     }
 
     fn policies(&mut self, config: &Config) {
-        let policies = &config.policies.registry;
+        self.policies_of("policies.registry", &config.policies.registry);
+        self.policies_of("policies.trust", &config.policies.trust);
+        for (index, policy) in config.policies.trust.iter().enumerate() {
+            if policy.failure != Failing::default() {
+                let hint = Some(
+                    "where it does not answer, a peer keeps what it was granted, and newcomers get nothing",
+                );
+                let path = format!("policies.trust[{index}].failure");
+                self.fault(&path, "a trust policy has no failure verdict", hint);
+            }
+        }
+    }
+
+    fn policies_of(&mut self, world: &str, policies: &[Plugin]) {
         if policies.len() > POLICY_LIMIT {
-            self.fault("policies.registry", format!("more than {POLICY_LIMIT} policies"), None);
+            self.fault(world, format!("more than {POLICY_LIMIT} policies"), None);
         }
         let mut seen = BTreeSet::new();
         for (index, policy) in policies.iter().enumerate() {
-            let path = |key: &str| format!("policies.registry[{index}].{key}");
+            let path = |key: &str| format!("{world}[{index}].{key}");
             let is_name = (1..=63).contains(&policy.name.len())
                 && policy.name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
             if !is_name {

@@ -235,6 +235,14 @@ impl Download {
                 self.reopen().await?;
                 continue;
             };
+            // Grants change while bytes flow: what comes from then on is not taken.
+            if !self.context.fetcher.may_ask(&current.flow.peer, self.context.limits) {
+                self.leave();
+                if self.failovers > FAILOVERS {
+                    return Err(Failure::NoFlow(NoFlow::Failed));
+                }
+                continue;
+            }
             let failover = match current.read(self.context.stall).await {
                 Ok(Some(chunk)) => {
                     self.context.fetcher.metrics.bytes_from_peers.inc_by(chunk.len() as u64);
@@ -268,6 +276,13 @@ impl Download {
             let (peer, node) = (&flow.peer.id, &flow.peer.node);
             tracing::warn!(%peer, node, reason = ?failover, "a peer failed in mid-body and is suspected");
         }
+    }
+
+    /// The peer of the present flow is not trusted any more, which is no fault of it.
+    fn leave(&mut self) {
+        (self.next, self.current) = (None, None);
+        self.failovers += 1;
+        self.context.fetcher.metrics.failover(Failover::Distrusted);
     }
 
     /// Gets the part from `position` on flowing: the prefetched one if there is one.

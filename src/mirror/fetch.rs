@@ -116,9 +116,7 @@ impl Fetcher {
     /// Gets `want` flowing from one of `holders`, or says why not, in [`GIVE_UP`] or the busy limit.
     pub(crate) async fn open(&self, want: Want, mut holders: Vec<Arc<Peer>>) -> Result<Flow, NoFlow> {
         let began = Instant::now();
-        holders.retain(|peer| {
-            want.limits.takes_all() || self.gate.level(&peer.id, Action::Fetch) >= want.limits.least
-        });
+        holders.retain(|peer| self.may_ask(peer, want.limits));
         if holders.is_empty() {
             return Err(NoFlow::Nobody);
         }
@@ -208,6 +206,11 @@ impl Fetcher {
                 }
             }
         }
+    }
+
+    /// Whether content may be taken from `peer`.
+    pub(crate) fn may_ask(&self, peer: &Peer, limits: Limits) -> bool {
+        self.gate.level(&peer.id, Action::Fetch) >= limits.least.max(Level::Blobs)
     }
 
     /// How many peers hold `digest` by what is known now.

@@ -39,6 +39,8 @@ pub struct Metrics {
 pub(crate) enum Failover {
     Stalled,
     Broken,
+    /// It is not trusted any more.
+    Distrusted,
 }
 
 /// What became of content from peers.
@@ -124,7 +126,7 @@ impl Metrics {
         for outcome in outcomes.into_iter().chain([Outcome::Slow, Outcome::Queued]).chain(failures) {
             drop(self.fetches.get_or_create(&outcome.into()));
         }
-        for reason in [Failover::Stalled, Failover::Broken] {
+        for reason in [Failover::Stalled, Failover::Broken, Failover::Distrusted] {
             drop(self.failovers.get_or_create(&reason.into()));
         }
         for verdict in [Verification::Right, Verification::Mismatch, Verification::Unverified] {
@@ -178,6 +180,7 @@ impl From<Failover> for FailoverLabels {
         let reason = match reason {
             Failover::Stalled => "stalled",
             Failover::Broken => "broken",
+            Failover::Distrusted => "distrusted",
         };
         Self { reason }
     }

@@ -27,6 +27,8 @@ const SUSPICION_MAX: Duration = Duration::from_secs(30);
 const FORGIVEN: Duration = Duration::from_secs(60);
 /// A peer that sends to some and has answered nothing new for so long is as bad as one that is gone.
 const SLOW_LIMIT: Duration = Duration::from_secs(1);
+/// After this time without a fault, policies are told of none: what a peer did months ago is no news.
+const REMEMBERED: Duration = Duration::from_hours(6);
 /// Until the end of a request that another peer was asked for too is known.
 const SILENCE: Duration = Duration::from_millis(250);
 /// After a wait for a busy peer that was in vain; a first byte from it ends this.
@@ -87,6 +89,8 @@ struct Record {
     doubted_until: Option<Instant>,
     /// It alone gave that: it is left out for all content that goes to the runtime before it is verified.
     liar_until: Option<Instant>,
+    /// When it had the last of its faults.
+    fault_at: Option<Instant>,
     conduct: Conduct,
 }
 
@@ -105,6 +109,22 @@ pub struct Conduct {
     pub misses: u64,
     /// Whether it is suspected now.
     pub suspected: bool,
+    /// Those of its faults that are its own for sure, until there was none for a while; for the policies.
+    #[serde(skip)]
+    pub faults: Faults,
+}
+
+/// Faults that nobody else can have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Contents with a wrong digest that came from it alone: of several sources, which one lied cannot be told.
+    pub digest_mismatches: u32,
+    /// Times that it was suspected: requests that fail together are one.
+    pub timeouts: u32,
+    /// Answers that contradict the request or the protocol.
+    pub protocol_errors: u32,
+    /// Since the last of them.
+    pub since: Option<Duration>,
 }
 
 /// A peer to ask, and how long it may take to its first byte.
@@ -242,6 +262,7 @@ impl Peers {
             Outcome::Failed | Outcome::Stranger => record.fail(now),
             Outcome::Broken => {
                 record.conduct.protocol_errors += 1;
+                record.fault(now).protocol_errors += 1;
                 let suspected = record.suspect(now);
                 table.exclusions.add(digest, peer, now + LIE_TTL, now);
                 suspected
@@ -313,6 +334,7 @@ impl Peers {
             record.conduct.digest_mismatches += 1;
             record.doubted_until = Some(now + LIE_TTL);
             if peers.len() == 1 {
+                record.fault(now).digest_mismatches += 1;
                 record.liar_until = Some(now + LIE_TTL);
             }
             table.exclusions.add(digest, peer, now + LIE_TTL, now);
@@ -353,6 +375,7 @@ impl Peers {
     pub(crate) fn conduct(&self, now: Instant) -> HashMap<PeerId, Conduct> {
         let seen = |record: &Record| Conduct {
             suspected: record.suspected_until.is_some_and(|until| until > now),
+            faults: record.faults_at(now),
             ..record.conduct
         };
         self.lock().records.iter().map(|(id, record)| (id.clone(), seen(record))).collect()
@@ -405,7 +428,26 @@ impl Drop for Load {
 impl Record {
     fn fail(&mut self, now: Instant) -> bool {
         self.conduct.failures += 1;
-        self.suspect(now)
+        let is_new = self.suspect(now);
+        if is_new {
+            self.fault(now).timeouts += 1;
+        }
+        is_new
+    }
+
+    /// Counts a fault of its own.
+    fn fault(&mut self, now: Instant) -> &mut Faults {
+        self.conduct.faults = self.faults_at(now);
+        self.fault_at = Some(now);
+        &mut self.conduct.faults
+    }
+
+    fn faults_at(&self, now: Instant) -> Faults {
+        let since = self.fault_at.map(|at| now.saturating_duration_since(at));
+        match since {
+            Some(since) if since < REMEMBERED => Faults { since: Some(since), ..self.conduct.faults },
+            _ => Faults::default(),
+        }
     }
 
     fn suspect(&mut self, now: Instant) -> bool {

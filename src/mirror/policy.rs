@@ -4,15 +4,16 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::fetch::Limits;
-use super::{NotHere, Refusal, Shared};
-use crate::oci::{Digest, Level, Name, RangeHeader, is_manifest};
-use crate::policy::Reason;
+use super::{Mirror, NotHere, Refusal, Shared};
+use crate::oci::{Digest, Level, Name, RangeHeader, Reference as Image, is_manifest};
 use crate::policy::registry::{
     Availability, Operation, Plan, Reference, Request, Requester, Ruling, TagResolution, Way,
 };
+use crate::policy::{Reason, Said};
 
 /// Downloads whose plan is kept for their ranges, and for how long.
 const KEPT: usize = 1024;
@@ -86,6 +87,19 @@ impl Shared {
     }
 
     fn rule(&self, operation: Operation, name: &Name, reference: Option<Reference>) -> Result<Plan, Refusal> {
+        let Ruling { way, by } = self.policy.decide(&self.request(operation, name, reference));
+        match way {
+            Way::Mirror(plan) => Ok(plan),
+            Way::Bypass => Err(Refusal::NotHere(NotHere::Bypassed)),
+            Way::Deny(reason) => {
+                tracing::debug!(%name, policy = by.as_deref(), code = reason.code, "denied");
+                Err(Refusal::Denied(reason))
+            }
+        }
+    }
+
+    /// A request of the runtime, with what is known of the content.
+    fn request(&self, operation: Operation, name: &Name, reference: Option<Reference>) -> Request {
         let mut descriptor = (None, None);
         let mut availability = Availability::default();
         if let Some(Reference::Digest(digest)) = &reference {
@@ -95,7 +109,7 @@ impl Shared {
                 descriptor = (Some(blob.descriptor.media_type.clone()), Some(blob.descriptor.size));
             }
         }
-        let request = Request {
+        Request {
             operation,
             requester: Requester::Runtime,
             name: name.clone(),
@@ -103,15 +117,68 @@ impl Shared {
             descriptor,
             availability,
             now: SystemTime::now(),
+        }
+    }
+}
+
+/// How the manifest of an image would be mirrored now, for people.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explained {
+    /// As it is asked about.
+    pub image: String,
+    /// Whether it is held here. Of a tag that is not known: the policies are asked before it is resolved.
+    pub local: bool,
+    /// Trusted peers that hold it.
+    pub peers: u32,
+    /// What each policy said, in their order.
+    pub said: Vec<Said>,
+    /// What all say together.
+    pub ruling: String,
+    /// The policy that decided.
+    pub by: Option<String>,
+    /// What the runtime gets.
+    pub enforced: String,
+}
+
+impl Mirror {
+    /// How the manifest of `image` would be mirrored now. Policies take up to 10 ms.
+    pub fn explain(&self, image: &Image) -> Explained {
+        let reference = match (&image.digest, &image.tag) {
+            (Some(digest), _) => Some(Reference::Digest(*digest)),
+            (None, tag) => tag.clone().map(Reference::Tag),
         };
-        let Ruling { way, by } = self.policy.decide(&request);
-        match way {
-            Way::Mirror(plan) => Ok(plan),
-            Way::Bypass => Err(Refusal::NotHere(NotHere::Bypassed)),
-            Way::Deny(reason) => {
-                tracing::debug!(%name, policy = by.as_deref(), code = reason.code, "denied");
-                Err(Refusal::Denied(reason))
+        let is_tag = matches!(reference, Some(Reference::Tag(_)));
+        let request = self.shared.request(Operation::Manifests, &image.name, reference);
+        let (ruling, said) = self.shared.policy.explain(&request);
+        let Availability { local, peers } = request.availability;
+        let enforced = match &ruling.way {
+            Way::Bypass => "404: the runtime goes to the registry itself".to_owned(),
+            Way::Deny(reason) => format!("403: {reason}"),
+            Way::Mirror(plan) => {
+                let asks = if is_tag { plan.asks_peers_for_tags() } else { plan.asks_peers() };
+                let asked = match (asks, is_tag) {
+                    (false, _) => "peers are not asked",
+                    (true, false) => "then from peers",
+                    (true, true) => {
+                        "then by peers, where the configuration or the plan lets them answer tags"
+                    }
+                };
+                let rest = if plan.leaves_to_origin() {
+                    "else 404, and the runtime goes to the registry"
+                } else {
+                    "else 403: policy keeps the registry from being asked"
+                };
+                format!("from here; {asked}; {rest}")
             }
+        };
+        Explained {
+            image: image.to_string(),
+            local,
+            peers,
+            said,
+            ruling: ruling.to_string(),
+            by: ruling.by.as_deref().map(str::to_owned),
+            enforced,
         }
     }
 }

@@ -21,6 +21,12 @@ use crate::transfer::{Segment, Source};
 /// Names of one content about which policies are asked, until one may be served.
 const NAMES: usize = 8;
 
+/// Tells who a peer is that asks for content.
+pub trait Callers: Send + Sync {
+    /// What is known of it; at least its ID. Must not block.
+    fn node(&self, peer: &PeerId) -> Node;
+}
+
 /// Answers peers from the store.
 pub struct Serve {
     store: Arc<dyn Provider>,
@@ -28,17 +34,34 @@ pub struct Serve {
     rules: Arc<ArcSwap<Rules>>,
     metrics: Metrics,
     policy: Arc<dyn RegistryPolicy>,
+    callers: Arc<dyn Callers>,
+}
+
+/// Nothing but their IDs.
+struct Strangers;
+
+impl Callers for Strangers {
+    fn node(&self, peer: &PeerId) -> Node {
+        Node { id: peer.to_string(), ..Node::default() }
+    }
 }
 
 impl Serve {
     /// What peers get from `store`, as `settings` and `gate` allow.
     pub fn new(settings: &Settings, store: Arc<dyn Provider>, gate: Arc<dyn Gate>, metrics: Metrics) -> Self {
-        Self { store, gate, rules: Arc::clone(&settings.0), metrics, policy: Arc::new(NoPolicy) }
+        Self {
+            store,
+            gate,
+            rules: Arc::clone(&settings.0),
+            metrics,
+            policy: Arc::new(NoPolicy),
+            callers: Arc::new(Strangers),
+        }
     }
 
-    /// The same, where policies allow it too.
-    pub fn under(self, policy: Arc<dyn RegistryPolicy>) -> Self {
-        Self { policy, ..self }
+    /// The same, where policies allow it too, which are told what `callers` knows of the peer.
+    pub fn under(self, policy: Arc<dyn RegistryPolicy>, callers: Arc<dyn Callers>) -> Self {
+        Self { policy, callers, ..self }
     }
 
     /// Whether policies let `peer` have content under a repository that this node knows it by.
@@ -52,7 +75,7 @@ impl Serve {
         if !self.policy.is_active() {
             return true;
         }
-        let node = Node { id: peer.to_string(), ..Node::default() };
+        let node = self.callers.node(peer);
         let requester = Requester::Peer(node, self.gate.level(peer, Action::Serve));
         let descriptor = blob.map(|blob| (&blob.descriptor.media_type, blob.descriptor.size));
         let request = peer_request(requester, name, reference, descriptor);

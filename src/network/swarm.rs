@@ -36,7 +36,7 @@ use super::admission::Admission;
 use super::gossip::Limits;
 use super::identity::Identity;
 use super::metrics::Metrics;
-use super::{Advertisement, Config, Network, Peer, PeerConfig, ResolveError, Status, TagSource};
+use super::{Advertisement, Config, KnownPeer, Network, Peer, PeerConfig, ResolveError, Status, TagSource};
 use crate::oci::{Action, Descriptor, Digest, Gate, PeerId, Reference};
 use driver::{Command, Driver, Question, Reply};
 use lookup::{Names, SystemNames};
@@ -144,10 +144,25 @@ impl SwarmNetwork {
         !self.commands.is_closed()
     }
 
+    /// Peers that said who they are.
+    pub fn known_peers(&self) -> Vec<KnownPeer> {
+        self.shared.known_peers()
+    }
+
+    /// What a peer said of itself that is or was connected.
+    pub fn known_peer(&self, id: &PeerId) -> Option<Arc<Peer>> {
+        self.shared.peers().get(id).and_then(|known| known.peer.clone())
+    }
+
     /// The gate's answers have changed: closes connections that it allows no more, and tells and believes the rest
     /// as it says now. Reads of the view obey the gate at once even without this.
     pub fn recheck(&self) {
         self.shared.order(|orders| orders.recheck = true);
+    }
+
+    /// The same where its answers changed about these peers only.
+    pub fn recheck_peers(&self, peers: impl IntoIterator<Item = PeerId>) {
+        self.shared.order(|orders| orders.recheck_peers.extend(peers));
     }
 
     /// Replaces the configured peers and service names. Connections that stay allowed stay up.

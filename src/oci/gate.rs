@@ -47,6 +47,15 @@ pub enum Action {
     Tags,
 }
 
+/// What may be sent to a peer at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UploadLimits {
+    /// Contents at the same time, as two segments each; `None`: as the configuration says.
+    pub at_once: Option<u32>,
+    /// Bytes a second, of all of them together; `None`: as the configuration says.
+    pub per_second: Option<u64>,
+}
+
 /// Answers enforcement points; implemented by `trust`, wired by `app`. Must be a read of a table: it is called on hot
 /// paths and must not block.
 pub trait Gate: Send + Sync {
@@ -60,6 +69,16 @@ pub trait Gate: Send + Sync {
     /// A gate that does not look at registries need not say more than [`Gate::serves`].
     fn serves_portless(&self, peer: &PeerId, repository: &Name) -> bool {
         self.serves(peer, repository)
+    }
+
+    /// What may be sent to `peer` at once, beside the limits of the configuration.
+    fn upload_limits(&self, _peer: &PeerId) -> UploadLimits {
+        UploadLimits::default()
+    }
+
+    /// Whether it is not decided yet what `peer`, a member, gets: it may get more in a moment.
+    fn is_unjudged(&self, _peer: &PeerId) -> bool {
+        false
     }
 
     /// By what `peer` has its level, for people.
@@ -76,6 +95,17 @@ pub trait Gate: Send + Sync {
     /// Whether `peer` may take part in `action`: the level in force reaches the one that the action needs.
     fn allows(&self, peer: &PeerId, action: Action) -> bool {
         self.level(peer, action) >= action.needs()
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Introduce => "introduce",
+            Self::Blobs => "blobs",
+            Self::Tags => "tags",
+        })
     }
 }
 

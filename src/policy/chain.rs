@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Failure;
 use super::config::{Failing, Mode};
 use super::metrics::PolicyMetrics;
-use super::registry::{Merge, Request, Ruling, Verdict};
+use super::world::World;
+use super::{Failure, Said};
 
 /// What all policies of a chain may take together (DESIGN.md, "Policies").
 pub(super) const DEADLINE: Duration = Duration::from_millis(10);
@@ -23,23 +23,23 @@ const REMEMBERED: usize = 1024;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What answers one request.
-pub(super) trait Answers: Send + Sync {
+pub(super) trait Answers<W: World>: Send + Sync {
     /// The verdict, until `deadline`.
-    fn decide(&self, request: &Request, deadline: Instant) -> Result<Verdict, Failure>;
+    fn decide(&self, request: &W::Request, deadline: Instant) -> Result<W::Verdict, Failure>;
 }
 
 /// Policies in their order.
-pub(super) struct Chain {
-    entries: Vec<Entry>,
+pub(super) struct Chain<W: World> {
+    entries: Vec<Entry<W>>,
     hasher: RandomState,
 }
 
 /// One policy in its place.
-pub(super) struct Entry {
+pub(super) struct Entry<W: World> {
     pub(super) name: Arc<str>,
     pub(super) mode: Mode,
     pub(super) failing: Failing,
-    pub(super) policy: Box<dyn Answers>,
+    pub(super) policy: Box<dyn Answers<W>>,
     pub(super) metrics: PolicyMetrics,
     pub(super) quarantine: Quarantine,
 }
@@ -54,8 +54,14 @@ pub(super) struct Quarantine {
     traps: Mutex<HashMap<u64, Instant>>,
 }
 
-impl Chain {
-    pub(super) fn new(mut entries: Vec<Entry>) -> Self {
+impl<W: World> Default for Chain<W> {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
+impl<W: World> Chain<W> {
+    pub(super) fn new(mut entries: Vec<Entry<W>>) -> Self {
         // Those that are only watched take nothing from those that count.
         entries.sort_by_key(|entry| entry.mode == Mode::Monitor);
         Self { entries, hasher: RandomState::new() }
@@ -65,36 +71,65 @@ impl Chain {
         self.entries.is_empty()
     }
 
+    /// Whether the verdict of one counts.
+    pub(super) fn enforces(&self) -> bool {
+        self.entries.iter().any(|entry| entry.mode == Mode::Enforce)
+    }
+
     /// Asks all.
-    pub(super) fn decide(&self, request: &Request) -> Ruling {
+    pub(super) fn decide(&self, request: &W::Request) -> W::Ruling {
+        self.ask(request, |entry, took, answer| {
+            entry.metrics.asked(took, answer.as_ref().map(W::outcome));
+            if let Err(failure) = answer {
+                tracing::debug!(policy = %entry.name, world = W::NAME, %failure, "a policy failed");
+            }
+        })
+    }
+
+    /// Asks all, counts nothing, and tells what each said.
+    pub(super) fn explain(&self, request: &W::Request) -> (W::Ruling, Vec<Said>) {
+        let mut said = Vec::new();
+        let ruling = self.ask(request, |entry, took, answer| {
+            said.push(Said {
+                policy: entry.name.to_string(),
+                mode: entry.mode,
+                micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                verdict: answer.as_ref().map_or_else(|failure| format!("failed: {failure}"), W::describe),
+            });
+        });
+        (ruling, said)
+    }
+
+    fn ask(
+        &self,
+        request: &W::Request,
+        mut see: impl FnMut(&Entry<W>, Duration, &Result<W::Verdict, Failure>),
+    ) -> W::Ruling {
         let deadline = Instant::now() + DEADLINE;
-        let mut merge = Merge::default();
-        // Needed after a trap only.
-        let input = || {
-            let asked = format!("{:?}", (&request.requester, request.operation, &request.reference));
-            self.hasher.hash_one((&request.name, asked))
-        };
+        let mut merge = W::Merge::default();
+        let input = || self.hasher.hash_one(W::input(request));
         for (place, entry) in self.entries.iter().enumerate() {
             let began = Instant::now();
             // One that takes all of its share leaves the others theirs.
             let left = u32::try_from(self.entries.len() - place).unwrap_or(u32::MAX);
             let share = began + deadline.saturating_duration_since(began) / left;
             let answer = entry.ask(request, share, input);
-            entry.metrics.asked(began.elapsed(), &answer);
-            let verdict = answer.unwrap_or_else(|failure| {
-                tracing::debug!(policy = %entry.name, name = %request.name, %failure, "a policy failed");
-                Verdict::failed(entry.failing)
-            });
+            see(entry, began.elapsed(), &answer);
             if entry.mode == Mode::Enforce {
-                merge.add(&entry.name, verdict);
+                W::add(&mut merge, &entry.name, answer, entry.failing);
             }
         }
-        merge.ruling()
+        W::ruling(merge)
     }
 }
 
-impl Entry {
-    fn ask(&self, request: &Request, deadline: Instant, input: impl Fn() -> u64) -> Result<Verdict, Failure> {
+impl<W: World> Entry<W> {
+    fn ask(
+        &self,
+        request: &W::Request,
+        deadline: Instant,
+        input: impl Fn() -> u64,
+    ) -> Result<W::Verdict, Failure> {
         if self.quarantine.holds(&input, Instant::now()) {
             return Err(Failure::Quarantined);
         }

@@ -12,6 +12,22 @@ pub struct Config {
     /// Asked about each manifest and blob, for the runtime and for peers. Any denial wins; otherwise the first that mirrors or
     /// bypasses; if all abstain, Peili decides as without policies.
     pub registry: Vec<Plugin>,
+    /// Asked about each peer that proved itself, and again when its facts change or its grant ends. Any denial wins; of grants
+    /// the strictest of each limit; if all abstain, admission alone decides. Never more than admission gives.
+    pub trust: Vec<Plugin>,
+    /// What a node does that starts and cannot load its policies.
+    pub startup: Startup,
+}
+
+/// What a node does that has never loaded its policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Startup {
+    /// It works with their failure verdicts, and says so.
+    #[default]
+    Degrade,
+    /// The same, but it is not ready, with the reason; a rollout stops at it.
+    Require,
 }
 
 /// One policy.
@@ -31,7 +47,8 @@ pub struct Plugin {
     /// Whether its verdicts count.
     #[serde(default)]
     pub mode: Mode,
-    /// Its verdict where it does not answer.
+    /// Its verdict where it does not answer. Of the registry world only: of the trust world a peer keeps the grant that it
+    /// has until that ends, and newcomers get nothing.
     #[serde(default)]
     pub failure: Failing,
 }

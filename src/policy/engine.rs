@@ -18,13 +18,13 @@ use wasmtime::{Config, Store, Trap};
 
 use self::host::{Host, Voice};
 use self::ticker::Ticker;
-use self::v0_1::{RegistryPolicy, RegistryPolicyPre};
+use self::v0_1::Unconfigured;
 use super::chain::Answers;
-use super::registry::{Request, Verdict};
 use super::{Failure, Node};
 
-pub use inspect::SIZE_LIMIT;
 pub(super) use inspect::Unfit;
+pub use inspect::{SIZE_LIMIT, world};
+pub(super) use v0_1::Abi;
 
 /// Memory of one instance, in bytes.
 const MEMORY: usize = 16 << 20;
@@ -51,9 +51,14 @@ pub(super) struct Engine {
 }
 
 /// A component that was compiled.
-#[derive(Clone)]
-pub(super) struct Compiled {
-    pre: RegistryPolicyPre<Host>,
+pub(super) struct Compiled<W: Abi> {
+    pre: W::Pre,
+}
+
+impl<W: Abi> Clone for Compiled<W> {
+    fn clone(&self) -> Self {
+        Self { pre: self.pre.clone() }
+    }
 }
 
 /// What is said once a policy is configured.
@@ -78,18 +83,18 @@ pub(super) enum Refused {
 }
 
 /// A configured policy.
-pub(super) struct Policy {
+pub(super) struct Policy<W: Abi> {
     engine: Arc<Engine>,
-    compiled: Compiled,
+    compiled: Compiled<W>,
     voice: Arc<Voice>,
     settings: String,
     here: v0_1::Node,
-    warm: Mutex<Vec<Instance>>,
+    warm: Mutex<Vec<Instance<W>>>,
 }
 
-struct Instance {
+struct Instance<W: Abi> {
     store: Store<Host>,
-    exports: RegistryPolicy,
+    exports: W::Exports,
     calls: u32,
 }
 
@@ -118,28 +123,28 @@ impl Engine {
     }
 
     /// Compiles a component, which may take a second for a large one.
-    pub(super) fn compile(&self, bytes: &[u8]) -> Result<Compiled, Unfit> {
+    pub(super) fn compile<W: Abi>(&self, bytes: &[u8]) -> Result<Compiled<W>, Unfit> {
         inspect::check(bytes)?;
         let compile = || Component::new(&self.engine, bytes);
         let component = catch_unwind(AssertUnwindSafe(compile))
             .unwrap_or_else(|_| Err(wasmtime::Error::msg("the compiler failed")))
             .map_err(|error| Unfit::Compile(format!("{error:#}")))?;
-        inspect::check_world(&self.engine, &component)?;
+        inspect::check_world(&self.engine, &component, W::NAME)?;
         let mut linker = self.linker.clone();
         // Those of wasm32-wasip2, whose standard library names them also where nothing uses them.
         linker
             .define_unknown_imports_as_traps(&component)
             .map_err(|error| Unfit::Compile(format!("{error:#}")))?;
-        let pre = linker.instantiate_pre(&component).and_then(RegistryPolicyPre::new);
+        let pre = linker.instantiate_pre(&component).and_then(W::pre);
         Ok(Compiled { pre: pre.map_err(|error| Unfit::World(format!("{error:#}")))? })
     }
 }
 
-impl Policy {
+impl<W: Abi> Policy<W> {
     /// Configures a component, and keeps the instance.
     pub(super) fn configure(
         engine: Arc<Engine>,
-        compiled: Compiled,
+        compiled: Compiled<W>,
         name: Arc<str>,
         settings: String,
         here: &Node,
@@ -164,7 +169,7 @@ impl Policy {
     }
 
     /// A new instance, configured.
-    fn instance(&self, deadline: Instant) -> Result<(Instance, Info), Refused> {
+    fn instance(&self, deadline: Instant) -> Result<(Instance<W>, Info), Refused> {
         let _running = self.engine.ticker.run();
         let mut store = Store::new(&self.engine.engine, Host::new(Arc::clone(&self.voice), MEMORY));
         store.limiter(|host| host);
@@ -172,27 +177,24 @@ impl Policy {
         store.epoch_deadline_trap();
         self.engine.ticker.limit(&mut store, deadline);
         let make = || -> Result<_, wasmtime::Error> {
-            let exports = self.compiled.pre.instantiate(&mut store)?;
-            let lifecycle = exports.peili_policy_lifecycle();
-            let info = lifecycle.call_configure(&mut store, &self.settings, Some(&self.here))?;
+            let exports = W::instantiate(&self.compiled.pre, &mut store)?;
+            let info = W::configure(&exports, &mut store, &self.settings, &self.here)?;
             Ok((exports, info))
         };
         let made = catch_unwind(AssertUnwindSafe(make));
         match made.unwrap_or_else(|_| Err(wasmtime::Error::msg("the host failed"))) {
-            Ok((exports, Ok(info))) => {
-                let info = v0_1::info(&info).map_err(Refused::Requires)?;
-                Ok((Instance { store, exports, calls: 0 }, info))
-            }
-            Ok((_, Err(errors))) => Err(Refused::Settings(v0_1::setting_errors(&errors))),
+            Ok((exports, Ok(info))) => Ok((Instance { store, exports, calls: 0 }, info)),
+            Ok((_, Err(Unconfigured::Settings(errors)))) => Err(Refused::Settings(errors)),
+            Ok((_, Err(Unconfigured::Requires(feature)))) => Err(Refused::Requires(feature)),
             Err(error) => Err(Refused::Failed(failure(&error, store.data()))),
         }
     }
 
-    fn take(&self) -> Option<Instance> {
+    fn take(&self) -> Option<Instance<W>> {
         self.warm.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    fn keep(&self, instance: Instance) {
+    fn keep(&self, instance: Instance<W>) {
         if instance.calls >= CALLS || instance.is_large() {
             return;
         }
@@ -203,15 +205,15 @@ impl Policy {
     }
 }
 
-impl Instance {
+impl<W: Abi> Instance<W> {
     /// Whether it has grown so much that a new one is better.
     fn is_large(&self) -> bool {
         self.store.data().memory() > MEMORY / 2
     }
 }
 
-impl Answers for Policy {
-    fn decide(&self, request: &Request, deadline: Instant) -> Result<Verdict, Failure> {
+impl<W: Abi> Answers<W> for Policy<W> {
+    fn decide(&self, request: &W::Request, deadline: Instant) -> Result<W::Verdict, Failure> {
         if Instant::now() >= deadline {
             return Err(Failure::Time);
         }
@@ -224,18 +226,18 @@ impl Answers for Policy {
                 Err(_) => return Err(Failure::Trap("it refuses the settings that it had taken".into())),
             },
         };
-        let request = v0_1::request(request);
+        let request = W::request(request);
         let called = {
             let _running = self.engine.ticker.run();
             self.engine.ticker.limit(&mut instance.store, deadline);
             instance.store.data_mut().begin();
             instance.calls += 1;
             let Instance { store, exports, .. } = &mut instance;
-            catch_unwind(AssertUnwindSafe(|| exports.peili_policy_registry().call_decide(store, &request)))
+            catch_unwind(AssertUnwindSafe(|| W::ask(exports, store, &request)))
         };
         match called.unwrap_or_else(|_| Err(wasmtime::Error::msg("the host failed"))) {
             Ok(verdict) => {
-                let verdict = v0_1::verdict(verdict).map_err(Failure::Invalid);
+                let verdict = verdict.map_err(Failure::Invalid);
                 self.keep(instance);
                 verdict
             }

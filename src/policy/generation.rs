@@ -1,6 +1,7 @@
 //! The policies in force: swapped whole, and kept where what comes after them cannot be used.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,9 @@ use super::config::{Failing, Mode};
 use super::engine::{Compiled, Engine};
 use super::load::{self, LoadError, Stage, stamp};
 use super::metrics::Metrics;
-use super::registry::{RegistryPolicy, Request, Ruling};
-use super::{Config, Node};
+use super::registry::{self, Registry, RegistryPolicy};
+use super::trust::{self, Trust, TrustPolicy};
+use super::{Config, Node, Plugin, Said, Startup};
 use crate::oci::Digest;
 
 /// Between two looks at the files. A change counts once it has stood for one of these.
@@ -26,6 +28,9 @@ const RETRY: Duration = Duration::from_secs(10);
 /// A policy in force, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loaded {
+    /// What it decides about: `registry` or `trust`.
+    #[serde(default = "registry_world")]
+    pub world: String,
     /// Its name in the configuration.
     pub name: String,
     /// SHA-256 of its component.
@@ -47,12 +52,22 @@ pub struct Policies {
     loader: Mutex<Loader>,
     /// Held for a moment only: who asks for the status must not wait for a compiler.
     problem: Mutex<Option<LoadError>>,
+    /// Whether they must be loaded before the node is ready, and never were.
+    is_required: AtomicBool,
 }
 
+#[derive(Default)]
 struct Generation {
     number: i64,
-    chain: Chain,
+    registry: Chain<Registry>,
+    trust: Chain<Trust>,
     loaded: Vec<Loaded>,
+}
+
+/// What was read for a generation, of both worlds.
+struct Sets {
+    registry: load::Set<Registry>,
+    trust: load::Set<Trust>,
 }
 
 #[derive(Default)]
@@ -60,7 +75,8 @@ struct Loader {
     config: Config,
     /// Made with the first policy: without one it costs nothing.
     engine: Option<Arc<Engine>>,
-    compiled: HashMap<Digest, Compiled>,
+    registry: HashMap<Digest, Compiled<Registry>>,
+    trust: HashMap<Digest, Compiled<Trust>>,
     stamps: Stamps,
     number: i64,
     /// When what could not be loaded is tried again.
@@ -72,13 +88,13 @@ type Stamps = Vec<Option<load::Stamp>>;
 impl Policies {
     /// None yet. `here`: what policies are told about this node.
     pub fn new(here: Node, metrics: Metrics) -> Self {
-        let state = Generation { number: 0, chain: Chain::new(Vec::new()), loaded: Vec::new() };
         Self {
             here,
             metrics,
-            state: ArcSwap::from_pointee(state),
+            state: ArcSwap::default(),
             loader: Mutex::default(),
             problem: Mutex::default(),
+            is_required: AtomicBool::new(false),
         }
     }
 
@@ -101,6 +117,11 @@ impl Policies {
     /// Why those that are configured are not in force.
     pub fn problem(&self) -> Option<String> {
         self.last_problem().as_ref().map(ToString::to_string)
+    }
+
+    /// Why the node is not ready: it never loaded its policies, and is told to require that.
+    pub fn unready(&self) -> Option<String> {
+        self.is_required.load(Ordering::Relaxed).then(|| self.problem()).flatten()
     }
 
     /// Follows the files: what is in force is what they have, half a second after they changed. Runs until it is dropped.
@@ -134,21 +155,25 @@ impl Policies {
         // Before they are read, so that no change is missed.
         loader.stamps = loader.config.stamps();
         let result = loader.set(&self.here, &self.metrics);
+        let is_required = is_first && result.is_err() && loader.config.startup == Startup::Require;
+        self.is_required.store(is_required, Ordering::Relaxed);
         match result {
-            Ok(set) => {
-                loader.compiled = set.compiled;
+            Ok(Sets { registry, trust }) => {
+                (loader.registry, loader.trust) = (registry.compiled, trust.compiled);
                 loader.number += 1;
                 loader.retry = None;
                 *self.last_problem() = None;
-                if !set.loaded.is_empty() || !self.state.load().chain.is_empty() {
-                    let names: Vec<&str> = set.loaded.iter().map(|policy| policy.name.as_str()).collect();
+                let loaded = [registry.loaded, trust.loaded].concat();
+                if !loaded.is_empty() || !self.state.load().is_empty() {
+                    let names: Vec<&str> = loaded.iter().map(|policy| policy.name.as_str()).collect();
                     tracing::info!(generation = loader.number, policies = ?names, "policies are in force");
                 }
                 self.metrics.generation.set(loader.number);
                 self.state.store(Arc::new(Generation {
                     number: loader.number,
-                    chain: Chain::new(set.entries),
-                    loaded: set.loaded,
+                    registry: Chain::new(registry.entries),
+                    trust: Chain::new(trust.entries),
+                    loaded,
                 }));
                 Ok(())
             }
@@ -161,8 +186,11 @@ impl Policies {
                     tracing::error!(%error, "policies cannot be used; {kept} stand");
                 }
                 if is_first {
-                    let chain = Chain::new(load::absent(&loader.config, &self.metrics));
-                    self.state.store(Arc::new(Generation { number: 0, chain, loaded: Vec::new() }));
+                    self.state.store(Arc::new(Generation {
+                        registry: Chain::new(load::absent(&loader.config, &self.metrics)),
+                        trust: Chain::new(load::absent(&loader.config, &self.metrics)),
+                        ..Generation::default()
+                    }));
                 }
                 Err(error)
             }
@@ -180,22 +208,54 @@ impl Policies {
 
 impl RegistryPolicy for Policies {
     fn is_active(&self) -> bool {
-        !self.state.load().chain.is_empty()
+        !self.state.load().registry.is_empty()
     }
 
     fn generation(&self) -> i64 {
         self.state.load().number
     }
 
-    fn decide(&self, request: &Request) -> Ruling {
-        self.state.load().chain.decide(request)
+    fn decide(&self, request: &registry::Request) -> registry::Ruling {
+        self.state.load().registry.decide(request)
+    }
+
+    fn explain(&self, request: &registry::Request) -> (registry::Ruling, Vec<Said>) {
+        self.state.load().registry.explain(request)
+    }
+}
+
+impl TrustPolicy for Policies {
+    fn is_active(&self) -> bool {
+        !self.state.load().trust.is_empty()
+    }
+
+    fn enforces(&self) -> bool {
+        self.state.load().trust.enforces()
+    }
+
+    fn generation(&self) -> i64 {
+        self.state.load().number
+    }
+
+    fn evaluate(&self, request: &trust::Request) -> trust::Ruling {
+        self.state.load().trust.decide(request)
+    }
+
+    fn explain(&self, request: &trust::Request) -> (trust::Ruling, Vec<Said>) {
+        self.state.load().trust.explain(request)
+    }
+}
+
+impl Generation {
+    fn is_empty(&self) -> bool {
+        self.registry.is_empty() && self.trust.is_empty()
     }
 }
 
 impl Loader {
-    fn set(&mut self, here: &Node, metrics: &Metrics) -> Result<load::Set, LoadError> {
-        let Some(first) = self.config.registry.first() else {
-            return Ok(load::Set { entries: Vec::new(), loaded: Vec::new(), compiled: HashMap::new() });
+    fn set(&mut self, here: &Node, metrics: &Metrics) -> Result<Sets, LoadError> {
+        let Some(first) = self.config.plugins().next() else {
+            return Ok(Sets { registry: load::Set::default(), trust: load::Set::default() });
         };
         let engine = match &self.engine {
             Some(engine) => Arc::clone(engine),
@@ -209,12 +269,25 @@ impl Loader {
                 Arc::clone(self.engine.insert(Arc::new(engine)))
             }
         };
-        load::load(&engine, &self.config, here, &self.compiled, metrics)
+        Ok(Sets {
+            registry: load::load(&engine, &self.config, here, &self.registry, metrics)?,
+            trust: load::load(&engine, &self.config, here, &self.trust, metrics)?,
+        })
     }
 }
 
 impl Config {
-    fn stamps(&self) -> Stamps {
-        self.registry.iter().map(|plugin| stamp(&plugin.path)).collect()
+    /// Of all worlds.
+    fn plugins(&self) -> impl Iterator<Item = &Plugin> {
+        self.registry.iter().chain(&self.trust)
     }
+
+    fn stamps(&self) -> Stamps {
+        self.plugins().map(|plugin| stamp(&plugin.path)).collect()
+    }
+}
+
+/// Of nodes that know no other.
+fn registry_world() -> String {
+    "registry".into()
 }

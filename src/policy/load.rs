@@ -13,11 +13,11 @@ use std::time::Instant;
 use rustix::fs::OFlags;
 
 use super::chain::{Answers, Entry, Quarantine};
-use super::engine::{Compiled, Engine, Policy, READY, Refused, SIZE_LIMIT, Unfit};
+use super::engine::{Abi, Compiled, Engine, Policy, READY, Refused, SIZE_LIMIT, Unfit};
 use super::generation::Loaded;
 use super::metrics::Metrics;
-use super::registry::{Request, Verdict};
 use super::text::clean;
+use super::world::World;
 use super::{Config, Failure, Node, Plugin};
 use crate::oci::Digest;
 
@@ -60,17 +60,23 @@ pub struct LoadError {
 }
 
 /// Policies that can be asked, what is said of them, and their components by digest.
-pub(super) struct Set {
-    pub(super) entries: Vec<Entry>,
+pub(super) struct Set<W: Abi> {
+    pub(super) entries: Vec<Entry<W>>,
     pub(super) loaded: Vec<Loaded>,
-    pub(super) compiled: HashMap<Digest, Compiled>,
+    pub(super) compiled: HashMap<Digest, Compiled<W>>,
+}
+
+impl<W: Abi> Default for Set<W> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), loaded: Vec::new(), compiled: HashMap::new() }
+    }
 }
 
 /// Stands for a policy that could not be loaded while there is nothing older.
 struct Absent;
 
-impl Answers for Absent {
-    fn decide(&self, _: &Request, _: Instant) -> Result<Verdict, Failure> {
+impl<W: World> Answers<W> for Absent {
+    fn decide(&self, _: &W::Request, _: Instant) -> Result<W::Verdict, Failure> {
         Err(Failure::Absent)
     }
 }
@@ -90,15 +96,15 @@ impl fmt::Display for Stage {
 }
 
 /// All or none. `known`: components that were compiled before.
-pub(super) fn load(
+pub(super) fn load<W: Abi>(
     engine: &Arc<Engine>,
     config: &Config,
     here: &Node,
-    known: &HashMap<Digest, Compiled>,
+    known: &HashMap<Digest, Compiled<W>>,
     metrics: &Metrics,
-) -> Result<Set, LoadError> {
-    let mut set = Set { entries: Vec::new(), loaded: Vec::new(), compiled: HashMap::new() };
-    for plugin in &config.registry {
+) -> Result<Set<W>, LoadError> {
+    let mut set = Set::default();
+    for plugin in W::plugins(config) {
         let error = |(stage, message): (Stage, String)| LoadError {
             policy: plugin.name.clone(),
             path: plugin.path.clone(),
@@ -114,28 +120,28 @@ pub(super) fn load(
 }
 
 /// Entries that answer with their failure verdict.
-pub(super) fn absent(config: &Config, metrics: &Metrics) -> Vec<Entry> {
-    config.registry.iter().map(|plugin| entry(plugin, Box::new(Absent), metrics)).collect()
+pub(super) fn absent<W: World>(config: &Config, metrics: &Metrics) -> Vec<Entry<W>> {
+    W::plugins(config).iter().map(|plugin| entry(plugin, Box::new(Absent), metrics)).collect()
 }
 
-fn entry(plugin: &Plugin, policy: Box<dyn Answers>, metrics: &Metrics) -> Entry {
+fn entry<W: World>(plugin: &Plugin, policy: Box<dyn Answers<W>>, metrics: &Metrics) -> Entry<W> {
     Entry {
         name: plugin.name.as_str().into(),
         mode: plugin.mode,
         failing: plugin.failure,
         policy,
-        metrics: metrics.of(&plugin.name),
+        metrics: metrics.of::<W>(&plugin.name),
         quarantine: Quarantine::default(),
     }
 }
 
-fn load_one(
+fn load_one<W: Abi>(
     engine: &Arc<Engine>,
     plugin: &Plugin,
     here: &Node,
-    known: &HashMap<Digest, Compiled>,
-    compiled: &mut HashMap<Digest, Compiled>,
-) -> Result<(Policy, Loaded), (Stage, String)> {
+    known: &HashMap<Digest, Compiled<W>>,
+    compiled: &mut HashMap<Digest, Compiled<W>>,
+) -> Result<(Policy<W>, Loaded), (Stage, String)> {
     let bytes = read(&plugin.path).map_err(|error| (Stage::Read, error.to_string()))?;
     let digest = Digest::sha256(&bytes);
     if let Some(pin) = &plugin.sha256
@@ -163,6 +169,7 @@ fn load_one(
     let configured = Policy::configure(Arc::clone(engine), component, name, settings, here);
     let (policy, info) = configured.map_err(|refused| (Stage::Configure, refused.to_string()))?;
     let loaded = Loaded {
+        world: W::NAME.into(),
         name: plugin.name.clone(),
         sha256: digest.hex(),
         summary: info.summary,

@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::Failure;
-use super::registry::{Decision, Verdict};
+use super::world::World;
 
 /// Upper bounds in seconds: a warm call takes microseconds, the deadline is 10 ms.
 const BUCKETS: [f64; 10] = [2e-6, 4e-6, 8e-6, 16e-6, 32e-6, 64e-6, 250e-6, 1e-3, 4e-3, 16e-3];
@@ -31,12 +31,10 @@ pub struct Metrics {
 #[derive(Clone, Debug)]
 pub(super) struct PolicyMetrics {
     metrics: Metrics,
-    policy: String,
+    labels: PolicyLabels,
     seconds: Histogram,
-    abstain: Counter,
-    mirror: Counter,
-    bypass: Counter,
-    deny: Counter,
+    /// In the order of the world's outcomes.
+    decided: Vec<Counter>,
     failed: Counter,
 }
 
@@ -49,12 +47,14 @@ struct DecisionLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FailureLabels {
+    world: &'static str,
     policy: String,
     kind: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PolicyLabels {
+    world: &'static str,
     policy: String,
 }
 
@@ -90,42 +90,35 @@ impl Metrics {
         metrics
     }
 
-    /// The counters of a policy of the registry world, from 0 on.
-    pub(super) fn of(&self, policy: &str) -> PolicyMetrics {
-        let policy = policy.to_owned();
-        let decided = |outcome| {
-            let labels = DecisionLabels { world: "registry", policy: policy.clone(), outcome };
+    /// The counters of a policy of this world, from 0 on.
+    pub(super) fn of<W: World>(&self, policy: &str) -> PolicyMetrics {
+        let labels = PolicyLabels { world: W::NAME, policy: policy.to_owned() };
+        let decided = |outcome: &'static str| {
+            let labels = DecisionLabels { world: W::NAME, policy: policy.to_owned(), outcome };
             self.decisions.get_or_create(&labels).clone()
         };
         PolicyMetrics {
             metrics: self.clone(),
-            seconds: self.seconds.get_or_create(&PolicyLabels { policy: policy.clone() }).clone(),
-            abstain: decided("abstain"),
-            mirror: decided("mirror"),
-            bypass: decided("bypass"),
-            deny: decided("deny"),
+            seconds: self.seconds.get_or_create(&labels).clone(),
+            decided: W::OUTCOMES.iter().map(|outcome| decided(outcome)).collect(),
             failed: decided("failed"),
-            policy,
+            labels,
         }
     }
 }
 
 impl PolicyMetrics {
-    /// Counts an answer.
-    pub(super) fn asked(&self, took: Duration, answer: &Result<Verdict, Failure>) {
+    /// Counts an answer: which of the world's outcomes it is.
+    pub(super) fn asked(&self, took: Duration, answer: Result<usize, &Failure>) {
         self.seconds.observe(took.as_secs_f64());
         let counter = match answer {
             Err(failure) => {
-                let labels = FailureLabels { policy: self.policy.clone(), kind: failure.label() };
+                let PolicyLabels { world, policy } = self.labels.clone();
+                let labels = FailureLabels { world, policy, kind: failure.label() };
                 self.metrics.failures.get_or_create(&labels).inc();
                 &self.failed
             }
-            Ok(verdict) => match verdict.decision {
-                Decision::Abstain => &self.abstain,
-                Decision::Mirror(_) => &self.mirror,
-                Decision::Bypass => &self.bypass,
-                Decision::Deny => &self.deny,
-            },
+            Ok(outcome) => &self.decided[outcome],
         };
         counter.inc();
     }

@@ -1,9 +1,11 @@
 //! The registry world: what is mirrored, from where and for whom. Requests, verdicts, and how verdicts become one ruling.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{Failing, Node, Reason};
+use super::world::World;
+use super::{Config, Failing, Failure, Node, Plugin, Reason, Said, describe, least};
 use crate::oci::{Digest, Level, Name, Tag};
 
 /// What is asked about.
@@ -160,6 +162,11 @@ pub trait RegistryPolicy: Send + Sync {
 
     /// The ruling.
     fn decide(&self, request: &Request) -> Ruling;
+
+    /// The ruling, and what each policy said; it counts nowhere.
+    fn explain(&self, request: &Request) -> (Ruling, Vec<Said>) {
+        (self.decide(request), Vec::new())
+    }
 }
 
 /// No policies.
@@ -180,9 +187,99 @@ impl RegistryPolicy for NoPolicy {
     }
 }
 
+/// The world.
+pub(super) struct Registry;
+
+impl World for Registry {
+    const NAME: &'static str = "registry";
+    const OUTCOMES: &'static [&'static str] = &["abstain", "mirror", "bypass", "deny"];
+
+    type Request = Request;
+    type Verdict = Verdict;
+    type Ruling = Ruling;
+    type Merge = Merge;
+
+    fn input(request: &Request) -> impl std::hash::Hash {
+        let asked = format!("{:?}", (&request.requester, request.operation, &request.reference));
+        (request.name.clone(), asked)
+    }
+
+    fn outcome(verdict: &Verdict) -> usize {
+        match verdict.decision {
+            Decision::Abstain => 0,
+            Decision::Mirror(_) => 1,
+            Decision::Bypass => 2,
+            Decision::Deny => 3,
+        }
+    }
+
+    fn describe(verdict: &Verdict) -> String {
+        let decision = match &verdict.decision {
+            Decision::Abstain => "abstain".into(),
+            Decision::Mirror(plan) => format!("mirror {plan}").trim_end().to_owned(),
+            Decision::Bypass => "bypass".into(),
+            Decision::Deny => "deny".into(),
+        };
+        describe(&decision, verdict.reason.as_ref())
+    }
+
+    fn add(merge: &mut Merge, policy: &Arc<str>, answer: Result<Verdict, Failure>, failing: Failing) {
+        merge.add(policy, answer.unwrap_or_else(|_| Verdict::failed(failing)));
+    }
+
+    fn ruling(merge: Merge) -> Ruling {
+        merge.ruling()
+    }
+
+    fn plugins(config: &Config) -> &[Plugin] {
+        &config.registry
+    }
+}
+
 impl Default for Ruling {
     fn default() -> Self {
         Self { way: Way::Mirror(Plan::default()), by: None }
+    }
+}
+
+/// What is set, for people.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if let Some(sources) = &self.sources {
+            let names = sources.iter().map(|source| match source {
+                Source::Peers => "peers",
+                Source::Origin => "origin",
+            });
+            parts.push(format!("sources={}", names.collect::<Vec<_>>().join(",")));
+        }
+        parts.extend(self.without_peers.then(|| "without-peers".into()));
+        parts.extend(self.without_origin.then(|| "without-origin".into()));
+        parts.extend(self.tag_resolution.map(|resolution| {
+            let resolution = match resolution {
+                TagResolution::Peers => "peers",
+                TagResolution::Home => "home",
+                TagResolution::Revalidated => "revalidated",
+                TagResolution::UpstreamOnly => "upstream-only",
+            };
+            format!("tag-resolution={resolution}")
+        }));
+        parts.extend(self.max_tag_age.map(|age| format!("max-tag-age={}ms", age.as_millis())));
+        parts.extend(self.min_trust.map(|level| format!("min-trust={level}")));
+        parts.extend(self.always_verify.then(|| "always-verify".into()));
+        parts.extend(self.max_fan_out.map(|most| format!("max-fan-out={most}")));
+        f.write_str(&parts.join(" "))
+    }
+}
+
+impl fmt::Display for Ruling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.way {
+            Way::Mirror(plan) if *plan == Plan::default() => f.write_str("mirror"),
+            Way::Mirror(plan) => write!(f, "mirror {plan}"),
+            Way::Bypass => f.write_str("bypass"),
+            Way::Deny(reason) => write!(f, "deny ({reason})"),
+        }
     }
 }
 
@@ -237,13 +334,6 @@ fn stricter(one: Option<TagResolution>, other: Option<TagResolution>) -> Option<
     match (one, other) {
         (None, Some(TagResolution::Peers)) | (Some(TagResolution::Peers), None) => None,
         (one, other) => one.max(other),
-    }
-}
-
-fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod engine;
 mod merge;
+mod trust;
 
 use std::sync::Arc;
 use std::time::SystemTime;

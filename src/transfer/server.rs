@@ -27,14 +27,14 @@ use self::connections::{Connections, Handshakes, Ticket};
 use self::place::{NoMember, Place};
 use self::upload::{Reply, Upload};
 use super::metrics::{Answered, Handshake, Metrics};
-use super::rate::Rate;
+use super::rate::{PeerRates, Rate};
 use super::slots::{Busy, Limits, Slots};
 use super::stream::{Guarded, Requests, StallLimits};
 use super::tls::{Tls, TlsError, proved_peer};
 use super::{Config, Segment, Source, wire};
 use crate::network::admission::Admission;
 use crate::network::identity::Identity;
-use crate::oci::{Action, Digest, Gate, PeerId, RangeHeader};
+use crate::oci::{Action, Digest, Gate, PeerId, RangeHeader, UploadLimits};
 
 /// TCP and TLS, from accept to the peer's proof.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
@@ -86,6 +86,7 @@ struct Shared {
     metrics: Metrics,
     slots: Arc<Slots>,
     rate: Option<Arc<Rate>>,
+    peer_rates: PeerRates,
     handshakes: Handshakes,
     connections: Arc<Connections>,
     stall_limits: StallLimits,
@@ -134,6 +135,7 @@ impl Server {
             source,
             slots: Slots::new(limits),
             rate: Rate::new(config.upload_rate.as_u64()).map(Arc::new),
+            peer_rates: PeerRates::default(),
             handshakes: Handshakes::default(),
             connections: Connections::new(metrics.connections.clone()),
             metrics,
@@ -197,6 +199,7 @@ impl Shared {
         let gate = &self.gate;
         self.connections
             .close_unless(|peer| gate.allows(peer, Action::Connect) && gate.allows(peer, Action::Serve));
+        self.peer_rates.update(|peer| gate.upload_limits(peer).per_second);
     }
 }
 
@@ -383,7 +386,9 @@ async fn answer<B>(shared: &Arc<Shared>, peer: &PeerId, request: &Request<B>) ->
         _ => return Err(Refusal::Invalid),
     };
     if !shared.gate.allows(peer, Action::Serve) {
-        return Err(Refusal::Denied);
+        // What is not here would be left out for seconds.
+        let is_unjudged = shared.gate.is_unjudged(peer);
+        return Err(if is_unjudged { Refusal::Busy(Busy(0)) } else { Refusal::Denied });
     }
     if head {
         let segment = open(shared, peer, &digest, 0, 0).await?;
@@ -408,8 +413,15 @@ async fn answer<B>(shared: &Arc<Shared>, peer: &PeerId, request: &Request<B>) ->
     if segment.range.is_empty() {
         return Ok(Answer::Empty(response));
     }
-    let slot = shared.slots.acquire(peer, wait(request)).await.map_err(Refusal::Busy)?;
-    let upload = Upload::new(segment, slot, shared.rate.clone(), &shared.metrics);
+    let UploadLimits { at_once, .. } = shared.gate.upload_limits(peer);
+    let slot = shared.slots.acquire(peer, at_once, wait(request)).await.map_err(Refusal::Busy)?;
+    // It may have waited long.
+    if !shared.gate.allows(peer, Action::Serve) {
+        return Err(Refusal::Denied);
+    }
+    let per_second = shared.gate.upload_limits(peer).per_second;
+    let own = per_second.and_then(|per_second| shared.peer_rates.of(peer, per_second));
+    let upload = Upload::new(segment, slot, [own, shared.rate.clone()], &shared.metrics);
     Ok(Answer::Upload(upload, response))
 }
 

@@ -11,6 +11,9 @@ use tokio::sync::oneshot;
 
 use crate::oci::PeerId;
 
+/// Slots of one content: a peer asks for the next segment before the last one ends.
+const SEGMENTS: usize = 2;
+
 /// The slots.
 pub(super) struct Slots {
     limits: Limits,
@@ -50,6 +53,8 @@ struct State {
 
 struct Waiting {
     id: u64,
+    /// How many its peer may have.
+    most: usize,
     granted: oneshot::Sender<()>,
 }
 
@@ -67,18 +72,27 @@ impl Slots {
         Arc::new(Self { limits, state: Mutex::default() })
     }
 
-    /// Waits for a slot, at most `limit`.
-    pub(super) async fn acquire(self: &Arc<Self>, peer: &PeerId, limit: Duration) -> Result<Slot, Busy> {
+    /// Waits for a slot, at most `limit`. `at_once`: contents that may go to `peer`, if not as many as
+    /// to others.
+    pub(super) async fn acquire(
+        self: &Arc<Self>,
+        peer: &PeerId,
+        at_once: Option<u32>,
+        limit: Duration,
+    ) -> Result<Slot, Busy> {
+        let most = at_once.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+        let most = most.saturating_mul(SEGMENTS);
+        let most = most.min(self.limits.per_peer);
         let mut waiter = {
             let mut state = self.lock();
-            if state.used < self.limits.total && state.active_of(peer) < self.limits.per_peer {
+            if state.used < self.limits.total && state.active_of(peer) < most {
                 state.take(peer);
                 return Ok(Slot { slots: Arc::clone(self), peer: peer.clone() });
             }
             if state.queued >= self.limits.queue && !state.displace(peer) {
                 return Err(Busy(saturate(state.queued)));
             }
-            let (id, granted) = state.enqueue(peer);
+            let (id, granted) = state.enqueue(peer, most);
             Waiter { slots: self, peer, id, granted, done: false }
         };
         if let Ok(Ok(())) = tokio::time::timeout(limit, &mut waiter.granted).await {
@@ -125,7 +139,7 @@ impl State {
         }
     }
 
-    fn enqueue(&mut self, peer: &PeerId) -> (u64, oneshot::Receiver<()>) {
+    fn enqueue(&mut self, peer: &PeerId, most: usize) -> (u64, oneshot::Receiver<()>) {
         let id = self.next_id;
         self.next_id += 1;
         let (sender, receiver) = oneshot::channel();
@@ -133,7 +147,7 @@ impl State {
         if waiting.is_empty() {
             self.turns.push_back(peer.clone());
         }
-        waiting.push_back(Waiting { id, granted: sender });
+        waiting.push_back(Waiting { id, most, granted: sender });
         self.queued += 1;
         (id, receiver)
     }
@@ -168,7 +182,9 @@ impl State {
     /// Grants free slots, one per peer and turn.
     fn dispatch(&mut self, limits: &Limits) {
         while self.used < limits.total {
-            let eligible = self.turns.iter().position(|peer| self.active_of(peer) < limits.per_peer);
+            let most = |peer| self.waiting.get(peer)?.front().map(|waiting: &Waiting| waiting.most);
+            let eligible =
+                self.turns.iter().position(|peer| most(peer).is_none_or(|most| self.active_of(peer) < most));
             let Some(peer) = eligible.and_then(|index| self.turns.remove(index)) else { return };
             let Some(waiting) = self.waiting.get_mut(&peer) else { continue };
             let next = waiting.pop_front();
@@ -222,23 +238,43 @@ mod tests {
     #[tokio::test]
     async fn limits_in_all_and_per_peer() {
         let slots = Slots::new(Limits { total: 2, per_peer: 1, queue: 0 });
-        let first = slots.acquire(&peer(0), LONG).await.ok();
+        let first = slots.acquire(&peer(0), None, LONG).await.ok();
         assert!(first.is_some());
-        assert_eq!(slots.acquire(&peer(0), LONG).await.err(), Some(Busy(0)), "per peer");
-        let _second = slots.acquire(&peer(1), LONG).await.ok().unwrap();
-        assert_eq!(slots.acquire(&peer(2), LONG).await.err(), Some(Busy(0)), "in all");
+        assert_eq!(slots.acquire(&peer(0), None, LONG).await.err(), Some(Busy(0)), "per peer");
+        let _second = slots.acquire(&peer(1), None, LONG).await.ok().unwrap();
+        assert_eq!(slots.acquire(&peer(2), None, LONG).await.err(), Some(Busy(0)), "in all");
         drop(first);
-        assert!(slots.acquire(&peer(2), LONG).await.is_ok());
+        assert!(slots.acquire(&peer(2), None, LONG).await.is_ok());
+    }
+
+    /// Guards the limit of one peer, for those that wait too.
+    #[tokio::test]
+    async fn a_peer_may_have_less_than_others() {
+        let slots = Slots::new(Limits { total: 8, per_peer: 8, queue: 8 });
+        let acquire = async |limit| slots.acquire(&peer(0), Some(1), limit).await;
+        let held = [acquire(LONG).await.ok(), acquire(LONG).await.ok()];
+        assert_eq!(acquire(Duration::from_millis(20)).await.err(), Some(Busy(0)));
+        let waits = {
+            let slots = Arc::clone(&slots);
+            tokio::spawn(async move { slots.acquire(&peer(0), Some(1), LONG).await.map(drop) })
+        };
+        while slots.queued() == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(slots.acquire(&peer(1), None, LONG).await.ok().unwrap());
+        assert_eq!(slots.queued(), 1, "a slot that others gave back is not its own");
+        drop(held);
+        waits.await.unwrap().unwrap();
     }
 
     #[tokio::test]
     async fn waiting_is_bounded_and_leaves_nothing_behind() {
         let slots = Slots::new(Limits { total: 1, per_peer: 1, queue: 1 });
-        let held = slots.acquire(&peer(0), LONG).await.ok();
-        assert_eq!(slots.acquire(&peer(1), Duration::from_millis(20)).await.err(), Some(Busy(0)));
+        let held = slots.acquire(&peer(0), None, LONG).await.ok();
+        assert_eq!(slots.acquire(&peer(1), None, Duration::from_millis(20)).await.err(), Some(Busy(0)));
         assert_eq!(slots.queued(), 0);
         drop(held);
-        assert!(slots.acquire(&peer(1), LONG).await.is_ok());
+        assert!(slots.acquire(&peer(1), None, LONG).await.is_ok());
         assert_eq!(slots.lock().used, 0);
         assert!(slots.lock().active.is_empty() && slots.lock().turns.is_empty());
     }
@@ -247,7 +283,7 @@ mod tests {
     #[tokio::test]
     async fn peers_take_turns() {
         let slots = Slots::new(Limits { total: 1, per_peer: 1, queue: 8 });
-        let held = slots.acquire(&peer(0), LONG).await.ok();
+        let held = slots.acquire(&peer(0), None, LONG).await.ok();
         let (sender, mut order) = tokio::sync::mpsc::unbounded_channel();
         let mut tasks = tokio::task::JoinSet::new();
         for id in [peer(0), peer(0), peer(0), peer(0), peer(1), peer(2)] {
@@ -256,7 +292,7 @@ mod tests {
             tasks.spawn({
                 let slots = Arc::clone(&slots);
                 async move {
-                    let slot = slots.acquire(&id, LONG).await.ok().unwrap();
+                    let slot = slots.acquire(&id, None, LONG).await.ok().unwrap();
                     sender.send(id).unwrap();
                     drop(slot);
                 }
@@ -276,17 +312,17 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_drops_of_the_greediest() {
         let slots = Slots::new(Limits { total: 1, per_peer: 1, queue: 3 });
-        let held = slots.acquire(&peer(0), LONG).await.ok();
+        let held = slots.acquire(&peer(0), None, LONG).await.ok();
         let wait = |id: PeerId| {
             let slots = Arc::clone(&slots);
-            tokio::spawn(async move { slots.acquire(&id, LONG).await.map(drop) })
+            tokio::spawn(async move { slots.acquire(&id, None, LONG).await.map(drop) })
         };
         let mut greedy: Vec<_> = (0..3).map(|_| wait(peer(0))).collect();
         while slots.queued() < 3 {
             tokio::task::yield_now().await;
         }
         assert_eq!(
-            slots.acquire(&peer(0), Duration::from_millis(100)).await.err(),
+            slots.acquire(&peer(0), None, Duration::from_millis(100)).await.err(),
             Some(Busy(3)),
             "the greedy one cannot displace"
         );

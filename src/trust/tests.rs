@@ -1,3 +1,7 @@
+mod judge;
+
+use std::sync::Arc;
+
 use super::*;
 
 const PEER: &str = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";

@@ -1,7 +1,12 @@
 //! Policies from mounted files decide what crosses the wire: pulls through CRI, counted at the origin and at both peers.
 
+mod trust;
+
 use std::time::Duration;
 
+use peili_lab::image::write_empty_layout;
+use peili_lab::node::Plan;
+use peili_lab::scratch::Scratch;
 use peili_lab::{Generation, Image, Requirement, policy, wait};
 use serde_json::{Value, json};
 
@@ -26,6 +31,9 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case::new("policies::a_plan", &needs, a_plan));
     cases.push(Case::new("policies::failing", &needs, failing));
     cases.push(Case::new("policies::replaced_live", &needs, replaced_live));
+    cases.push(Case::new("policies::required", &[Requirement::Policies], required));
+    cases.push(Case::new("policies::explained", &[Requirement::Policies], explained));
+    cases.extend(trust::cases());
     cases
 }
 
@@ -176,6 +184,101 @@ async fn replaced_live() {
         .await
         .unwrap();
     }
+}
+
+/// A node that must have its policies is not ready without them, says why, and runs; it is ready as soon as it has them.
+async fn required() {
+    let scratch = Scratch::new().unwrap();
+    let (layout, file) = (scratch.path().join("layout"), scratch.path().join("policy.wasm"));
+    write_empty_layout(&layout).unwrap();
+    let mut plan = Plan::on_loopback("node-1", &format!("layout:{}", layout.display())).unwrap();
+    let plugin = json!({"name": "allow-list", "path": &file});
+    plan.merge(&json!({"policies": {"startup": "require", "registry": [plugin]}}));
+    let node = plan.launch().unwrap();
+    let ready = async |status: u16, text: &str| {
+        wait::until(&format!("{status}: {text}"), Duration::from_secs(20), async || {
+            let answer = node.admin("/readyz").await.ok()?;
+            (answer.status == status && answer.text().contains(text)).then_some(())
+        })
+        .await
+        .unwrap();
+    };
+    ready(503, "policies: policy `allow-list`").await;
+    assert_eq!(node.admin("/livez").await.unwrap().status, 200, "it runs all the same");
+    std::fs::copy(policy("allow-list"), &file).unwrap();
+    ready(200, "").await;
+    // What fails later leaves the last good ones, and the node ready.
+    std::fs::write(&file, "no component").unwrap();
+    wait::until("it is said", Duration::from_secs(20), async || {
+        node.status().await.ok()?["problems"].to_string().contains("no WebAssembly").then_some(())
+    })
+    .await
+    .unwrap();
+    ready(200, "").await;
+}
+
+/// A running node says what its policies say, and what comes of it; only its owner may ask.
+async fn explained() {
+    let scratch = Scratch::new().unwrap();
+    let plan = |number: usize| {
+        let layout = scratch.path().join(format!("layout-{number}"));
+        write_empty_layout(&layout).unwrap();
+        Plan::on_loopback(&format!("node-{number}"), &format!("layout:{}", layout.display())).unwrap()
+    };
+    let mut plans = [plan(1), plan(2)];
+    Plan::introduce(&mut plans);
+    let [one, mut two] = plans;
+    two.merge(&deny("ask the platform team"));
+    let grant = json!({"act": "grant", "level": "blobs", "withhold": true, "ttl-seconds": 60});
+    two.merge(&json!({"policies": {"trust": [
+        {"name": "watched", "path": policy("testguests-trust"), "settings": {"act": "deny"}, "mode": "monitor"},
+        {"name": "guest", "path": policy("testguests-trust"), "settings": grant},
+    ]}}));
+    let (one, two) = (one.start().await.unwrap(), two.start().await.unwrap());
+    let folder = two.plan.data_dir();
+    let explain = |what: &str, of: &str, more: &[&str]| {
+        let mut command = std::process::Command::new(peili_lab::node::binary().unwrap());
+        let output =
+            command.args(["explain", what, of, "--data-dir"]).arg(&folder).args(more).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+    };
+    let says = |(code, text): (i32, String), expected: (i32, &[&str])| {
+        assert_eq!(code, expected.0, "{text}");
+        for part in expected.1 {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    };
+    let name = format!("{REGISTRY}/special/app:v1");
+    let denied: &[&str] = &["allow-list: deny (denied: ask the platform team)", "Enforced 403: denied: ask"];
+    says(explain("pull", &name, &[]), (0, denied));
+    let other = format!("{REGISTRY}/other/app@sha256:{}", "ab".repeat(32));
+    says(explain("pull", &other, &[]), (0, &["allow-list: abstain", "by 0 trusted peers", "else 404"]));
+    let peer = one.plan.peer_id.clone();
+    wait::until("it is judged", APPLIED, async || {
+        explain("peer", &peer, &[]).1.contains("Stands").then_some(())
+    })
+    .await
+    .unwrap();
+    let stands: &[&str] = &[
+        "Node     node-1",
+        "Proof    listed",
+        "watched (monitored only): deny for=60s (told-to: the test guest was told to)",
+        "guest: allow level=blobs serve=no ttl=60s",
+        "Stands   level=blobs serve=no ttl=60s, for ",
+        "Enforced level blobs, is not served",
+    ];
+    says(explain("peer", &peer, &[]), (0, stands));
+    let json: Value = serde_json::from_str(&explain("peer", &peer, &["--json"]).1).unwrap();
+    assert_eq!((&json["level"], &json["serve"]), (&json!("blobs"), &json!(false)));
+
+    let stranger = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
+    says(explain("peer", stranger, &[]), (1, &["no peer 12D3"]));
+    let socket = folder.join("explain.sock");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&socket.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    drop(two);
+    says(explain("pull", &name, &[]), (1, &["cannot connect", "hint: is peili running"]));
 }
 
 fn path(image: &Image) -> String {

@@ -10,7 +10,7 @@ use peili_lab::wait;
 use super::Act;
 use super::screen::bytes;
 use super::stage::{LIMIT, Main, REGISTRY, Stage, size};
-use super::{newcomer, policy, stranger};
+use super::{distrust, newcomer, policy, stranger};
 
 const MIB: u64 = 1 << 20;
 
@@ -51,6 +51,10 @@ pub(super) const ACTS: &[Act] = &[
     Act {
         title: "A policy, one mounted file of WebAssembly, decides on node-3 what is mirrored.",
         run: |stage| Box::pin(policy::decides(stage)),
+    },
+    Act {
+        title: "A policy on node-3 distrusts the node that is sending it a layer.",
+        run: |stage| Box::pin(distrust::ends_a_transfer(stage)),
     },
 ];
 
@@ -227,7 +231,7 @@ async fn registry_dies(stage: &mut Stage) -> Result<String> {
 }
 
 /// Waits until node `index` has got `count` bytes more from peers.
-async fn flowing(stage: &Stage, index: usize, count: u64) -> Result<()> {
+pub(super) async fn flowing(stage: &Stage, index: usize, count: u64) -> Result<()> {
     let before = stage.meter.got(index);
     let deadline = tokio::time::Instant::now() + LIMIT;
     while stage.meter.got(index) < before + count {

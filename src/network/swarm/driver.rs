@@ -272,6 +272,10 @@ impl Driver {
         }
         if orders.recheck {
             self.recheck();
+        } else if !orders.recheck_peers.is_empty() {
+            let peers = &orders.recheck_peers;
+            self.refused.retain(|id, _| !peers.contains(id));
+            self.recheck_links(|id| peers.contains(id));
         }
         self.turn();
     }
@@ -322,9 +326,15 @@ impl Driver {
         self.refused.clear();
         self.bootstrap.hurry(Instant::now());
         self.shared.forget_problems(|subject| matches!(subject, Subject::Refused(_)));
+        // The certificate may be another.
+        self.amend();
+        self.recheck_links(|_| true);
+    }
+
+    fn recheck_links(&mut self, concerns: impl Fn(&PeerId) -> bool) {
         let gate = Arc::clone(&self.shared.gate);
         let mut closed = Vec::new();
-        for (peer, link) in &mut self.links {
+        for (peer, link) in self.links.iter_mut().filter(|(_, link)| concerns(&link.id)) {
             // A member whose certificate ended may come in again, with a new one.
             let ended = link.proved && gate.is_unproved(&link.id);
             if gate.allows(&link.id, Action::Connect) && !ended {
@@ -340,9 +350,8 @@ impl Driver {
             // An error is a peer whose connections are gone already.
             let _ = self.swarm.disconnect_peer_id(peer);
         }
-        // The certificate may be another.
-        self.amend();
-        let peers: Vec<P2pId> = self.links.keys().copied().collect();
+        let concerned = self.links.iter().filter(|(_, link)| concerns(&link.id));
+        let peers: Vec<P2pId> = concerned.map(|(peer, _)| *peer).collect();
         for peer in peers {
             self.push(peer);
         }
@@ -403,6 +412,7 @@ impl Driver {
             waiting: VecDeque::new(),
         });
         link.connections.insert(connection, ip);
+        self.shared.saw(&link.id, link.connections.values().flatten());
         link.dialed |= dialed.is_some() && !is_question;
         // Where there was a connection before, the other end may have started anew while that was not known to be dead.
         link.greet_again();
@@ -418,6 +428,7 @@ impl Driver {
         let Some(link) = self.links.get_mut(&peer) else { return };
         let Some(removed) = link.connections.remove(&connection) else { return };
         if !link.connections.is_empty() {
+            self.shared.saw(&link.id, link.connections.values().flatten());
             if link.opening == Some(connection) {
                 link.opening = None;
                 self.open_stream(peer);

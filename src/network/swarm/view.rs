@@ -16,7 +16,7 @@ use crate::network::gossip::members::{Member, State};
 use crate::network::gossip::record::Record;
 use crate::network::gossip::{Gossip, Limits, Ms};
 use crate::network::identity::Identity;
-use crate::network::{Advertisement, MemberState, Peer, PeerConfig, PeerStatus, Status};
+use crate::network::{Advertisement, KnownPeer, MemberState, Peer, PeerConfig, PeerStatus, Status};
 use crate::oci::{Action, Digest, Gate, PeerId};
 
 /// Problems that are kept at once, and subjects whose last log lines are remembered; what is more is not shown.
@@ -51,6 +51,7 @@ pub(super) struct View {
 #[derive(Default)]
 pub(super) struct Orders {
     pub recheck: bool,
+    pub recheck_peers: HashSet<PeerId>,
     pub configure: Option<(Vec<PeerConfig>, Vec<String>)>,
 }
 
@@ -59,6 +60,8 @@ pub(super) struct Orders {
 pub(super) struct Known {
     /// What it said of itself; `None`: it has not said who it is yet.
     pub peer: Option<Arc<Peer>>,
+    /// Where its connections come from, or came from last.
+    pub seen: Vec<IpAddr>,
     /// Whether a connection is up.
     pub connected: bool,
     /// When the last connection ended.
@@ -254,6 +257,35 @@ impl Shared {
         let view = self.view();
         let members = view.members.keys().filter_map(|number| view.member(*number));
         members.filter(|peer| self.gate.allows(&peer.id, Action::Tags)).map(Arc::clone).collect()
+    }
+
+    /// Where the connections of a peer that said who it is come from now.
+    pub(super) fn saw<'a>(&self, id: &PeerId, addresses: impl Iterator<Item = &'a IpAddr>) {
+        if let Some(known) = self.peers_mut().get_mut(id).filter(|known| known.peer.is_some()) {
+            known.seen.clear();
+            for ip in addresses {
+                if !known.seen.contains(ip) {
+                    known.seen.push(*ip);
+                }
+            }
+        }
+    }
+
+    pub(super) fn known_peers(&self) -> Vec<KnownPeer> {
+        let view = self.view();
+        let members = view.members.iter().filter(|(number, _)| **number != 0);
+        let mut known: HashMap<PeerId, KnownPeer> = members
+            .map(|(_, peer)| (peer.id.clone(), KnownPeer { peer: Arc::clone(peer), observed: Vec::new() }))
+            .collect();
+        drop(view);
+        for (id, said) in self.peers().iter() {
+            let Some(peer) = &said.peer else { continue };
+            let known = known
+                .entry(id.clone())
+                .or_insert_with(|| KnownPeer { peer: Arc::clone(peer), observed: Vec::new() });
+            known.observed.clone_from(&said.seen);
+        }
+        known.into_values().collect()
     }
 
     pub(super) fn status(&self) -> Status {

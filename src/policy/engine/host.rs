@@ -27,7 +27,7 @@ pub(super) struct Voice {
 }
 
 /// What belongs to one instance.
-pub(super) struct Host {
+pub(in crate::policy) struct Host {
     voice: Arc<Voice>,
     limit: usize,
     memory: usize,

@@ -10,8 +10,8 @@ pub const SIZE_LIMIT: u64 = 4 << 20;
 const FUNCTIONS: u32 = 20_000;
 /// Largest body of a function, in bytes: the compiler's time grows faster than it.
 const BODY: usize = 256 << 10;
-/// What a policy of the registry world exports, without the version.
-const EXPORT: &str = "peili:policy/registry";
+/// The worlds of the contract, which are what their policies export.
+const WORLDS: [&str; 3] = ["registry", "trust", "election"];
 /// The versions of the contract that this host speaks.
 const SUPPORTED: &str = "0.1";
 
@@ -63,14 +63,43 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), Unfit> {
     Ok(())
 }
 
+/// The world whose policy these bytes say they are; `None`: of none that can be told.
+pub fn world(bytes: &[u8]) -> Option<&'static str> {
+    let payloads = Parser::new(0).parse_all(bytes).map_while(Result::ok);
+    let mut depth = 0_usize;
+    for payload in payloads {
+        match payload {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ComponentExportSection(exports) if depth == 0 => {
+                let names = exports.into_iter().map_while(Result::ok);
+                let mut worlds = names.filter_map(|export| {
+                    let (world, _) = export.name.name.strip_prefix("peili:policy/")?.split_once('@')?;
+                    WORLDS.into_iter().find(|known| *known == world)
+                });
+                if let Some(world) = worlds.next() {
+                    return Some(world);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
 /// The world, by what is exported, and imports that are none of a policy's.
-pub(super) fn check_world(engine: &wasmtime::Engine, component: &Component) -> Result<(), Unfit> {
+pub(super) fn check_world(
+    engine: &wasmtime::Engine,
+    component: &Component,
+    wanted: &str,
+) -> Result<(), Unfit> {
     let component = component.component_type();
     let exports: Vec<String> = component.exports(engine).map(|(name, _)| name.to_owned()).collect();
-    let version = |interface: &str| {
-        exports.iter().find_map(|name| name.strip_prefix(interface)?.strip_prefix('@').map(str::to_owned))
+    let version = |world: &str| {
+        let interface = format!("peili:policy/{world}@");
+        exports.iter().find_map(|name| name.strip_prefix(&interface).map(str::to_owned))
     };
-    match version(EXPORT) {
+    match version(wanted) {
         Some(version) if is_supported(&version) => {}
         Some(version) => {
             return Err(Unfit::World(format!(
@@ -78,12 +107,10 @@ pub(super) fn check_world(engine: &wasmtime::Engine, component: &Component) -> R
             )));
         }
         None => {
-            let other = ["trust", "election"]
-                .into_iter()
-                .find(|world| version(&format!("peili:policy/{world}")).is_some());
+            let other = WORLDS.into_iter().find(|world| version(world).is_some());
             return Err(Unfit::World(match other {
-                Some(world) => format!("it is a policy of the {world} world, not of the registry world"),
-                None => format!("it is no policy: it does not export `{EXPORT}`"),
+                Some(world) => format!("it is a policy of the {world} world, not of the {wanted} world"),
+                None => format!("it is no policy: it does not export `peili:policy/{wanted}`"),
             }));
         }
     }

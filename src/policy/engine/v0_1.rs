@@ -1,38 +1,96 @@
 //! Version 0.1 of the contract: what the macro makes of `wit/policy.wit`, and the way from and to the host's own types.
 //! What a verdict must be is checked here.
 
-#![allow(missing_docs, unreachable_pub, reason = "generated; the documentation is in the contract")]
+pub(super) mod registry;
+pub(super) mod trust;
 
 use std::time::{Duration, SystemTime};
 
-use wasmtime::component::{HasSelf, Linker};
+use wasmtime::component::{HasSelf, InstancePre, Linker};
+use wasmtime::{Result, Store};
 
 use super::Info;
 use super::host::Host;
 use crate::oci::Level;
-use crate::policy::registry as domain;
 use crate::policy::text::{clean, is_code};
+use crate::policy::world::World;
 use crate::policy::{self, Provenance, Reason};
 
-wasmtime::component::bindgen!({ path: "wit/policy.wit", world: "registry-policy" });
+use registry::bindings::peili::policy as common;
 
-use exports::peili::policy::registry as abi;
-pub(super) use peili::policy::logging;
-pub(super) use peili::policy::types::Node;
-use peili::policy::types::{self, TrustLevel};
+pub(super) use common::logging;
+pub(super) use common::types::Node;
+use common::types::{self, TrustLevel};
 
 /// Longest text of a policy that is shown, in bytes.
 const MESSAGE: usize = 256;
-/// Sources of one plan.
-const SOURCES: usize = 16;
 /// Errors about settings that are shown.
 const ERRORS: usize = 16;
 
+/// A world as components have it.
+pub(in crate::policy) trait Abi: World {
+    /// A component that can be instantiated.
+    type Pre: Clone + Send + Sync;
+    /// What an instance exports.
+    type Exports: Send;
+    /// A request as guests get it.
+    type Asked;
+
+    /// Looks for the world's exports.
+    fn pre(pre: InstancePre<Host>) -> Result<Self::Pre>;
+
+    /// An instance that is not configured.
+    fn instantiate(pre: &Self::Pre, store: &mut Store<Host>) -> Result<Self::Exports>;
+
+    /// Configures it.
+    fn configure(
+        exports: &Self::Exports,
+        store: &mut Store<Host>,
+        settings: &str,
+        here: &Node,
+    ) -> Result<std::result::Result<Info, Unconfigured>>;
+
+    /// A request as guests get it.
+    fn request(request: &Self::Request) -> Self::Asked;
+
+    /// Asks, and reads the answer: a verdict, or what is wrong with it.
+    fn ask(
+        exports: &Self::Exports,
+        store: &mut Store<Host>,
+        asked: &Self::Asked,
+    ) -> Result<std::result::Result<Self::Verdict, String>>;
+}
+
+/// Why a policy cannot be configured, by its own word.
+#[derive(Debug)]
+pub(in crate::policy) enum Unconfigured {
+    /// Pointers and messages, escaped.
+    Settings(Vec<(String, String)>),
+    /// A feature that it needs and that is not here.
+    Requires(String),
+}
+
+/// Each world has its own copy of these types.
+macro_rules! configured {
+    ($lifecycle:path, $answer:expr) => {{
+        use $lifecycle as lifecycle;
+        let answer: ::std::result::Result<lifecycle::PolicyInfo, Vec<lifecycle::SettingError>> = $answer;
+        match answer {
+            Ok(info) => super::info(&info.summary, &info.requires),
+            Err(errors) => Err(super::setting_errors(
+                errors.iter().map(|error| (error.pointer.as_str(), error.message.as_str())),
+            )),
+        }
+    }};
+}
+use configured;
+
 impl types::Host for Host {}
 
-/// What guests may import.
-pub(super) fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
-    RegistryPolicy::add_to_linker::<_, HasSelf<Host>>(linker, |host| host)
+/// What guests may import: it is the same in all worlds.
+pub(super) fn add_to_linker(linker: &mut Linker<Host>) -> Result<()> {
+    logging::add_to_linker::<_, HasSelf<Host>>(linker, |host| host)?;
+    types::add_to_linker::<_, HasSelf<Host>>(linker, |host| host)
 }
 
 impl From<&policy::Node> for Node {
@@ -60,114 +118,35 @@ impl From<&policy::Node> for Node {
     }
 }
 
-/// A request as guests get it.
-pub(super) fn request(request: &domain::Request) -> abi::Request {
-    let (media_type, size) = &request.descriptor;
-    abi::Request {
-        operation: match request.operation {
-            domain::Operation::Manifests => abi::Operation::Manifests,
-            domain::Operation::Blobs => abi::Operation::Blobs,
-            domain::Operation::Tags => abi::Operation::Tags,
-            domain::Operation::Referrers => abi::Operation::Referrers,
-        },
-        requester: match &request.requester {
-            domain::Requester::Runtime => abi::Requester::Runtime,
-            domain::Requester::Peer(node, level) => {
-                abi::Requester::Peer(abi::Peer { node: node.into(), level: (*level).into() })
-            }
-        },
-        registry: request.name.registry.as_str().into(),
-        repository: request.name.repository.as_str().into(),
-        reference: request.reference.as_ref().map(|reference| match reference {
-            domain::Reference::Tag(tag) => abi::Reference::Tag(tag.as_str().into()),
-            domain::Reference::Digest(digest) => abi::Reference::Digest(digest.to_string()),
-        }),
-        descriptor: abi::Descriptor { media_type: media_type.as_deref().map(Into::into), size: *size },
-        availability: abi::Availability {
-            local: request.availability.local,
-            peers: request.availability.peers,
-            peers_in_zone: 0,
-            tag_age: None,
-        },
-        upstreams: Vec::new(),
-        now: request
-            .now
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
-        attributes: Vec::new(),
+/// What a policy says of itself, or what it needs that is not here.
+fn info(summary: &str, requires: &[String]) -> std::result::Result<Info, Unconfigured> {
+    match requires.first() {
+        Some(feature) => Err(Unconfigured::Requires(clean(feature, MESSAGE))),
+        None => Ok(Info { summary: clean(summary, MESSAGE) }),
     }
 }
 
-/// A verdict, or what is wrong with it.
-pub(super) fn verdict(verdict: abi::Verdict) -> Result<domain::Verdict, String> {
-    let reason = verdict.reason.map(reason).transpose()?;
-    let decision = match verdict.decision {
-        abi::Decision::Abstain => domain::Decision::Abstain,
-        abi::Decision::Bypass => domain::Decision::Bypass,
-        abi::Decision::Deny => domain::Decision::Deny,
-        abi::Decision::Mirror(plan) => domain::Decision::Mirror(self::plan(plan)?),
-    };
-    Ok(domain::Verdict { decision, reason })
+fn setting_errors<'a>(errors: impl Iterator<Item = (&'a str, &'a str)>) -> Unconfigured {
+    let errors = errors.take(ERRORS);
+    Unconfigured::Settings(
+        errors.map(|(pointer, message)| (clean(pointer, MESSAGE), clean(message, MESSAGE))).collect(),
+    )
 }
 
-fn reason(reason: types::Reason) -> Result<Reason, String> {
+fn reason(reason: types::Reason) -> std::result::Result<Reason, String> {
     if !is_code(&reason.code) {
         return Err("the code of its reason is not kebab-case of at most 64 bytes".into());
     }
     Ok(Reason { message: clean(&reason.message, MESSAGE), code: reason.code })
 }
 
-fn plan(plan: abi::Plan) -> Result<domain::Plan, String> {
-    let sources = plan.sources.map(|sources| {
-        if sources.len() > SOURCES {
-            return Err(format!("more than {SOURCES} sources"));
-        }
-        sources.into_iter().map(source).collect::<Result<Vec<_>, _>>()
-    });
-    if plan.max_fan_out == Some(0) {
-        return Err("a fan-out of 0".into());
-    }
-    Ok(domain::Plan {
-        sources: sources.transpose()?,
-        without_peers: plan.forbidden.contains(abi::SourceKinds::PEERS),
-        without_origin: plan.forbidden.contains(abi::SourceKinds::ORIGIN),
-        tag_resolution: plan.tag_resolution.map(|resolution| match resolution {
-            abi::TagResolution::Peers => domain::TagResolution::Peers,
-            abi::TagResolution::Home => domain::TagResolution::Home,
-            abi::TagResolution::Revalidated => domain::TagResolution::Revalidated,
-            abi::TagResolution::UpstreamOnly => domain::TagResolution::UpstreamOnly,
-        }),
-        max_tag_age: plan.max_tag_age.map(Duration::from_millis),
-        min_trust: plan.min_trust.map(Into::into),
-        always_verify: plan.always_verify,
-        max_fan_out: plan.max_fan_out,
-    })
+/// Milliseconds since the Unix epoch.
+fn timestamp(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, milliseconds)
 }
 
-fn source(source: abi::Source) -> Result<domain::Source, String> {
-    match source {
-        abi::Source::Peers => Ok(domain::Source::Peers),
-        abi::Source::Origin => Ok(domain::Source::Origin),
-        abi::Source::Upstream(route) => {
-            Err(format!("the upstream `{}` is not configured", clean(&route.upstream, 64)))
-        }
-    }
-}
-
-/// What a policy says of itself, or what it needs that is not here.
-pub(super) fn info(info: &exports::peili::policy::lifecycle::PolicyInfo) -> Result<Info, String> {
-    match info.requires.first() {
-        Some(feature) => Err(clean(feature, MESSAGE)),
-        None => Ok(Info { summary: clean(&info.summary, MESSAGE) }),
-    }
-}
-
-/// Pointers and messages.
-pub(super) fn setting_errors(
-    errors: &[exports::peili::policy::lifecycle::SettingError],
-) -> Vec<(String, String)> {
-    let errors = errors.iter().take(ERRORS);
-    errors.map(|error| (clean(&error.pointer, MESSAGE), clean(&error.message, MESSAGE))).collect()
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl From<Level> for TrustLevel {

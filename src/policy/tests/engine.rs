@@ -28,13 +28,17 @@ fn act(act: &str) -> Plugin {
     plugin("guest", "testguests", json!({"act": act, "on": "bad"}))
 }
 
+fn registry(plugin: Plugin) -> Config {
+    Config { registry: vec![plugin], ..Config::default() }
+}
+
 fn policies() -> Policies {
     Policies::new(Node { name: "node-1".into(), ..Node::default() }, Metrics::default())
 }
 
 fn with(plugins: Vec<Plugin>) -> Policies {
     let policies = policies();
-    policies.apply(&Config { registry: plugins }).unwrap();
+    policies.apply(&Config { registry: plugins, ..Config::default() }).unwrap();
     policies
 }
 
@@ -174,6 +178,11 @@ fn what_cannot_be_loaded_leaves_what_was_there() {
         (at(&write("half.wasm", &whole[..whole.len() / 2])), Stage::Size, "it is damaged"),
         (at(&write("none.wasm", b"\0asm\x0d\0\x01\0")), Stage::World, "no policy"),
         (
+            plugin("allow", "zone-boundary", Value::Null),
+            Stage::World,
+            "of the trust world, not of the registry world",
+        ),
+        (
             plugin("allow", "allow-list", json!({"alow": []})),
             Stage::Configure,
             "settings/alow: unknown field",
@@ -192,7 +201,7 @@ fn what_cannot_be_loaded_leaves_what_was_there() {
         (plugin("guest", "testguests", json!({"act": "stuck"})), Stage::Configure, "time was up"),
     ];
     for (plugin, stage, text) in cases {
-        let error = policies.apply(&Config { registry: vec![plugin] }).unwrap_err();
+        let error = policies.apply(&registry(plugin)).unwrap_err();
         assert_eq!(error.stage, stage, "{error}");
         assert!(error.to_string().contains(text), "{error}");
         assert_eq!(policies.problem(), Some(error.to_string()));
@@ -201,10 +210,10 @@ fn what_cannot_be_loaded_leaves_what_was_there() {
             "the last good one stands"
         );
     }
-    policies.apply(&Config { registry: vec![good.clone()] }).unwrap();
+    policies.apply(&registry(good.clone())).unwrap();
     assert_eq!(policies.problem(), None);
     policies.apply(&Config::default()).unwrap();
-    assert!(!policies.is_active(), "none is a choice too");
+    assert!(!RegistryPolicy::is_active(&policies), "none is a choice too");
 }
 
 /// Without anything older, a policy that cannot be loaded has its failure verdict.
@@ -214,7 +223,7 @@ fn the_first_that_cannot_be_loaded_fails_closed_or_open_as_it_says() {
         let policies = policies();
         let path = PathBuf::from("/no/such/policy.wasm");
         let plugin = Plugin { path, failure: failing, ..plugin("absent", "allow-list", Value::Null) };
-        policies.apply(&Config { registry: vec![plugin] }).unwrap_err();
+        policies.apply(&registry(plugin)).unwrap_err();
         let way = policies.decide(&request("library/nginx")).way;
         match failing {
             Failing::Bypass => assert_eq!(way, Way::Bypass),
@@ -239,7 +248,7 @@ async fn files_are_followed() {
     replace(&guest);
     let policies = Arc::new(policies());
     let plugin = Plugin { path: path.clone(), ..act("deny") };
-    policies.apply(&Config { registry: vec![plugin] }).unwrap();
+    policies.apply(&registry(plugin)).unwrap();
     let following = tokio::spawn(Arc::clone(&policies).follow());
     let digest = || policies.loaded()[0].sha256.clone();
     let first = digest();

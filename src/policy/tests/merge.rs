@@ -12,7 +12,9 @@ use super::request;
 use crate::oci::Level;
 use crate::policy::chain::{Answers, Chain, Entry, Quarantine};
 use crate::policy::metrics::Metrics;
-use crate::policy::registry::{Decision, Merge, Plan, Request, Ruling, Source, TagResolution, Verdict, Way};
+use crate::policy::registry::{
+    Decision, Merge, Plan, Registry, Request, Ruling, Source, TagResolution, Verdict, Way,
+};
 use crate::policy::{Failing, Failure, Mode, Reason};
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -132,7 +134,7 @@ fn what_wins_is_said() {
 /// Answers by a function.
 struct Fake<F>(F);
 
-impl<F: Fn(&Request) -> Result<Verdict, Failure> + Send + Sync> Answers for Fake<F> {
+impl<F: Fn(&Request) -> Result<Verdict, Failure> + Send + Sync> Answers<Registry> for Fake<F> {
     fn decide(&self, request: &Request, _: Instant) -> Result<Verdict, Failure> {
         (self.0)(request)
     }
@@ -142,13 +144,13 @@ fn entry(
     mode: Mode,
     failing: Failing,
     answer: impl Fn(&Request) -> Result<Verdict, Failure> + Send + Sync + 'static,
-) -> Entry {
+) -> Entry<Registry> {
     Entry {
         name: "fake".into(),
         mode,
         failing,
         policy: Box::new(Fake(answer)),
-        metrics: Metrics::default().of("fake"),
+        metrics: Metrics::default().of::<Registry>("fake"),
         quarantine: Quarantine::default(),
     }
 }

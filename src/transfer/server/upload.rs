@@ -32,7 +32,8 @@ pub(super) struct Upload {
     /// Read, and waiting for its turn at the rate.
     chunk: Bytes,
     turn: Option<(usize, BoxFuture<'static, ()>)>,
-    rate: Option<Arc<Rate>>,
+    /// That of its peer and that of all, where there are limits.
+    rates: [Option<Arc<Rate>>; 2],
     /// Given back as soon as the last byte is handed over.
     slot: Option<Slot>,
     sent: Counter,
@@ -41,14 +42,19 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    pub(super) fn new(segment: Segment, slot: Slot, rate: Option<Arc<Rate>>, metrics: &Metrics) -> Self {
+    pub(super) fn new(
+        segment: Segment,
+        slot: Slot,
+        rates: [Option<Arc<Rate>>; 2],
+        metrics: &Metrics,
+    ) -> Self {
         metrics.uploads.inc();
         Self {
             body: segment.body,
             left: segment.range.len(),
             chunk: Bytes::new(),
             turn: None,
-            rate,
+            rates,
             slot: Some(slot),
             sent: metrics.upload_bytes.clone(),
             active: metrics.uploads.clone(),
@@ -77,18 +83,14 @@ impl Upload {
                 self.chunk.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
             }
         }
-        let piece = match &self.rate {
-            None => std::mem::take(&mut self.chunk),
-            Some(rate) => {
-                let (length, turn) = self.turn.get_or_insert_with(|| {
-                    let length = self.chunk.len().min(rate.piece());
-                    (length, Arc::clone(rate).pass(length).boxed())
-                });
-                ready!(turn.as_mut().poll(context));
-                let piece = self.chunk.split_to(*length);
-                self.turn = None;
-                piece
-            }
+        let piece = if self.rates.iter().all(Option::is_none) {
+            std::mem::take(&mut self.chunk)
+        } else {
+            let (length, turn) = self.turn.get_or_insert_with(|| turn(&self.rates, self.chunk.len()));
+            ready!(turn.as_mut().poll(context));
+            let piece = self.chunk.split_to(*length);
+            self.turn = None;
+            piece
         };
         self.left -= piece.len() as u64;
         self.sent.inc_by(piece.len() as u64);
@@ -97,6 +99,18 @@ impl Upload {
         }
         Poll::Ready(Some(Ok(piece)))
     }
+}
+
+/// How many of so many bytes go next, and when.
+fn turn(rates: &[Option<Arc<Rate>>; 2], bytes: usize) -> (usize, BoxFuture<'static, ()>) {
+    let length = rates.iter().flatten().map(|rate| rate.piece()).fold(bytes, usize::min);
+    let rates = rates.clone();
+    let pass = async move {
+        for rate in rates.into_iter().flatten() {
+            rate.pass(length).await;
+        }
+    };
+    (length, pass.boxed())
 }
 
 impl Drop for Upload {

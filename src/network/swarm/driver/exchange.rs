@@ -104,6 +104,7 @@ impl Driver {
                 let mut peers = self.shared.peers_mut();
                 let known = peers.entry(id.clone()).or_default();
                 known.peer = Some(Arc::new(peer));
+                known.seen = seen;
                 known.gone = None;
                 if !known.connected {
                     known.connected = true;

@@ -31,11 +31,11 @@ impl Driver {
     /// A connection's other end is a member: the gossip begins, where this node dialled.
     pub(super) fn open_stream(&mut self, peer: P2pId) {
         let Some(link) = self.links.get_mut(&peer) else { return };
-        // What it is will be proved by the first thing that it says there, if it was not before.
-        let gate = &self.shared.gate;
-        let is_believed = gate.allows(&link.id, Action::Believe) || gate.is_unproved(&link.id);
+        // What it is will be proved by the first thing that it says there, if it was not before; what it holds is believed, or
+        // not, where that is used.
+        let may_speak = self.shared.gate.allows(&link.id, Action::Connect);
         let is_there = self.neighbours.values().any(|neighbour| neighbour.peer == peer);
-        if !is_believed || is_there || !link.greeted || !link.dialed || link.opening.is_some() {
+        if !may_speak || is_there || !link.greeted || !link.dialed || link.opening.is_some() {
             return;
         }
         // The newest is the least likely to be dead.

@@ -1,0 +1,43 @@
+//! What the worlds have in common: what is asked, what is answered, and how answers become one ruling.
+
+use std::hash::Hash;
+use std::sync::Arc;
+
+use super::config::Failing;
+use super::{Config, Failure, Plugin};
+
+/// A world of policies.
+pub(super) trait World: Sized + Send + Sync + 'static {
+    /// Its name in the contract, the configuration and metrics.
+    const NAME: &'static str;
+    /// What a verdict can be, as a label in metrics.
+    const OUTCOMES: &'static [&'static str];
+
+    type Request;
+    type Verdict;
+    type Ruling;
+    type Merge: Default;
+
+    /// What tells one question from another, for policies that trap: made up after a trap only.
+    fn input(request: &Self::Request) -> impl Hash;
+
+    /// Which of [`World::OUTCOMES`].
+    fn outcome(verdict: &Self::Verdict) -> usize;
+
+    /// In one line, for people.
+    fn describe(verdict: &Self::Verdict) -> String;
+
+    /// Adds what the next policy says. `failing`: its verdict where it does not answer.
+    fn add(
+        merge: &mut Self::Merge,
+        policy: &Arc<str>,
+        answer: Result<Self::Verdict, Failure>,
+        failing: Failing,
+    );
+
+    /// What all said.
+    fn ruling(merge: Self::Merge) -> Self::Ruling;
+
+    /// Its part of the configuration.
+    fn plugins(config: &Config) -> &[Plugin];
+}
