@@ -21,8 +21,8 @@ use crate::policy::{Failure, Node, Provenance, Said};
 
 /// Between two looks at the facts: what changes acts within a second.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// Between two looks, whoever wakes the judge.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Between two looks, whoever wakes the judge: one takes some milliseconds where there are thousands of peers.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How soon a policy that did not answer about a peer is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Failures after which a look ends, since each may take 10 ms; the next one goes on.
