@@ -269,6 +269,22 @@ enum Plugin {
         json: bool,
     },
 
+    /// Ask a policy the questions of a file, and compare its verdicts with those that are expected
+    ///
+    /// Each is asked twice of one instance and once of a fresh one, in the engine of a node.
+    #[command(
+        after_help = "Examples:\n  peili plugin test allow-list.wasm plugins/allow-list/cases.yaml\n\nExit codes: 0 all passed, 1 failed, 2 wrong usage."
+    )]
+    Test {
+        /// The component
+        file: PathBuf,
+        /// The cases, as docs/writing-policies.md describes them
+        cases: PathBuf,
+        /// Print what was expected and said as JSON
+        #[arg(long)]
+        json: bool,
+    },
+
     /// Load a component as a node would, and say what it is or why a node would refuse it
     #[command(after_help = "Examples:\n  peili plugin check allow-list.wasm\n  \
         peili plugin check allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}'\n\nExit codes: 0 done, 1 failed, 2 wrong usage.")]

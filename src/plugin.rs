@@ -1,9 +1,11 @@
 //! Tools for authors of policies: `peili plugin`.
 //!
-//! Builds a component from a crate, and looks at one as a node would that loads it. It runs no node.
+//! Builds a component from a crate, looks at one as a node would that loads it, asks it what its author expects answers to,
+//! and measures it. It runs no node.
 
 mod bench;
 mod build;
+mod cases;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,7 @@ use crate::policy::{self, Policies};
 
 pub use bench::{Measured, bench};
 pub use build::{BuildError, build};
+pub use cases::{CasesError, Tested, test};
 
 /// A component, for people and scripts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,6 +65,14 @@ pub fn check(path: &Path, settings: serde_json::Value) -> Result<Component, poli
 
 /// A chain of this policy alone, in the world that it is of.
 fn load(path: &Path, settings: serde_json::Value) -> Result<Policies, policy::LoadError> {
+    // What cannot be read, or is of no world, is an error of loading it.
+    let world = std::fs::read(path).ok().and_then(|bytes| policy::world(&bytes));
+    let policies = Policies::new(policy::Node::default(), policy::metrics::Metrics::default());
+    policies.apply(&alone(path, settings, world == Some("trust")))?;
+    Ok(policies)
+}
+
+fn alone(path: &Path, settings: serde_json::Value, is_trust: bool) -> policy::Config {
     let plugin = policy::Plugin {
         name: "policy".into(),
         path: path.to_owned(),
@@ -70,13 +81,6 @@ fn load(path: &Path, settings: serde_json::Value) -> Result<Policies, policy::Lo
         mode: policy::Mode::default(),
         failure: policy::Failing::default(),
     };
-    let policies = Policies::new(policy::Node::default(), policy::metrics::Metrics::default());
-    let mut config = policy::Config::default();
-    // What cannot be read, or is of no world, is an error of loading it.
-    match std::fs::read(path).ok().and_then(|bytes| policy::world(&bytes)) {
-        Some("trust") => config.trust.push(plugin),
-        _ => config.registry.push(plugin),
-    }
-    policies.apply(&config)?;
-    Ok(policies)
+    let (registry, trust) = if is_trust { (vec![], vec![plugin]) } else { (vec![plugin], vec![]) };
+    policy::Config { registry, trust, ..policy::Config::default() }
 }

@@ -124,7 +124,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("wit_component", &["plugin"]),
     ("tar", &["store", "pull"]),
     // In `configure` for the files of k3s and RKE2.
-    ("serde_saphyr", &["config", "cli", "configure"]),
+    ("serde_saphyr", &["config", "cli", "configure", "plugin"]),
 ];
 
 /// Lines of a file. Longer ones are split by concept.

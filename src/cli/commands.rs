@@ -77,6 +77,7 @@ fn plugin(command: Plugin) -> Result<(), Failure> {
                 load / 1000.0
             ));
         }
+        Plugin::Test { file, cases, json } => return test(&file, &cases, json),
         Plugin::Build { folder, out, json } => {
             (plugin::build(&folder, out.as_deref()).context("no component")?, json)
         }
@@ -97,6 +98,21 @@ fn plugin(command: Plugin) -> Result<(), Failure> {
         component.path.display(),
         component.sha256
     ))
+}
+
+fn test(file: &Path, cases: &Path, json: bool) -> Result<(), Failure> {
+    let tested = plugin::test(file, cases).context("the cases cannot be run")?;
+    if json {
+        let text = serde_json::to_string_pretty(&tested).context("cannot write the results")?;
+        print(&format!("{text}\n"))?;
+    } else {
+        tested.iter().try_for_each(|tested| print(&format!("{tested}\n")))?;
+    }
+    let failed = tested.iter().filter(|tested| !tested.passed).count();
+    if failed > 0 {
+        return Err(anyhow::anyhow!("{failed} of {} cases failed", tested.len()).into());
+    }
+    Ok(())
 }
 
 async fn pull(arguments: Pull) -> Result<(), Failure> {

@@ -143,10 +143,7 @@ pub struct Explained {
 impl Mirror {
     /// How the manifest of `image` would be mirrored now. Policies take up to 10 ms.
     pub fn explain(&self, image: &Image) -> Explained {
-        let reference = match (&image.digest, &image.tag) {
-            (Some(digest), _) => Some(Reference::Digest(*digest)),
-            (None, tag) => tag.clone().map(Reference::Tag),
-        };
+        let reference = Reference::of(image);
         let is_tag = matches!(reference, Some(Reference::Tag(_)));
         let request = self.shared.request(Operation::Manifests, &image.name, reference);
         let (ruling, said) = self.shared.policy.explain(&request);

@@ -36,15 +36,11 @@ pub fn bench(path: &Path, settings: serde_json::Value, image: &Image) -> Result<
     let began = Instant::now();
     let policies = super::load(path, settings)?;
     let load = began.elapsed();
-    let reference = match (&image.digest, &image.tag) {
-        (Some(digest), _) => Some(Reference::Digest(*digest)),
-        (None, tag) => tag.clone().map(Reference::Tag),
-    };
     let request = Request {
         operation: Operation::Manifests,
         requester: Requester::Runtime,
         name: image.name.clone(),
-        reference,
+        reference: Reference::of(image),
         descriptor: (None, None),
         availability: Availability { local: false, peers: 3 },
         now: SystemTime::now(),

@@ -30,6 +30,16 @@ pub enum Reference {
     Digest(Digest),
 }
 
+impl Reference {
+    /// By digest, where the name of an image has one.
+    pub fn of(image: &crate::oci::Reference) -> Option<Self> {
+        match (&image.digest, &image.tag) {
+            (Some(digest), _) => Some(Self::Digest(*digest)),
+            (None, tag) => tag.clone().map(Self::Tag),
+        }
+    }
+}
+
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Requester {

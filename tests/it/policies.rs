@@ -32,6 +32,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case::new("policies::failing", &needs, failing));
     cases.push(Case::new("policies::replaced_live", &needs, replaced_live));
     cases.push(Case::new("policies::required", &[Requirement::Policies], required));
+    cases.push(Case::new("policies::cases_of_the_shipped", &[Requirement::Policies], cases_of_the_shipped));
     cases.push(Case::new("policies::explained", &[Requirement::Policies], explained));
     cases.extend(trust::cases());
     cases
@@ -215,6 +216,60 @@ async fn required() {
     .await
     .unwrap();
     ready(200, "").await;
+}
+
+/// The cases of each policy that is shipped; and one that expects something else, or is of no policy, fails.
+async fn cases_of_the_shipped() {
+    let test = |component: &str, cases: &std::path::Path| {
+        let mut command = std::process::Command::new(peili_lab::node::binary().unwrap());
+        let output = command.args(["plugin", "test"]).args([&policy(component), cases]).output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code().unwrap(), text)
+    };
+    let plugins = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins");
+    for name in ["allow-list", "node-allow", "zone-boundary"] {
+        let (code, text) = test(name, &plugins.join(name).join("cases.yaml"));
+        println!("{name}:\n{text}");
+        assert_eq!(code, 0, "{name}");
+        assert!(text.lines().all(|line| line.starts_with("ok ")) && text.lines().count() > 3);
+    }
+    let scratch = Scratch::new().unwrap();
+    let write = |text: &str| {
+        let file = scratch.path().join("cases.yaml");
+        std::fs::write(&file, text).unwrap();
+        file
+    };
+    for (component, cases, parts) in [
+        (
+            "allow-list",
+            "cases: [{name: a, image: nginx, expect: deny}]",
+            &["FAILED  a", "expected  deny", "said      abstain", "1 of 1 cases failed"][..],
+        ),
+        (
+            "testguests",
+            "cases: [{name: a, settings: {act: state}, image: nginx, expect: abstain}]",
+            &["FAILED  a", "asked again: deny (state: each second time)"],
+        ),
+        (
+            "testguests",
+            "cases: [{name: a, settings: {act: loop}, image: nginx, expect: abstain}]",
+            &["its time was up"],
+        ),
+        ("allow-list", "cases: [{name: a, expect: deny}]", &["case `a`: it names no `image`"]),
+        ("node-allow", "cases: [{name: a, image: nginx, expect: deny}]", &["case `a`: it names no `peer`"]),
+        ("node-allow", "cases: [{name: a, pear: {}, expect: deny}]", &["pear"]),
+        (
+            "allow-list",
+            "cases: [{name: a, settings: {alow: []}, image: nginx, expect: deny}]",
+            &["settings/alow"],
+        ),
+    ] {
+        let (code, text) = test(component, &write(cases));
+        assert_eq!(code, 1, "{text}");
+        for part in parts {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
 }
 
 /// A running node says what its policies say, and what comes of it; only its owner may ask.
