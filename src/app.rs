@@ -423,7 +423,7 @@ fn policies(
         name: config.node.name.clone(),
         name_provenance: Provenance::Configured,
         version: versions::PROGRAM.into(),
-        labels: facts::zone(&config.node.zone, Provenance::Configured),
+        labels: policy::zone(&config.node.zone, Provenance::Configured),
     };
     let policies = Policies::new(here, policy::metrics::Metrics::register(metrics));
     let _ = tokio::task::block_in_place(|| policies.apply(&config.policies));

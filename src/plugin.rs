@@ -65,11 +65,14 @@ pub fn check(path: &Path, settings: serde_json::Value) -> Result<Component, poli
 
 /// A chain of this policy alone, in the world that it is of.
 fn load(path: &Path, settings: serde_json::Value) -> Result<Policies, policy::LoadError> {
-    // What cannot be read, or is of no world, is an error of loading it.
-    let world = std::fs::read(path).ok().and_then(|bytes| policy::world(&bytes));
     let policies = Policies::new(policy::Node::default(), policy::metrics::Metrics::default());
-    policies.apply(&alone(path, settings, world == Some("trust")))?;
+    policies.apply(&alone(path, settings, world(path) == Some("trust")))?;
     Ok(policies)
+}
+
+/// What the component at `path` decides about. That it cannot be read, or is of no world, is an error of loading it.
+fn world(path: &Path) -> Option<&'static str> {
+    std::fs::read(path).ok().and_then(|bytes| policy::world(&bytes))
 }
 
 fn alone(path: &Path, settings: serde_json::Value, is_trust: bool) -> policy::Config {

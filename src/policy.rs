@@ -68,6 +68,13 @@ pub struct Label {
     pub provenance: Provenance,
 }
 
+/// The label of a zone; none where it is empty, which is unknown.
+pub fn zone(zone: &str, provenance: Provenance) -> Vec<Label> {
+    let label =
+        |value: &str| Label { key: "topology.kubernetes.io/zone".into(), value: value.into(), provenance };
+    if zone.is_empty() { Vec::new() } else { vec![label(zone)] }
+}
+
 /// Why a verdict is what it is, in words that can be shown as they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -79,27 +80,34 @@ async fn ask(address: SocketAddr) -> Result<Status, FetchError> {
     let stream =
         TcpStream::connect(address).await.map_err(|source| FetchError::Connect { address, source })?;
     let wrong = |reason: String| FetchError::Answer { address, reason };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| wrong(error.to_string()))?;
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let request = Request::get("/status")
-        .header(header::HOST, address.to_string())
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| wrong(error.to_string()))?;
-    let response = sender.send_request(request).await.map_err(|error| wrong(error.to_string()))?;
-    if response.status() != StatusCode::OK {
-        return Err(wrong(format!("status {}", response.status())));
+    let (status, body) = get(stream, &address.to_string(), "/status", SIZE_LIMIT).await.map_err(wrong)?;
+    if status != StatusCode::OK {
+        return Err(wrong(format!("status {status}")));
     }
-    let body = Limited::new(response.into_body(), SIZE_LIMIT)
-        .collect()
-        .await
-        .map_err(|error| wrong(error.to_string()))?;
-    let status: Status =
-        serde_json::from_slice(&body.to_bytes()).map_err(|error| wrong(error.to_string()))?;
+    let status: Status = serde_json::from_slice(&body).map_err(|error| wrong(error.to_string()))?;
     match status.version {
         Status::VERSION => Ok(status),
         0 => Err(wrong("it has no `version`".into())),
         version => Err(FetchError::Version { address, version }),
     }
+}
+
+/// Status and body of the answer to a GET. The body may have `limit` bytes.
+pub(super) async fn get(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    host: &str,
+    path: &str,
+    limit: usize,
+) -> Result<(StatusCode, Bytes), String> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let request = Request::get(path).header(header::HOST, host).body(Empty::<Bytes>::new());
+    let request = request.map_err(|error| error.to_string())?;
+    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), limit);
+    let body = body.collect().await.map_err(|error| error.to_string())?;
+    Ok((status, body.to_bytes()))
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Empty, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
@@ -20,6 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::client::get;
 use crate::mirror;
 use crate::oci::{PeerId, Reference};
 use crate::trust;
@@ -200,18 +201,7 @@ async fn exchange<T: DeserializeOwned>(path: &Path, question: &str) -> Result<T,
         .await
         .map_err(|source| ExplainError::Connect { path: path.to_owned(), source })?;
     let wrong = |reason: String| ExplainError::Answer { path: path.to_owned(), reason };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| wrong(error.to_string()))?;
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let request = Request::get(question)
-        .header(http::header::HOST, "localhost")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| wrong(error.to_string()))?;
-    let response = sender.send_request(request).await.map_err(|error| wrong(error.to_string()))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), SIZE_LIMIT);
-    let body = body.collect().await.map_err(|error| wrong(error.to_string()))?.to_bytes();
+    let (status, body) = get(stream, "localhost", question, SIZE_LIMIT).await.map_err(wrong)?;
     match status {
         StatusCode::OK => serde_json::from_slice(&body).map_err(|error| wrong(error.to_string())),
         _ => Err(ExplainError::Refused(String::from_utf8_lossy(&body).into_owned())),

@@ -8,11 +8,8 @@ use crate::network::swarm::SwarmNetwork;
 use crate::network::{KnownPeer, Peer};
 use crate::oci::PeerId;
 use crate::policy::trust::Conduct;
-use crate::policy::{Label, Node, Provenance};
+use crate::policy::{self, Node, Provenance};
 use crate::trust::{Fact, Facts};
-
-/// The label of a zone.
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Facts about the peers of this node.
 pub(super) struct PeerFacts {
@@ -59,14 +56,8 @@ fn node(peer: &Peer) -> Node {
         name: peer.node.clone(),
         name_provenance: Provenance::Claimed,
         version: peer.version.clone(),
-        labels: zone(&peer.zone, Provenance::Claimed),
+        labels: policy::zone(&peer.zone, Provenance::Claimed),
     }
-}
-
-/// The zone as policies see it; empty: unknown.
-pub(super) fn zone(zone: &str, provenance: Provenance) -> Vec<Label> {
-    let label = |value: &str| Label { key: ZONE.into(), value: value.into(), provenance };
-    if zone.is_empty() { Vec::new() } else { vec![label(zone)] }
 }
 
 fn conduct(seen: &mirror::Conduct) -> Conduct {

@@ -68,8 +68,7 @@ fn plugin(command: Plugin) -> Result<(), Failure> {
             let measured = plugin::bench(&file, self::settings(&settings)?, &image);
             let measured = measured.context("a node would refuse it")?;
             if json {
-                let text = serde_json::to_string_pretty(&measured).context("cannot write the times")?;
-                return print(&format!("{text}\n"));
+                return print_json(&measured);
             }
             let plugin::Measured { requests, load, median, p99, mirrored } = measured;
             return print(&format!(
@@ -87,8 +86,7 @@ fn plugin(command: Plugin) -> Result<(), Failure> {
         }
     };
     if json {
-        let text = serde_json::to_string_pretty(&component).context("cannot write the component")?;
-        return print(&format!("{text}\n"));
+        return print_json(&component);
     }
     let world = component.world.map(|world| format!("world:  {world}\n")).unwrap_or_default();
     let summary = component.summary.map(|summary| format!("does:   {summary}\n")).unwrap_or_default();
@@ -103,8 +101,7 @@ fn plugin(command: Plugin) -> Result<(), Failure> {
 fn test(file: &Path, cases: &Path, json: bool) -> Result<(), Failure> {
     let tested = plugin::test(file, cases).context("the cases cannot be run")?;
     if json {
-        let text = serde_json::to_string_pretty(&tested).context("cannot write the results")?;
-        print(&format!("{text}\n"))?;
+        print_json(&tested)?;
     } else {
         tested.iter().try_for_each(|tested| print(&format!("{tested}\n")))?;
     }
@@ -152,8 +149,7 @@ async fn pull(arguments: Pull) -> Result<(), Failure> {
 async fn status(arguments: &Status) -> Result<(), Failure> {
     let status = admin::fetch(arguments.address).await.context("no status")?;
     if arguments.json {
-        let text = serde_json::to_string_pretty(&status).context("cannot write the status")?;
-        return print(&format!("{text}\n"));
+        return print_json(&status);
     }
     // A wider terminal gains nothing; a pipe or a file gets whole lines.
     let width = if io::stdout().is_terminal() { 120 } else { 0 };
@@ -186,14 +182,18 @@ impl ExplainPlace {
     }
 }
 
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).context("cannot write the JSON")?;
+    print(&format!("{text}\n"))
+}
+
 fn print_explained<T: serde::Serialize>(
     json: bool,
     explained: &T,
     render: impl Fn(&T) -> String,
 ) -> Result<(), Failure> {
     if json {
-        let text = serde_json::to_string_pretty(explained).context("cannot write the explanation")?;
-        return print(&format!("{text}\n"));
+        return print_json(explained);
     }
     print(&render(explained))
 }

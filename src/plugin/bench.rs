@@ -1,13 +1,13 @@
 //! What a policy costs: how long it takes to load, and how long to ask.
 
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::oci::Reference as Image;
 use crate::policy::LoadError;
-use crate::policy::registry::{Availability, Operation, Reference, RegistryPolicy, Request, Requester, Way};
+use crate::policy::registry::{Availability, RegistryPolicy, Request, Requester, Way};
 
 /// Requests that are measured, after a tenth as many that are not.
 const REQUESTS: u32 = 20_000;
@@ -36,15 +36,8 @@ pub fn bench(path: &Path, settings: serde_json::Value, image: &Image) -> Result<
     let began = Instant::now();
     let policies = super::load(path, settings)?;
     let load = began.elapsed();
-    let request = Request {
-        operation: Operation::Manifests,
-        requester: Requester::Runtime,
-        name: image.name.clone(),
-        reference: Reference::of(image),
-        descriptor: (None, None),
-        availability: Availability { local: false, peers: 3 },
-        now: SystemTime::now(),
-    };
+    let availability = Availability { local: false, peers: 3 };
+    let request = Request::manifest(image, Requester::Runtime, availability);
     for _ in 0..REQUESTS / 10 {
         policies.decide(&request);
     }

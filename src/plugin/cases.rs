@@ -11,19 +11,14 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Component;
 use crate::oci::{Level, PeerId, Reference as Image, ReferenceError};
 use crate::policy::metrics::Metrics;
-use crate::policy::registry::{
-    Availability, Operation, Reference, RegistryPolicy, Request as RegistryRequest, Requester,
-};
+use crate::policy::registry::{Availability, RegistryPolicy, Request as RegistryRequest, Requester};
 use crate::policy::trust::{Conduct, Evidence, Request as TrustRequest, TrustPolicy};
-use crate::policy::{Label, LoadError, Node, Policies, Provenance, Said};
+use crate::policy::{self, LoadError, Node, Policies, Provenance, Said};
 
 /// Largest file of cases, in bytes.
 const SIZE_LIMIT: u64 = 4 << 20;
-/// The label of a zone.
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// A file of cases.
 #[derive(Clone, Debug, Deserialize)]
@@ -149,9 +144,7 @@ enum Question {
 /// They cannot be run; a case that fails is none.
 pub fn test(path: &Path, cases: &Path) -> Result<Vec<Tested>, CasesError> {
     let file = read(cases)?;
-    let component = std::fs::read(path).map(|bytes| Component::of(path, &bytes));
-    let world = component.ok().and_then(|component| component.world);
-    let is_trust = match world.as_deref() {
+    let is_trust = match super::world(path) {
         Some("registry") => false,
         Some("trust") => true,
         _ => return Err(CasesError::World(path.to_owned())),
@@ -214,16 +207,8 @@ impl Case {
             Some(peer) => Requester::Peer(node(peer), self.level),
             None => Requester::Runtime,
         };
-        let local = self.peer.is_some();
-        Ok(Question::Registry(RegistryRequest {
-            operation: Operation::Manifests,
-            requester,
-            name: image.name.clone(),
-            reference: Reference::of(&image),
-            descriptor: (None, None),
-            availability: Availability { local, peers: 0 },
-            now: SystemTime::now(),
-        }))
+        let availability = Availability { local: self.peer.is_some(), peers: 0 };
+        Ok(Question::Registry(RegistryRequest::manifest(&image, requester, availability)))
     }
 
     /// Compares what was said by one instance, by it again, and by a fresh one.
@@ -260,13 +245,12 @@ impl Question {
 impl Who {
     fn node(&self, id: &str, provenance: Provenance) -> Node {
         let provenance = if self.verified { Provenance::Verified } else { provenance };
-        let label = Label { key: ZONE.into(), value: self.zone.clone(), provenance };
         Node {
             id: self.id.as_ref().map_or_else(|| id.to_owned(), ToString::to_string),
             name: self.name.clone(),
             name_provenance: provenance,
             version: self.version.clone(),
-            labels: if self.zone.is_empty() { Vec::new() } else { vec![label] },
+            labels: policy::zone(&self.zone, provenance),
         }
     }
 }

@@ -77,6 +77,21 @@ pub struct Request {
     pub now: SystemTime,
 }
 
+impl Request {
+    /// For the manifest of an image of which nothing is known.
+    pub fn manifest(image: &crate::oci::Reference, requester: Requester, availability: Availability) -> Self {
+        Self {
+            operation: Operation::Manifests,
+            requester,
+            name: image.name.clone(),
+            reference: Reference::of(image),
+            descriptor: (None, None),
+            availability,
+            now: SystemTime::now(),
+        }
+    }
+}
+
 /// What one policy says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {

@@ -99,15 +99,15 @@ impl Judge {
 
     /// Judges until it is dropped. `changed` is told whose standing is another.
     pub async fn follow(self, changed: impl Fn(Changed) + Send + Sync + 'static) {
-        let (judge, changed) = (Arc::new(self), Arc::new(changed));
+        let changed = Arc::new(changed);
         loop {
-            let woken = judge.trust.grants.wake.notified();
+            let woken = self.trust.grants.wake.notified();
             // An error is the end of the interval.
             let _ = tokio::time::timeout(INTERVAL, woken).await;
-            if !judge.policy.is_active() && !judge.trust.grants.is_active() {
+            if !self.policy.is_active() && !self.trust.grants.is_active() {
                 continue;
             }
-            let (judge, changed) = (Arc::clone(&judge), Arc::clone(&changed));
+            let (judge, changed) = (self.clone(), Arc::clone(&changed));
             // A panic is logged by the hook, and the next look is a new one.
             let _ = tokio::task::spawn_blocking(move || match judge.look(Instant::now()) {
                 Changed::Of(peers) if peers.is_empty() => {}

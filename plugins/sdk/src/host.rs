@@ -70,6 +70,47 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
     pointer
 }
 
+/// Makes the component of a policy of any world: the name of the world's module, of its function, and of its bindings' macro.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_policy {
+    ($policy:ty, $world:ident, $ask:ident, $bindings:ident) => {
+        #[cfg(target_arch = "wasm32")]
+        #[allow(unsafe_code, reason = "the exports of a component are functions of C")]
+        mod peili_policy_exports {
+            use super::*;
+            use $crate::contract::exports::peili::policy::lifecycle;
+            use $crate::$world::bindings::exports::peili::policy::$world;
+
+            static POLICY: $crate::Slot<$policy> = $crate::Slot::new();
+
+            struct Exports;
+
+            impl lifecycle::Guest for Exports {
+                fn configure(
+                    settings: ::std::string::String,
+                    here: ::std::option::Option<$crate::Node>,
+                ) -> ::std::result::Result<$crate::PolicyInfo, ::std::vec::Vec<$crate::SettingError>> {
+                    $crate::configure(&POLICY, &settings, |settings| {
+                        let policy = <$policy as $crate::$world::Policy>::new(settings, here)?;
+                        let summary = $crate::$world::Policy::summary(&policy);
+                        ::std::result::Result::Ok((policy, summary))
+                    })
+                }
+            }
+
+            impl $world::Guest for Exports {
+                fn $ask(request: $world::Request) -> $world::Verdict {
+                    POLICY.with(|policy| $crate::$world::Policy::$ask(policy, &request))
+                }
+            }
+
+            $crate::contract::export_base_bindings!(Exports with_types_in $crate::contract);
+            $crate::$world::bindings::$bindings!(Exports with_types_in $crate::$world::bindings);
+        }
+    };
+}
+
 /// A line in the host's log, under this policy's name. The host cuts it at 1 KiB and takes few at a time.
 pub fn log(level: LogLevel, message: &str) {
     if cfg!(target_arch = "wasm32") {

@@ -107,40 +107,6 @@ impl Request {
 #[macro_export]
 macro_rules! export_registry_policy {
     ($policy:ty) => {
-        #[cfg(target_arch = "wasm32")]
-        #[allow(unsafe_code, reason = "the exports of a component are functions of C")]
-        mod peili_policy_exports {
-            use super::*;
-            use $crate::contract::exports::peili::policy::lifecycle;
-            use $crate::registry::bindings::exports::peili::policy::registry;
-
-            static POLICY: $crate::Slot<$policy> = $crate::Slot::new();
-
-            struct Exports;
-
-            impl lifecycle::Guest for Exports {
-                fn configure(
-                    settings: ::std::string::String,
-                    here: ::std::option::Option<$crate::Node>,
-                ) -> ::std::result::Result<$crate::PolicyInfo, ::std::vec::Vec<$crate::SettingError>> {
-                    $crate::configure(&POLICY, &settings, |settings| {
-                        let policy = <$policy as $crate::registry::Policy>::new(settings, here)?;
-                        let summary = $crate::registry::Policy::summary(&policy);
-                        ::std::result::Result::Ok((policy, summary))
-                    })
-                }
-            }
-
-            impl registry::Guest for Exports {
-                fn decide(request: registry::Request) -> registry::Verdict {
-                    POLICY.with(|policy| $crate::registry::Policy::decide(policy, &request))
-                }
-            }
-
-            $crate::contract::export_base_bindings!(Exports with_types_in $crate::contract);
-            $crate::registry::bindings::export_registry_bindings!(
-                Exports with_types_in $crate::registry::bindings
-            );
-        }
+        $crate::export_policy!($policy, registry, decide, export_registry_bindings);
     };
 }

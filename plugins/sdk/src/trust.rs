@@ -150,41 +150,7 @@ impl Node {
 #[macro_export]
 macro_rules! export_trust_policy {
     ($policy:ty) => {
-        #[cfg(target_arch = "wasm32")]
-        #[allow(unsafe_code, reason = "the exports of a component are functions of C")]
-        mod peili_policy_exports {
-            use super::*;
-            use $crate::contract::exports::peili::policy::lifecycle;
-            use $crate::trust::bindings::exports::peili::policy::trust;
-
-            static POLICY: $crate::Slot<$policy> = $crate::Slot::new();
-
-            struct Exports;
-
-            impl lifecycle::Guest for Exports {
-                fn configure(
-                    settings: ::std::string::String,
-                    here: ::std::option::Option<$crate::Node>,
-                ) -> ::std::result::Result<$crate::PolicyInfo, ::std::vec::Vec<$crate::SettingError>> {
-                    $crate::configure(&POLICY, &settings, |settings| {
-                        let policy = <$policy as $crate::trust::Policy>::new(settings, here)?;
-                        let summary = $crate::trust::Policy::summary(&policy);
-                        ::std::result::Result::Ok((policy, summary))
-                    })
-                }
-            }
-
-            impl trust::Guest for Exports {
-                fn evaluate(request: trust::Request) -> trust::Verdict {
-                    POLICY.with(|policy| $crate::trust::Policy::evaluate(policy, &request))
-                }
-            }
-
-            $crate::contract::export_base_bindings!(Exports with_types_in $crate::contract);
-            $crate::trust::bindings::export_trust_bindings!(
-                Exports with_types_in $crate::trust::bindings
-            );
-        }
+        $crate::export_policy!($policy, trust, evaluate, export_trust_bindings);
     };
 }
 

@@ -1,12 +1,17 @@
 //! A trust policy that misbehaves as its settings tell, for the tests of the host. Nobody installs it.
 
+#[path = "../../testguests/src/misdeeds.rs"]
+mod misdeeds;
+
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Duration;
 
 use peili_policy::trust::{Grant, Policy, Request, Verdict};
-use peili_policy::{LogLevel, Node, Reason, SettingError, TrustLevel, log};
+use peili_policy::{Node, SettingError, TrustLevel};
 use serde::Deserialize;
+
+use misdeeds::{allocate, flood, garbage, recurse, spin};
 
 /// What it does with a peer.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -91,30 +96,17 @@ impl Policy for TestGuest {
             Act::Grant => Verdict::allow(grant(&self.settings)),
             Act::Loop => spin(),
             Act::Panic => panic!("told to, with {}", request.peer.name),
-            Act::Allocate => {
-                let mut all = Vec::new();
-                loop {
-                    all.push(black_box(vec![1_u8; 1 << 20]));
-                }
-            }
+            Act::Allocate => allocate(),
             Act::Verdict => Verdict::deny(Duration::from_secs(60), "large", &"x".repeat(2 << 20)),
             Act::Log => {
-                for line in 0..100_000 {
-                    log(LogLevel::Info, &format!("line {line} {}", "x".repeat(4096)));
-                }
+                flood();
                 Verdict::abstain()
             }
             Act::Recurse => {
                 black_box(recurse(black_box(1)));
                 Verdict::abstain()
             }
-            Act::Garbage => Verdict {
-                reason: Some(Reason {
-                    code: "No Code\u{7}".into(),
-                    message: "\u{1b}[31m\r\nred\u{202e}".into(),
-                }),
-                ..Verdict::abstain()
-            },
+            Act::Garbage => Verdict { reason: Some(garbage()), ..Verdict::abstain() },
             Act::Zero => Verdict::allow(Grant { max_uploads: Some(0), ..Grant::all(TrustLevel::Tags) }),
             Act::Grow => {
                 self.kept.insert(self.calls, black_box(vec![1; 64 << 10]));
@@ -138,19 +130,6 @@ fn grant(settings: &Settings) -> Grant {
         ttl: settings.ttl_seconds.map_or(all.ttl, |seconds| seconds * 1000),
         ..all
     }
-}
-
-fn spin() -> ! {
-    let mut turn = 0_u64;
-    loop {
-        turn = black_box(turn.wrapping_add(1));
-    }
-}
-
-#[allow(unconditional_recursion, reason = "that is what it is for")]
-fn recurse(depth: u64) -> u64 {
-    let frame = black_box([depth; 64]);
-    recurse(frame[0] + 1).wrapping_add(frame[63])
 }
 
 peili_policy::export_trust_policy!(TestGuest);

@@ -1,11 +1,15 @@
 //! A policy that misbehaves as its settings tell, for the tests of the host. Nobody installs it.
 
+mod misdeeds;
+
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use peili_policy::registry::{Plan, Policy, Request, Route, Source, SourceKinds, TagResolution, Verdict};
-use peili_policy::{LogLevel, Node, Reason, SettingError, TrustLevel, log};
+use peili_policy::{LogLevel, Node, SettingError, TrustLevel, log};
 use serde::Deserialize;
+
+use misdeeds::{allocate, flood, garbage, recurse, spin};
 
 /// What it does with a request.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -100,30 +104,17 @@ impl Policy for TestGuest {
             Act::Plan => Verdict::mirror(plan()),
             Act::Loop => spin(),
             Act::Panic => panic!("told to, on {}", request.name()),
-            Act::Allocate => {
-                let mut all = Vec::new();
-                loop {
-                    all.push(black_box(vec![1_u8; 1 << 20]));
-                }
-            }
+            Act::Allocate => allocate(),
             Act::Verdict => Verdict::deny("large", &"x".repeat(2 << 20)),
             Act::Log => {
-                for line in 0..100_000 {
-                    log(LogLevel::Info, &format!("line {line} {}", "x".repeat(4096)));
-                }
+                flood();
                 Verdict::abstain()
             }
             Act::Recurse => {
                 black_box(recurse(black_box(1)));
                 Verdict::abstain()
             }
-            Act::Garbage => Verdict {
-                reason: Some(Reason {
-                    code: "No Code\u{7}".into(),
-                    message: "\u{1b}[31m\r\nred\u{202e}".into(),
-                }),
-                ..Verdict::deny("", "")
-            },
+            Act::Garbage => Verdict { reason: Some(garbage()), ..Verdict::deny("", "") },
             Act::Upstream => {
                 let route = Route { upstream: "nobody".into(), repository: None };
                 Verdict::mirror(Plan { sources: Some(vec![Source::Upstream(route)]), ..Plan::any() })
@@ -148,19 +139,6 @@ fn plan() -> Plan {
         always_verify: true,
         max_fan_out: Some(1),
     }
-}
-
-fn spin() -> ! {
-    let mut turn = 0_u64;
-    loop {
-        turn = black_box(turn.wrapping_add(1));
-    }
-}
-
-#[allow(unconditional_recursion, reason = "that is what it is for")]
-fn recurse(depth: u64) -> u64 {
-    let frame = black_box([depth; 64]);
-    recurse(frame[0] + 1).wrapping_add(frame[63])
 }
 
 peili_policy::export_registry_policy!(TestGuest);

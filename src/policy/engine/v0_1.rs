@@ -70,20 +70,56 @@ pub(in crate::policy) enum Unconfigured {
     Requires(String),
 }
 
-/// Each world has its own copy of these types.
-macro_rules! configured {
-    ($lifecycle:path, $answer:expr) => {{
-        use $lifecycle as lifecycle;
-        let answer: ::std::result::Result<lifecycle::PolicyInfo, Vec<lifecycle::SettingError>> = $answer;
-        match answer {
-            Ok(info) => super::info(&info.summary, &info.requires),
-            Err(errors) => Err(super::setting_errors(
-                errors.iter().map(|error| (error.pointer.as_str(), error.message.as_str())),
-            )),
+/// Implements [`Abi`] by what the generator made in `bindings`, and by `request` and `verdict` beside it: each world has its own
+/// copy of all types but those of `types`.
+macro_rules! abi {
+    ($world:ty, $exports:ident, $pre:ident, $interface:ident, $ask:ident) => {
+        impl super::Abi for $world {
+            type Pre = self::bindings::$pre<super::Host>;
+            type Exports = self::bindings::$exports;
+            type Asked = abi::Request;
+
+            fn pre(pre: ::wasmtime::component::InstancePre<super::Host>) -> ::wasmtime::Result<Self::Pre> {
+                Self::Pre::new(pre)
+            }
+
+            fn instantiate(
+                pre: &Self::Pre,
+                store: &mut ::wasmtime::Store<super::Host>,
+            ) -> ::wasmtime::Result<Self::Exports> {
+                pre.instantiate(store)
+            }
+
+            fn configure(
+                exports: &Self::Exports,
+                store: &mut ::wasmtime::Store<super::Host>,
+                settings: &str,
+                here: &super::Node,
+            ) -> ::wasmtime::Result<Result<super::Info, super::Unconfigured>> {
+                let lifecycle = exports.peili_policy_lifecycle();
+                Ok(match lifecycle.call_configure(store, settings, Some(here))? {
+                    Ok(info) => super::info(&info.summary, &info.requires),
+                    Err(errors) => Err(super::setting_errors(
+                        errors.iter().map(|error| (error.pointer.as_str(), error.message.as_str())),
+                    )),
+                })
+            }
+
+            fn request(request: &Self::Request) -> abi::Request {
+                self::request(request)
+            }
+
+            fn ask(
+                exports: &Self::Exports,
+                store: &mut ::wasmtime::Store<super::Host>,
+                asked: &abi::Request,
+            ) -> ::wasmtime::Result<Result<Self::Verdict, String>> {
+                Ok(verdict(exports.$interface().$ask(store, asked)?))
+            }
         }
-    }};
+    };
 }
-use configured;
+use abi;
 
 impl types::Host for Host {}
 

@@ -4,13 +4,8 @@
 
 use std::time::Duration;
 
-use wasmtime::component::InstancePre;
-use wasmtime::{Result, Store};
-
 use self::bindings::exports::peili::policy::registry as abi;
-use self::bindings::{RegistryPolicy, RegistryPolicyPre};
-use super::super::Info;
-use super::{Abi, Host, Node, Unconfigured, reason, timestamp};
+use super::{reason, timestamp};
 use crate::policy::registry::{self as domain, Registry};
 use crate::policy::text::clean;
 
@@ -21,41 +16,7 @@ pub(super) mod bindings {
 /// Sources of one plan.
 const SOURCES: usize = 16;
 
-impl Abi for Registry {
-    type Pre = RegistryPolicyPre<Host>;
-    type Exports = RegistryPolicy;
-    type Asked = abi::Request;
-
-    fn pre(pre: InstancePre<Host>) -> Result<Self::Pre> {
-        RegistryPolicyPre::new(pre)
-    }
-
-    fn instantiate(pre: &Self::Pre, store: &mut Store<Host>) -> Result<Self::Exports> {
-        pre.instantiate(store)
-    }
-
-    fn configure(
-        exports: &Self::Exports,
-        store: &mut Store<Host>,
-        settings: &str,
-        here: &Node,
-    ) -> Result<std::result::Result<Info, Unconfigured>> {
-        let answer = exports.peili_policy_lifecycle().call_configure(store, settings, Some(here))?;
-        Ok(super::configured!(self::bindings::exports::peili::policy::lifecycle, answer))
-    }
-
-    fn request(request: &domain::Request) -> abi::Request {
-        self::request(request)
-    }
-
-    fn ask(
-        exports: &Self::Exports,
-        store: &mut Store<Host>,
-        asked: &abi::Request,
-    ) -> Result<std::result::Result<domain::Verdict, String>> {
-        Ok(verdict(exports.peili_policy_registry().call_decide(store, asked)?))
-    }
-}
+super::abi!(Registry, RegistryPolicy, RegistryPolicyPre, peili_policy_registry, call_decide);
 
 /// A request as guests get it.
 fn request(request: &domain::Request) -> abi::Request {
@@ -93,7 +54,7 @@ fn request(request: &domain::Request) -> abi::Request {
 }
 
 /// A verdict, or what is wrong with it.
-fn verdict(verdict: abi::Verdict) -> std::result::Result<domain::Verdict, String> {
+fn verdict(verdict: abi::Verdict) -> Result<domain::Verdict, String> {
     let reason = verdict.reason.map(reason).transpose()?;
     let decision = match verdict.decision {
         abi::Decision::Abstain => domain::Decision::Abstain,
@@ -104,12 +65,12 @@ fn verdict(verdict: abi::Verdict) -> std::result::Result<domain::Verdict, String
     Ok(domain::Verdict { decision, reason })
 }
 
-fn plan(plan: abi::Plan) -> std::result::Result<domain::Plan, String> {
+fn plan(plan: abi::Plan) -> Result<domain::Plan, String> {
     let sources = plan.sources.map(|sources| {
         if sources.len() > SOURCES {
             return Err(format!("more than {SOURCES} sources"));
         }
-        sources.into_iter().map(source).collect::<std::result::Result<Vec<_>, _>>()
+        sources.into_iter().map(source).collect::<Result<Vec<_>, _>>()
     });
     if plan.max_fan_out == Some(0) {
         return Err("a fan-out of 0".into());
@@ -131,7 +92,7 @@ fn plan(plan: abi::Plan) -> std::result::Result<domain::Plan, String> {
     })
 }
 
-fn source(source: abi::Source) -> std::result::Result<domain::Source, String> {
+fn source(source: abi::Source) -> Result<domain::Source, String> {
     match source {
         abi::Source::Peers => Ok(domain::Source::Peers),
         abi::Source::Origin => Ok(domain::Source::Origin),

@@ -4,14 +4,9 @@
 
 use std::time::Duration;
 
-use wasmtime::component::InstancePre;
-use wasmtime::{Result, Store};
-
 use self::bindings::exports::peili::policy::trust as abi;
-use self::bindings::{TrustPolicy, TrustPolicyPre};
-use super::super::Info;
 use super::types::Attribute;
-use super::{Abi, Host, Node, Unconfigured, milliseconds, reason, timestamp};
+use super::{milliseconds, reason, timestamp};
 use crate::policy::trust::{self as domain, RATE_MIN, TTL_LIMIT, TTL_MIN, Trust};
 
 pub(super) mod bindings {
@@ -28,41 +23,7 @@ pub(super) mod bindings {
 /// Longest denial: what made a policy deny is asked about again after it.
 const DENY_LIMIT: Duration = Duration::from_hours(24);
 
-impl Abi for Trust {
-    type Pre = TrustPolicyPre<Host>;
-    type Exports = TrustPolicy;
-    type Asked = abi::Request;
-
-    fn pre(pre: InstancePre<Host>) -> Result<Self::Pre> {
-        TrustPolicyPre::new(pre)
-    }
-
-    fn instantiate(pre: &Self::Pre, store: &mut Store<Host>) -> Result<Self::Exports> {
-        pre.instantiate(store)
-    }
-
-    fn configure(
-        exports: &Self::Exports,
-        store: &mut Store<Host>,
-        settings: &str,
-        here: &Node,
-    ) -> Result<std::result::Result<Info, Unconfigured>> {
-        let answer = exports.peili_policy_lifecycle().call_configure(store, settings, Some(here))?;
-        Ok(super::configured!(self::bindings::exports::peili::policy::lifecycle, answer))
-    }
-
-    fn request(request: &domain::Request) -> abi::Request {
-        self::request(request)
-    }
-
-    fn ask(
-        exports: &Self::Exports,
-        store: &mut Store<Host>,
-        asked: &abi::Request,
-    ) -> Result<std::result::Result<domain::Verdict, String>> {
-        Ok(verdict(exports.peili_policy_trust().call_evaluate(store, asked)?))
-    }
-}
+super::abi!(Trust, TrustPolicy, TrustPolicyPre, peili_policy_trust, call_evaluate);
 
 fn request(request: &domain::Request) -> abi::Request {
     let conduct = &request.conduct;
@@ -96,7 +57,7 @@ fn request(request: &domain::Request) -> abi::Request {
 }
 
 /// A verdict, or what is wrong with it. Times are brought within their limits.
-fn verdict(verdict: abi::Verdict) -> std::result::Result<domain::Verdict, String> {
+fn verdict(verdict: abi::Verdict) -> Result<domain::Verdict, String> {
     let reason = verdict.reason.map(reason).transpose()?;
     let decision = match verdict.decision {
         abi::Decision::Abstain => domain::Decision::Abstain,
