@@ -10,6 +10,9 @@ use super::snapshot;
 use crate::Case;
 use crate::cluster::{Cluster, Member, Setup};
 
+/// How long a node keeps what `hosts.toml` says of a registry.
+const CACHE: Duration = Duration::from_secs(1);
+
 pub(super) fn cases() -> Vec<Case> {
     let needs = |generation| [Requirement::Root, Requirement::Iproute2, Requirement::Containerd(generation)];
     let case = |generation: Generation| {
@@ -34,8 +37,8 @@ struct Tree<'a> {
 }
 
 async fn pulls(generation: Generation) {
-    // So that it knows soon that a registry has no other hosts any more.
-    let config = json!({"log": {"level": "info,peili=debug"}, "upstream": {"cache": "1s"}});
+    let config =
+        json!({"log": {"level": "info,peili=debug"}, "upstream": {"cache": format!("{}s", CACHE.as_secs())}});
     let cluster = Setup { config, ..Setup::new(generation) }.start().await;
     let place = &cluster.network.nodes[2];
     let certificates = Certificates::new(place.address()).unwrap();
@@ -95,9 +98,16 @@ async fn pulls(generation: Generation) {
             ..tree(&[], "", &[])
         },
     ];
+    let mut last = "";
     for (seed, tree) in (1..).zip(&trees) {
+        if std::mem::replace(&mut last, tree.registry) == tree.registry {
+            // What the tree before said of this registry is forgotten; else it is asked with the certificates of then.
+            tokio::time::sleep(CACHE * 2).await;
+        }
         let origin = if tree.tls { &secure } else { &cluster.origin };
-        let image = Image::builder("team/app", "v1").layer(1 << 18).seed(seed).build().unwrap();
+        // Not the tag of another tree, which the other node would tell where the registry does not answer.
+        let repository = format!("team/app-{seed}");
+        let image = Image::builder(&repository, "v1").layer(1 << 18).seed(seed).build().unwrap();
         origin.add(&image);
         let reference = image.reference(tree.registry);
         let mut before = Vec::new();

@@ -189,6 +189,13 @@ async fn failing() {
     assert_eq!((sent(&cluster, 0).await, cluster.origin.layer_bytes(&image)), (0, image.layer_bytes()));
 
     rewrite(&mut cluster, 1, &guest(&json!({"act": "grant"})), "does Grant").await;
+    // The policy is in force; that it judged is another moment.
+    wait::until("it judges", ACTS, async || {
+        let status = cluster.nodes[1].peili.status().await.ok()?.to_string();
+        (!status.contains("does not judge peer")).then_some(())
+    })
+    .await
+    .unwrap();
     let other = Image::builder("library/other", "v1").layer(1 << 20).seed(7).build().unwrap();
     cluster.seed(0, &other).await;
     cluster.nodes[1].pull(&other).await;
