@@ -32,7 +32,7 @@ use crate::watchdog::Watchdog;
 pub use client::{FetchError, fetch};
 pub use explain::{ExplainError, ExplainServer, Explainers, explain_peer, explain_pull};
 pub use render::{render, render_peer, render_pull};
-pub use status::{Node, Served, Status, Store, StoreHealth};
+pub use status::{Node, Served, Status, Store, StoreHealth, Upstream};
 
 /// The setting that names the addresses, as messages name it.
 const LISTEN: &str = "admin.listen";

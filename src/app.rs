@@ -36,7 +36,9 @@ use crate::store::{Health, Provider, Watcher};
 use crate::telemetry::{self, Causes, Log};
 use crate::transfer::{self, client::Client, server::Access, server::ServerHandle};
 use crate::trust::{self, Changed, Judge, PinnedTrust};
+use crate::upstream::named::Named;
 use crate::upstream::probe::Prober;
+use crate::upstream::{self, Upstreams as _};
 use crate::watchdog::Watchdog;
 
 use vitals::Vitals;
@@ -50,6 +52,7 @@ struct App {
     settings: Settings,
     policies: Arc<Policies>,
     prober: Arc<Prober>,
+    upstreams: Named,
     network: SwarmNetwork,
     swarm: Swarm,
     uploads: ServerHandle,
@@ -139,6 +142,9 @@ impl App {
         );
         let settings = Settings::new(&config.mirror, config.trust.unowned)?;
         let mirror_metrics = mirror::Metrics::register(metrics.sub_registry_with_prefix("mirror"));
+        let upstreams =
+            Named::new(upstream::metrics::Metrics::register(metrics.sub_registry_with_prefix("upstream")));
+        upstreams.reconfigure(&config.upstreams);
         let policies = policies(&config, &identity, metrics.sub_registry_with_prefix("policy"));
         // Nobody gets anything before it was judged.
         gate.judge_first(policies.enforces());
@@ -147,8 +153,11 @@ impl App {
         let serve = || {
             let gate = Arc::clone(&gate) as Arc<dyn Gate>;
             let policies = Arc::clone(&policies) as Arc<dyn RegistryPolicy>;
-            Serve::new(&settings, Arc::clone(&store), gate, mirror_metrics.clone())
-                .under(policies, Arc::new(book.clone()))
+            Serve::new(&settings, Arc::clone(&store), gate, mirror_metrics.clone()).under(
+                policies,
+                Arc::new(book.clone()),
+                Arc::new(upstreams.clone()),
+            )
         };
 
         let transfer_metrics =
@@ -188,6 +197,7 @@ impl App {
             network: Arc::new(network.clone()),
             transfer: Arc::new(client),
             upstream: Arc::clone(&prober) as _,
+            upstreams: Arc::new(upstreams.clone()),
             gate: Arc::clone(&gate) as Arc<dyn Gate>,
             policy: Arc::clone(&policies) as Arc<dyn RegistryPolicy>,
             zone: config.node.zone.clone(),
@@ -259,6 +269,7 @@ impl App {
             to_peers: mirror_metrics,
             causes,
             policies: Arc::clone(&policies),
+            upstreams: upstreams.clone(),
             gate: Arc::clone(&gate),
             problems: Arc::clone(&problems),
         };
@@ -308,6 +319,7 @@ impl App {
             settings,
             policies,
             prober,
+            upstreams,
             network,
             swarm,
             uploads,
@@ -347,6 +359,7 @@ struct Report {
     to_peers: mirror::Metrics,
     causes: Arc<Causes>,
     policies: Arc<Policies>,
+    upstreams: Named,
     gate: Arc<PinnedTrust>,
     problems: Arc<Problems>,
 }
@@ -364,6 +377,12 @@ impl Report {
         problems.extend(self.policies.problem().map(|problem| format!("policies: {problem}")));
         problems.extend(self.gate.problems());
         problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
+        problems.extend(self.mirror.advisory_denials());
+        let known = self.upstreams.known();
+        problems.extend(known.iter().filter_map(|known| {
+            let problem = known.state.problem.as_ref()?;
+            Some(format!("upstream {}: {problem}", known.name))
+        }));
         for (peer, conduct) in self.mirror.conduct() {
             if conduct.digest_mismatches > 0 {
                 let count = conduct.digest_mismatches;
@@ -385,10 +404,19 @@ impl Report {
             },
             network,
             policies: self.policies.loaded(),
+            upstreams: known.iter().map(upstream_status).collect(),
             served: admin::Served::new(&self.served.served(), Amount { requests, bytes }),
             problems,
             causes: self.causes.last(),
         }
+    }
+}
+
+fn upstream_status(known: &upstream::Known) -> admin::Upstream {
+    admin::Upstream {
+        name: known.name.to_string(),
+        health: known.state.health,
+        latency_millis: known.state.latency.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Config {
     pub transfer: transfer::Config,
     /// Where the runtime's registry hosts are configured, and how they are probed.
     pub upstream: upstream::Config,
+    /// Registries that policies may name, from which this node itself fetches.
+    pub upstreams: Vec<upstream::named::Config>,
     /// What may be sent to trusted peers.
     pub trust: trust::Config,
     /// Policies: WebAssembly components that decide what is mirrored.

@@ -66,6 +66,8 @@ pub struct Settings {
     pub hosts_dirs: Vec<PathBuf>,
     /// `store.source` is containerd.
     pub containerd: bool,
+    /// Names of `policies.registry` whose verdicts count.
+    pub policies: Vec<String>,
 }
 
 /// A registry, or all that have no folder of their own.

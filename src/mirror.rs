@@ -1,11 +1,15 @@
-//! The use case: a request of the runtime is answered from here, else from peers, else by "not here", so that the
-//! runtime goes to its next host. One hop only: a peer's request is answered from this node's store alone.
+//! The use case: a request of the runtime is answered from here, else from peers, or from an upstream that a policy names, else
+//! by "not here", so that the runtime goes to its next host. One hop only: a peer's request is answered from this node's store
+//! alone.
 //!
 //! Finds holders, chooses and races them, resumes, verifies what they send, and tells the network what is held here.
 //! It speaks no HTTP and names no adapter: store, network, transfer and upstream are traits.
 
 mod advertise;
+mod advisory;
+mod answer;
 mod cache;
+mod discard;
 mod download;
 mod fetch;
 mod metrics;
@@ -15,10 +19,10 @@ mod policy;
 mod remote;
 mod serve;
 mod tags;
+mod upstreams;
 mod verify;
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,26 +30,28 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use futures::StreamExt;
-use futures::stream::BoxStream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::network::Network;
 use crate::oci::{
-    ByteRange, Descriptor, Digest, Gate, MANIFEST_LIMIT, Name, PatternError, Patterns, PeerId, RangeError,
-    RangeHeader, Tag, is_manifest,
+    Descriptor, Digest, Gate, MANIFEST_LIMIT, Name, PatternError, Patterns, PeerId, RangeHeader, Tag,
+    is_manifest,
 };
-use crate::policy::Reason;
-use crate::policy::registry::{Operation, Plan, Reference, RegistryPolicy};
+use crate::policy::registry::{self as policies, Operation, Plan, Reference, RegistryPolicy};
 use crate::store::{self, Provider};
 use crate::transfer::Transfer;
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, Upstreams};
 
 pub use advertise::advertise;
+use advisory::Advisory;
+pub use answer::{Answer, BlobRequest, NotHere, Refusal, Source, Target};
+use answer::{empty, resolve, whole};
 use cache::Cache;
+use discard::Discarding;
 use fetch::Fetcher;
 pub use metrics::Metrics;
 use peers::Peers;
@@ -59,6 +65,9 @@ const REFERRERS: usize = 64;
 /// Bytes of content from peers that are in memory whole, while they are verified and until their clients have them, in KiB.
 /// Where this is used up the answer is "not here".
 const COLLECTED: usize = 32 << 10;
+
+/// How long a request may take that an upstream answers: a token, the head of two answers, and a manifest.
+const UPSTREAM_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How the mirror decides and fetches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -87,85 +96,6 @@ pub struct Config {
     pub busy_wait: Duration,
 }
 
-/// What the runtime asks for by a manifest path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// By tag.
-    Tag(Tag),
-    /// By digest.
-    Digest(Digest),
-}
-
-/// A body and what it is.
-pub struct Answer {
-    /// The whole content.
-    pub descriptor: Descriptor,
-    /// The bytes that `body` carries.
-    pub range: ByteRange,
-    /// Exactly the bytes of `range`, or an error, after which the connection must end short. Empty for HEAD.
-    pub body: BoxStream<'static, io::Result<Bytes>>,
-    /// Where it comes from.
-    pub source: Source,
-}
-
-/// Where an answer comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Source {
-    /// This node's store.
-    Local,
-    /// One or more peers.
-    Peers,
-}
-
-/// Why the runtime has to go to its next host. Each is a named cause in metrics, log and status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum NotHere {
-    /// No live and trusted node holds it.
-    Unknown,
-    /// A manifest of a repository that is configured as private.
-    Private,
-    /// A policy leaves it to the registry.
-    Bypassed,
-    /// The tag's registry answers, so it is the one to ask.
-    TagUpstream,
-    /// Peers disagree about what the tag means.
-    TagDisputed,
-    /// All holders failed.
-    PeersFailed,
-    /// All holders are busy.
-    PeersBusy,
-    /// It is held here but cannot be read now.
-    StoreFailed,
-    /// No answer in time.
-    Deadline,
-    /// The request is for what Peili does not serve: lists, pushes, names that are none.
-    Unsupported,
-}
-
-/// How a request ends without a body.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// 404.
-    NotHere(NotHere),
-    /// 403: a policy denies it.
-    Denied(Reason),
-    /// 416.
-    Range(RangeError),
-}
-
-/// A request for a blob.
-#[derive(Clone, Debug)]
-pub struct BlobRequest {
-    /// The repository that the request names.
-    pub name: Name,
-    /// The blob.
-    pub digest: Digest,
-    /// The range that is asked for, if it is one.
-    pub range: Option<RangeHeader>,
-    /// Only the header is wanted.
-    pub head: bool,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -190,6 +120,8 @@ pub struct Parts {
     pub transfer: Arc<dyn Transfer>,
     /// Whether registries answer.
     pub upstream: Arc<dyn Upstream>,
+    /// Registries that policies may name.
+    pub upstreams: Arc<dyn Upstreams>,
     /// How far peers are trusted.
     pub gate: Arc<dyn Gate>,
     /// What is mirrored, and how.
@@ -209,10 +141,13 @@ pub struct Mirror {
 struct Shared {
     store: Arc<dyn Provider>,
     upstream: Arc<dyn Upstream>,
+    upstreams: Arc<dyn Upstreams>,
     gate: Arc<dyn Gate>,
     policy: Arc<dyn RegistryPolicy>,
     plans: policy::Plans,
+    advisory: Arc<Advisory>,
     fetcher: Fetcher,
+    discarding: Discarding,
     rules: Arc<ArcSwap<Rules>>,
     cache: Cache,
     metrics: Metrics,
@@ -252,11 +187,18 @@ impl Mirror {
             tasks: TaskTracker::new(),
         };
         let shared = Shared {
+            discarding: Discarding {
+                store: Arc::clone(&parts.store),
+                metrics: parts.metrics.clone(),
+                tasks: fetcher.tasks.clone(),
+            },
             store: parts.store,
             upstream: parts.upstream,
+            upstreams: parts.upstreams,
             gate: parts.gate,
             policy: parts.policy,
             plans: policy::Plans::default(),
+            advisory: Arc::default(),
             fetcher,
             rules: Arc::clone(&settings.0),
             cache: Cache::default(),
@@ -277,6 +219,11 @@ impl Mirror {
     /// What was seen of each peer as a source.
     pub fn conduct(&self) -> HashMap<PeerId, Conduct> {
         self.shared.fetcher.peers.conduct(Instant::now())
+    }
+
+    /// Denials that do not bind, since the runtime has another host for the registry; one line each.
+    pub fn advisory_denials(&self) -> Vec<String> {
+        self.shared.advisory.told(Instant::now())
     }
 
     /// Tags of `name` that are held here; none of a private repository.
@@ -314,11 +261,22 @@ impl Mirror {
         Ok(referrers)
     }
 
-    /// Answers a request for a manifest.
+    /// How long a request may take where a plan names upstreams; zero where there are none.
+    pub fn allowance(&self) -> Duration {
+        if self.shared.upstreams.is_empty() { Duration::ZERO } else { UPSTREAM_DEADLINE }
+    }
+
+    /// Answers a request for a manifest, in `limit`, or in [`Mirror::allowance`] where a plan names upstreams.
     ///
     /// # Errors
     /// Why the runtime has to go to its next host.
-    pub async fn manifest(&self, name: &Name, target: &Target, head: bool) -> Result<Answer, Refusal> {
+    pub async fn manifest(
+        &self,
+        name: &Name,
+        target: &Target,
+        head: bool,
+        limit: Duration,
+    ) -> Result<Answer, Refusal> {
         let reference = match target {
             Target::Tag(tag) => Reference::Tag(tag.clone()),
             Target::Digest(digest) => Reference::Digest(*digest),
@@ -330,20 +288,23 @@ impl Mirror {
             }
             (_, refusal) => refusal,
         })?;
-        let answer = self.shared.manifest(name, target, head, &plan).await;
+        let answer = timeout(plan.deadline(limit), self.shared.manifest(name, target, head, &plan)).await;
+        let answer = answer.unwrap_or(Err(NotHere::Deadline));
         let is_list = matches!(target, Target::Tag(tag) if tag.is_referrers());
         answer
             .map_err(Refusal::NotHere)
             .map_err(|refusal| if is_list { refusal } else { plan.closes(refusal) })
     }
 
-    /// Answers a request for a blob.
+    /// Answers a request for a blob, in `limit`, or in [`Mirror::allowance`] where a plan names upstreams.
     ///
     /// # Errors
     /// Why the runtime has to go to its next host, or that the range is outside of the content.
-    pub async fn blob(&self, request: BlobRequest) -> Result<Answer, Refusal> {
+    pub async fn blob(&self, request: BlobRequest, limit: Duration) -> Result<Answer, Refusal> {
         let plan = self.shared.plan_blob(&request.name, &request.digest, request.range)?;
-        self.shared.blob(&request, &plan).await.map_err(|refusal| plan.closes(refusal))
+        let answer = timeout(plan.deadline(limit), self.shared.blob(&request, &plan)).await;
+        let answer = answer.unwrap_or(Err(Refusal::NotHere(NotHere::Deadline)));
+        answer.map_err(|refusal| plan.closes(refusal))
     }
 }
 
@@ -352,12 +313,29 @@ impl Shared {
         if self.is_private_manifest(request) {
             return Err(Refusal::NotHere(NotHere::Private));
         }
-        match self.local(&request.digest, request.range, request.head).await {
-            Ok(Some(answer)) => Ok(answer),
-            Ok(None) => self.peer_blob(request, plan, NotHere::Unknown).await,
-            Err(Refusal::NotHere(cause)) => self.peer_blob(request, plan, cause).await,
-            Err(refusal) => Err(refusal),
+        let mut cause = match self.local(&request.digest, request.range, request.head).await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => NotHere::Unknown,
+            Err(Refusal::NotHere(cause)) => cause,
+            Err(refusal) => return Err(refusal),
+        };
+        let mut steps = plan.steps().peekable();
+        if steps.peek().is_none() {
+            return Err(Refusal::NotHere(NotHere::Bypassed));
         }
+        while let Some(step) = steps.next() {
+            let answer = match step {
+                policies::Source::Upstream(at) => {
+                    self.upstream_blob(request, plan, &upstreams::route(at, &request.name)).await
+                }
+                _ => self.peer_blob(request, plan, cause, steps.peek().is_none()).await,
+            };
+            match answer {
+                Err(Refusal::NotHere(other)) if other != NotHere::Private => cause = other.or(cause),
+                answer => return answer,
+            }
+        }
+        Err(Refusal::NotHere(cause))
     }
 
     async fn manifest(
@@ -386,16 +364,28 @@ impl Shared {
                 Err(_) => tracing::debug!(%digest, "the store failed, peers are asked"),
             }
         }
-        if !plan.asks_peers() {
+        if plan.steps().next().is_none() {
             return Err(NotHere::Bypassed);
         }
         // Whose it is, nobody knows any more.
         let cached = self.cache.get(&digest, Instant::now()).filter(|_| plan.limits().takes_all());
-        let (descriptor, content) = match cached {
-            Some(cached) => cached,
-            None => self.peer_manifest(&digest, plan.limits()).await?,
-        };
-        Ok(whole(descriptor, content, head, Source::Peers))
+        if let Some((descriptor, content, source)) = cached {
+            return Ok(whole(descriptor, content, head, source));
+        }
+        let mut cause = NotHere::Unknown;
+        for step in plan.steps() {
+            let (answer, source) = match step {
+                policies::Source::Upstream(at) => {
+                    (self.upstream_manifest(&upstreams::route(at, name), &digest).await, Source::Upstream)
+                }
+                _ => (self.peer_manifest(&digest, plan.limits()).await, Source::Peers),
+            };
+            match answer {
+                Ok((descriptor, content)) => return Ok(whole(descriptor, content, head, source)),
+                Err(other) => cause = other.or(cause),
+            }
+        }
+        Err(cause)
     }
 
     /// Whether content that is held here is known under a private repository, whatever others it is known under.
@@ -502,20 +492,6 @@ impl Rules {
     fn is_peers_first(&self, name: &Name) -> bool {
         self.peers_first.matches(name)
     }
-}
-
-fn resolve(range: Option<RangeHeader>, size: u64) -> Result<ByteRange, Refusal> {
-    range.map_or(Ok(ByteRange::whole(size)), |range| range.resolve(size)).map_err(Refusal::Range)
-}
-
-fn whole(descriptor: Descriptor, content: Bytes, head: bool, source: Source) -> Answer {
-    let range = ByteRange::whole(descriptor.size);
-    let body = if head { empty() } else { futures::stream::iter([Ok(content)]).boxed() };
-    Answer { descriptor, range, body, source }
-}
-
-fn empty() -> BoxStream<'static, io::Result<Bytes>> {
-    futures::stream::empty().boxed()
 }
 
 #[cfg(test)]

@@ -23,7 +23,6 @@
 
 mod destination;
 mod fetch;
-mod host;
 mod platform;
 mod progress;
 mod sink;
@@ -46,7 +45,7 @@ use crate::oci::{Descriptor, Digest, MANIFEST_MEDIA_TYPES, Manifest, ManifestErr
 use destination::Folder;
 use fetch::Session;
 
-pub use host::Host;
+pub use crate::upstream::endpoint::Host;
 pub use platform::{Platform, PlatformError, Platforms};
 pub use progress::{Bars, Event, Progress, Silent};
 

@@ -42,11 +42,22 @@ const CONNECTIONS: usize = 1024;
 /// What answers the runtime: the mirror, or a twin in tests.
 #[async_trait]
 pub trait Backend: Send + Sync {
-    /// Answers a request for a manifest.
-    async fn manifest(&self, name: &Name, target: &Target, head: bool) -> Result<Answer, Refusal>;
+    /// How long an answer may take at most, where that is longer than the limit of the configuration.
+    fn allowance(&self) -> Duration {
+        Duration::ZERO
+    }
 
-    /// Answers a request for a blob.
-    async fn blob(&self, request: BlobRequest) -> Result<Answer, Refusal>;
+    /// Answers a request for a manifest in `limit`, or in [`Backend::allowance`].
+    async fn manifest(
+        &self,
+        name: &Name,
+        target: &Target,
+        head: bool,
+        limit: Duration,
+    ) -> Result<Answer, Refusal>;
+
+    /// Answers a request for a blob in `limit`, or in [`Backend::allowance`].
+    async fn blob(&self, request: BlobRequest, limit: Duration) -> Result<Answer, Refusal>;
 
     /// The tags of `name` that are held here, in any order. Asked only with [`Lists::Held`]. Must not block.
     fn tags(&self, name: &Name) -> Vec<Tag>;
@@ -58,12 +69,22 @@ pub trait Backend: Send + Sync {
 
 #[async_trait]
 impl Backend for Mirror {
-    async fn manifest(&self, name: &Name, target: &Target, head: bool) -> Result<Answer, Refusal> {
-        self.manifest(name, target, head).await
+    fn allowance(&self) -> Duration {
+        self.allowance()
     }
 
-    async fn blob(&self, request: BlobRequest) -> Result<Answer, Refusal> {
-        self.blob(request).await
+    async fn manifest(
+        &self,
+        name: &Name,
+        target: &Target,
+        head: bool,
+        limit: Duration,
+    ) -> Result<Answer, Refusal> {
+        self.manifest(name, target, head, limit).await
+    }
+
+    async fn blob(&self, request: BlobRequest, limit: Duration) -> Result<Answer, Refusal> {
+        self.blob(request, limit).await
     }
 
     fn tags(&self, name: &Name) -> Vec<Tag> {

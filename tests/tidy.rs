@@ -115,7 +115,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_mangen", &["cli"]),
     ("indicatif", &["pull"]),
     ("hickory_resolver", &["network"]),
-    ("base64", &["network/admission", "transfer/wire"]),
+    ("base64", &["network/admission", "transfer/wire", "upstream/credentials"]),
     ("zeroize", &["network/admission"]),
     ("toml_edit", &["upstream", "configure"]),
     ("similar", &["configure"]),

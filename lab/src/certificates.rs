@@ -25,6 +25,15 @@ pub struct Certificates {
 impl Certificates {
     /// For an origin at this address; a client without its certificate is refused.
     pub fn new(address: IpAddr) -> Result<Self> {
+        Self::make(address, true)
+    }
+
+    /// For an origin at this address that asks no client for a certificate.
+    pub fn of_server(address: IpAddr) -> Result<Self> {
+        Self::make(address, false)
+    }
+
+    fn make(address: IpAddr, asks_clients: bool) -> Result<Self> {
         let scratch = Scratch::new()?;
         let mut authority = CertificateParams::new(Vec::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -39,16 +48,19 @@ impl Certificates {
             let key = KeyPair::generate()?;
             Ok::<_, rcgen::Error>((params.signed_by(&key, &issuer)?, key))
         };
-        let (server, server_key) = sign(address.to_string(), ExtendedKeyUsagePurpose::ServerAuth)?;
+        let (certified, server_key) = sign(address.to_string(), ExtendedKeyUsagePurpose::ServerAuth)?;
         let (client, client_key) = sign("client.test".into(), ExtendedKeyUsagePurpose::ClientAuth)?;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let clients =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
         let server_key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(server_key.serialize_der()));
-        let server = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_client_cert_verifier(clients)
-            .with_single_cert(vec![server.der().clone()], server_key)?;
+        let server = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let server = if asks_clients {
+            server.with_client_cert_verifier(clients)
+        } else {
+            server.with_no_client_auth()
+        };
+        let server = server.with_single_cert(vec![certified.der().clone()], server_key)?;
         let write = |name: &str, text: String| {
             let path = scratch.path().join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))

@@ -201,8 +201,8 @@ pub fn next_version() -> PathBuf {
 }
 
 /// The policies that `cargo xtask plugins` builds.
-pub const POLICIES: [&str; 5] =
-    ["allow-list", "node-allow", "zone-boundary", "testguests", "testguests-trust"];
+pub const POLICIES: [&str; 6] =
+    ["allow-list", "node-allow", "upstream-order", "zone-boundary", "testguests", "testguests-trust"];
 
 /// The component of a policy.
 pub fn policy(name: &str) -> PathBuf {

@@ -10,6 +10,7 @@ use crate::network::admission::{self, Mode};
 use crate::network::{MemberState, PeerStatus};
 use crate::registry::Amount;
 use crate::telemetry::Cause;
+use crate::upstream::Health;
 use crate::{mirror, policy, trust};
 
 /// Causes that are shown; `/status` has all.
@@ -125,6 +126,18 @@ fn heading(page: &mut Page, status: &Status, now: u64) {
             &format!("{} ({}){mode}: {}", policy.name, policy.world, policy.summary),
         );
     }
+    for (index, upstream) in status.upstreams.iter().enumerate() {
+        let health = match upstream.health {
+            Health::Unknown => "not asked yet",
+            Health::Healthy => "healthy",
+            Health::Degraded => "degraded",
+            Health::RateLimited => "rate-limited",
+            Health::Unreachable => "unreachable",
+        };
+        let latency = upstream.latency_millis.map(|millis| format!(", {millis} ms")).unwrap_or_default();
+        let name = if index == 0 { "Upstream " } else { "         " };
+        page.line(name, &format!("{}: {health}{latency}", upstream.name));
+    }
     // The network's are among them.
     for (index, problem) in status.problems.iter().enumerate() {
         if index == 0 {
@@ -156,16 +169,18 @@ fn served(page: &mut Page, status: &Status) {
     let served = &status.served;
     let row = |what: &str, amount: Amount| vec![what.into(), amount.requests.to_string(), size(amount.bytes)];
     page.text.push('\n');
-    page.table(
-        &[
-            vec!["Served to".into(), "REQUESTS".into(), "BYTES".into()],
-            row("  the runtime, from here", served.local),
-            row("  the runtime, from peers", served.from_peers),
-            row("  peers", served.to_peers),
-            vec!["Not here, passed on".into(), served.not_here.to_string()],
-        ],
-        &[],
-    );
+    let mut rows = vec![
+        vec!["Served to".into(), "REQUESTS".into(), "BYTES".into()],
+        row("  the runtime, from here", served.local),
+        row("  the runtime, from peers", served.from_peers),
+        row("  the runtime, from upstreams", served.from_upstreams),
+        row("  peers", served.to_peers),
+        vec!["Not here, passed on".into(), served.not_here.to_string()],
+    ];
+    if status.upstreams.is_empty() {
+        rows.remove(3);
+    }
+    page.table(&rows, &[]);
 }
 
 fn peers(page: &mut Page, status: &Status) {

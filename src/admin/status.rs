@@ -7,6 +7,7 @@ use crate::policy;
 use crate::registry::{self, Amount};
 use crate::store::Health;
 use crate::telemetry::Cause;
+use crate::upstream;
 
 /// The state of a node. Fields are only ever added; a change of meaning is a new version.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -22,6 +23,8 @@ pub struct Status {
     pub network: network::Status,
     /// The policies in force, in their order.
     pub policies: Vec<policy::Loaded>,
+    /// The upstreams of the configuration, in their order.
+    pub upstreams: Vec<Upstream>,
     /// What it gave, and where that came from.
     pub served: Served,
     /// What is wrong now, one line each, with what to do about it.
@@ -78,6 +81,18 @@ pub enum StoreHealth {
     },
 }
 
+/// A registry that policies may name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Upstream {
+    /// Its name.
+    pub name: String,
+    /// How it does.
+    pub health: upstream::Health,
+    /// Milliseconds from a request to the head of its answer, smoothed.
+    pub latency_millis: Option<u64>,
+}
+
 /// What a node gave, and where that came from, since its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -86,6 +101,8 @@ pub struct Served {
     pub local: Amount,
     /// To its runtime, from peers.
     pub from_peers: Amount,
+    /// To its runtime, from upstreams of the configuration.
+    pub from_upstreams: Amount,
     /// To peers.
     pub to_peers: Amount,
     /// Requests of its runtime that went on to the next host.
@@ -100,7 +117,13 @@ impl Status {
 impl Served {
     /// What the registry served, and what went to peers.
     pub fn new(runtime: &registry::Served, to_peers: Amount) -> Self {
-        Self { local: runtime.local, from_peers: runtime.peers, to_peers, not_here: runtime.not_here }
+        Self {
+            local: runtime.local,
+            from_peers: runtime.peers,
+            from_upstreams: runtime.upstream,
+            to_peers,
+            not_here: runtime.not_here,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::oci::Level;
 use crate::policy;
 use crate::registry::Amount;
 use crate::telemetry::Cause;
+use crate::upstream;
 
 fn sample() -> Status {
     let peer = |node: &str, id: &str, problem: &str| PeerStatus {
@@ -76,9 +77,15 @@ fn sample() -> Status {
             mode: policy::Mode::Monitor,
             failure: policy::Failing::Deny,
         }],
+        upstreams: vec![Upstream {
+            name: "corp".into(),
+            health: upstream::Health::Healthy,
+            latency_millis: Some(12),
+        }],
         served: Served {
             local: Amount { requests: 10, bytes: 1 << 20 },
             from_peers: Amount { requests: 4, bytes: 3 << 30 },
+            from_upstreams: Amount { requests: 2, bytes: 1 << 10 },
             to_peers: Amount { requests: 77, bytes: 0 },
             not_here: 3,
         },
@@ -104,17 +111,19 @@ fn status_for_people() {
     Members  2 live, view complete
     Admits   members of cluster default by key 0123456789abcdef; own certificate good for 12h
     Policies allow-list (registry) (monitored only): allows 2 globs
+    Upstream corp: healthy, 12 ms
 
     Problems
       - containerd does not answer
         hint: systemctl status containerd
       - network: peers.peili.svc: no such name
 
-    Served to                  REQUESTS  BYTES
-      the runtime, from here   10        1.0 MiB
-      the runtime, from peers  4         3.0 GiB
-      peers                    77        0 B
-    Not here, passed on        3
+    Served to                      REQUESTS  BYTES
+      the runtime, from here       10        1.0 MiB
+      the runtime, from peers      4         3.0 GiB
+      the runtime, from upstreams  2         1.0 KiB
+      peers                        77        0 B
+    Not here, passed on            3
 
     Peers
       NODE      ZONE   TRUST  PROOF   HOLDS  VERSION  PEER       STATE
@@ -147,17 +156,19 @@ fn status_on_a_narrow_terminal() {
              for 12h
     Policies allow-list (registry) (monitored only):
              allows 2 globs
+    Upstream corp: healthy, 12 ms
 
     Problems
       - containerd does not answer
         hint: systemctl status containerd
       - network: peers.peili.svc: no such name
 
-    Served to                  REQUESTS  BYTES
-      the runtime, from here   10        1.0 MiB
-      the runtime, from peers  4         3.0 GiB
-      peers                    77        0 B
-    Not here, passed on        3
+    Served to                      REQUESTS  BYTES
+      the runtime, from here       10        1.0 MiB
+      the runtime, from peers      4         3.0 GiB
+      the runtime, from upstreams  2         1.0 KiB
+      peers                        77        0 B
+    Not here, passed on            3
 
     Peers
       NODE      HOLDS  PEER       STATE

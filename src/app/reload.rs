@@ -36,6 +36,7 @@ impl App {
         registry.default_registry.clone_from(&self.config.registry.default_registry);
         self.registry.apply(&registry)?;
         self.settings.replace(&config.mirror, config.trust.unowned)?;
+        self.upstreams.reconfigure(&config.upstreams);
         if self.config.policies != config.policies {
             // It compiles. What cannot be loaded leaves the last good ones, and the policies say so themselves.
             let _ = tokio::task::block_in_place(|| self.policies.apply(&config.policies));
@@ -81,6 +82,7 @@ fn in_force(old: &Config, new: Config) -> Config {
         mirror: mirror::Config { prefetch_budget: old.mirror.prefetch_budget, ..new.mirror },
         log: telemetry::Config { format: old.log.format, ..new.log },
         upstream: new.upstream,
+        upstreams: new.upstreams,
         policies: new.policies,
         trust: new.trust,
     }
@@ -109,6 +111,7 @@ network:
   deny: [12D3KooWHdiAxVd8uMQR1hGWXccidmfCwLqcMpGwR6QcTP6QRMuD]}
 transfer: {listen: ['0.0.0.0:3'], uploads: 3, uploads-per-peer: 3, queue: 3, upload-rate: 3MiB}
 upstream: {hosts-dirs: [/x], cache: 20s, limit: 1s}
+upstreams: [{name: a, address: 'https://a.test', repositories: [/]}]
 trust: {allow: [a/b], deny: [a/b], unowned: true}
 policies: {registry: [{name: a, path: /x}], trust: [{name: a, path: /x}], startup: require}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
@@ -126,8 +129,9 @@ log: {level: debug, format: json}
             .as_object()
             .unwrap()
             .iter()
-            .flat_map(|(section, keys)| {
-                keys.as_object().unwrap().keys().map(move |key| format!("{section}.{key}"))
+            .flat_map(|(section, keys)| match keys.as_object() {
+                Some(keys) => keys.keys().map(|key| format!("{section}.{key}")).collect(),
+                None => vec![section.clone()],
             })
             .collect();
         let changed: BTreeSet<String> = said.live.iter().chain(&said.restart).cloned().collect();

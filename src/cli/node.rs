@@ -176,7 +176,7 @@ fn show(report: &Report, json: bool, done: bool) -> Result<(), Failure> {
 
 impl Place {
     fn options(self, targets: Vec<Target>, mode: Option<Mode>) -> Result<Options, Failure> {
-        let config::Config { node, store, registry, upstream, .. } = self.sources.load()?.config;
+        let config::Config { node, store, registry, upstream, policies, .. } = self.sources.load()?.config;
         let mirror = match self.mirror {
             Some(mirror) => mirror,
             None => Mirror::of(&registry.listen).ok_or_else(|| {
@@ -187,6 +187,7 @@ impl Place {
             containerd: store.source == "containerd",
             socket: store.socket,
             hosts_dirs: upstream.hosts_dirs,
+            policies: policies.enforced(),
         };
         Ok(Options {
             root: self.root,

@@ -10,7 +10,7 @@ use super::Config;
 use super::error::Fault;
 use super::tree::Node;
 use crate::network::admission::certificate::is_cluster;
-use crate::oci::{Patterns, Registry};
+use crate::oci::{Patterns, Registry, Repository};
 use crate::policy::{Failing, Plugin};
 use crate::store::containerd::is_namespace;
 use crate::store::layout::Spec;
@@ -35,6 +35,7 @@ pub(super) fn check(config: &Config, tree: &Node) -> Vec<Fault> {
     check.serving(config);
     check.fetching(config);
     check.network(config);
+    check.upstreams(config);
     check.policies(config);
     check.ports(config);
     check.faults.sort_by_key(|fault| fault.origin.line());
@@ -194,6 +195,60 @@ impl Check<'_> {
         }
     }
 
+    fn upstreams(&mut self, config: &Config) {
+        if config.upstreams.len() > POLICY_LIMIT {
+            self.fault("upstreams", format!("more than {POLICY_LIMIT} upstreams"), None);
+        }
+        let mut seen = BTreeSet::new();
+        for (index, upstream) in config.upstreams.iter().enumerate() {
+            let path = |key: &str| format!("upstreams[{index}].{key}");
+            self.name(&path("name"), &upstream.name, "corp", &mut seen);
+            // Sources of other kinds, as plans are printed.
+            if ["peers", "origin"].contains(&upstream.name.as_str()) {
+                self.fault(&path("name"), "this name has a meaning of its own", Some("give it another one"));
+            }
+            match upstream.is_secure() {
+                None => {
+                    let hint = Some("https://HOST[:PORT][/PATH], such as https://registry.corp.example");
+                    self.fault(&path("address"), format!("`{}` is not an address", upstream.address), hint);
+                }
+                Some(false) if upstream.credentials.is_some() => {
+                    let hint = Some("a password goes over https, or to loopback, and nowhere else");
+                    self.fault(&path("credentials"), "the address is plain http", hint);
+                }
+                Some(_) => {}
+            }
+            for (key, file) in [("ca", &upstream.ca), ("credentials", &upstream.credentials)] {
+                if file.as_ref().is_some_and(|file| !file.is_absolute()) {
+                    self.fault(&path(key), "must be an absolute path", None);
+                }
+            }
+            if upstream.repositories.is_empty() {
+                let hint = Some("prefixes such as dockerhub/library, or / for all that is there");
+                self.fault(&path("repositories"), "must name at least one", hint);
+            }
+            for (number, prefix) in upstream.repositories.iter().enumerate() {
+                let path = format!("upstreams[{index}].repositories[{number}]");
+                if prefix != "/" && prefix.trim_end_matches('/').parse::<Repository>().is_err() {
+                    let hint = Some("whole parts of a repository's name: dockerhub/library; no globs");
+                    self.fault(&path, format!("`{prefix}` is no prefix of repositories"), hint);
+                }
+            }
+        }
+    }
+
+    fn name<'c>(&mut self, path: &str, name: &'c String, example: &str, seen: &mut BTreeSet<&'c String>) {
+        let is_name = (1..=63).contains(&name.len())
+            && name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
+        if !is_name {
+            let hint = format!("1 to 63 lower-case letters, digits and `-`, such as {example}");
+            self.fault(path, format!("`{name}` is not a name"), Some(&hint));
+        }
+        if !seen.insert(name) {
+            self.fault(path, "this name is there twice", Some("give each its own"));
+        }
+    }
+
     fn policies(&mut self, config: &Config) {
         self.policies_of("policies.registry", &config.policies.registry);
         self.policies_of("policies.trust", &config.policies.trust);
@@ -215,15 +270,7 @@ impl Check<'_> {
         let mut seen = BTreeSet::new();
         for (index, policy) in policies.iter().enumerate() {
             let path = |key: &str| format!("{world}[{index}].{key}");
-            let is_name = (1..=63).contains(&policy.name.len())
-                && policy.name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
-            if !is_name {
-                let hint = Some("1 to 63 lower-case letters, digits and `-`, such as allow-list");
-                self.fault(&path("name"), format!("`{}` is not a name", policy.name), hint);
-            }
-            if !seen.insert(&policy.name) {
-                self.fault(&path("name"), "this name is there twice", Some("give each policy its own"));
-            }
+            self.name(&path("name"), &policy.name, "allow-list", &mut seen);
             if !policy.path.is_absolute() {
                 let hint = Some("where the file is mounted, such as /etc/peili/policies/allow-list.wasm");
                 self.fault(&path("path"), "must be an absolute path", hint);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Config;
 
 /// Keys, and sections by their first part with a dot, that are applied while the process runs.
-const LIVE: [&str; 18] = [
+const LIVE: [&str; 19] = [
     "network.peers",
     "network.cluster-key",
     "network.cluster",
@@ -26,6 +26,7 @@ const LIVE: [&str; 18] = [
     "registry.manifest-deadline",
     "registry.blob-deadline",
     "upstream.",
+    "upstreams",
 ];
 
 /// Keys that differ between two configurations, in order.
@@ -42,6 +43,9 @@ pub fn diff(old: &Config, new: &Config) -> Reload {
     let (old, new) = (sections(old), sections(new));
     let mut changed = BTreeSet::new();
     for (section, keys) in old.as_object().into_iter().flatten() {
+        if !keys.is_object() && new[section] != *keys {
+            changed.insert(section.clone());
+        }
         for (key, value) in keys.as_object().into_iter().flatten() {
             if new[section][key] != *value {
                 changed.insert(format!("{section}.{key}"));
@@ -55,7 +59,7 @@ pub fn diff(old: &Config, new: &Config) -> Reload {
     Reload { live, restart }
 }
 
-/// The configuration as section -> key -> value.
+/// The configuration as section -> key -> value, or a list in the place of the keys.
 fn sections(config: &Config) -> Value {
     serde_json::to_value(config).expect("settings are texts, numbers, lists and tables with text keys")
 }

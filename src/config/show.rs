@@ -13,15 +13,21 @@ pub(super) fn show(loaded: &Loaded) -> String {
     // Reading the text back tells on which line each key stands.
     let printed = Node::parse(&text).expect("what was printed can be read");
     let Value::Table(sections) = &printed.value else { return text };
+    let mut comment = |origin: &Origin, path: &str| {
+        let Origin::File { line, .. } = origin else { return };
+        if let Some(text) = usize::try_from(*line).ok().and_then(|line| lines.get_mut(line - 1)) {
+            text.push_str("  # ");
+            text.push_str(&source(loaded, path));
+        }
+    };
     for section in sections {
-        let Value::Table(keys) = &section.node.value else { continue };
-        for key in keys {
-            let Origin::File { line, .. } = key.origin else { continue };
-            let path = format!("{}.{}", section.key, key.key);
-            if let Some(text) = usize::try_from(line).ok().and_then(|line| lines.get_mut(line - 1)) {
-                text.push_str("  # ");
-                text.push_str(&source(loaded, &path));
+        match &section.node.value {
+            Value::Table(keys) => {
+                for key in keys {
+                    comment(&key.origin, &format!("{}.{}", section.key, key.key));
+                }
             }
+            _ => comment(&section.origin, &section.key),
         }
     }
     lines.push(String::new());

@@ -216,12 +216,39 @@ fn the_schema_documents_each_key_and_default() {
     let schema = schema();
     let defaults = serde_json::to_value(Config::default()).unwrap();
     for (section, reference) in schema["properties"].as_object().unwrap() {
+        if let Some(item) = reference["items"]["$ref"].as_str() {
+            let item = &schema["$defs"][item.rsplit('/').next().unwrap()];
+            for (key, property) in item["properties"].as_object().unwrap() {
+                assert!(property["description"].is_string(), "{section}[].{key} has no description");
+            }
+            continue;
+        }
         let name = reference["$ref"].as_str().and_then(|text| text.rsplit('/').next()).unwrap();
         let definition = &schema["$defs"][name];
         for (key, property) in definition["properties"].as_object().unwrap() {
             assert!(property["description"].is_string(), "{section}.{key} has no description");
             assert_eq!(property["default"], defaults[section][key], "{section}.{key}");
         }
+    }
+}
+
+/// What the documents show as a configuration is one.
+#[test]
+fn the_documents_show_valid_configurations() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (document, least) in [("README.md", 1), ("docs/policies.md", 3), ("docs/without-kubernetes.md", 1)] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        let mut count = 0;
+        for block in text.split("```yaml\n").skip(1) {
+            let block = block.split("```").next().unwrap();
+            let indent = block.len() - block.trim_start_matches(' ').len();
+            let lines = block.lines().map(|line| line.get(indent..).unwrap_or_default());
+            let block = lines.collect::<Vec<_>>().join("\n");
+            let parsed = Inputs::default().parse(Some(&block));
+            parsed.unwrap_or_else(|error| panic!("{document}:\n{block}\n{error}"));
+            count += 1;
+        }
+        assert!(count >= least, "{document} has {count}");
     }
 }
 
@@ -263,4 +290,28 @@ async fn the_watch_follows_swapped_links_and_keeps_on_after_errors() {
     fs::remove_file(&path).unwrap();
     let next = tokio::time::timeout(limit, watch.next()).await.unwrap().unwrap();
     assert!(matches!(next, Err(Error::Read { .. })));
+}
+
+/// Guards that a password does not go over plain HTTP, and that each slip in a list at the top is named by its place.
+#[test]
+fn upstreams_are_checked() {
+    let faults = |text: &str| match Inputs::default().parse(Some(text)) {
+        Ok(_) => Vec::new(),
+        Err(Error::Invalid(faults)) => faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        Err(error) => panic!("{error}"),
+    };
+    let of = |rest: &str| faults(&format!("upstreams:\n  - {{name: corp, {rest}}}\n"));
+    assert!(of("address: 'https://r.test/a', credentials: /x, repositories: [a/b, /]").is_empty());
+    assert!(of("address: 'http://127.0.0.1:5', credentials: /x, repositories: [a]").is_empty());
+    for (rest, part) in [
+        ("address: 'http://r.test', credentials: /x, repositories: [a]", "plain http"),
+        ("address: 'https://me:secret@r.test', repositories: [a]", "is not an address"),
+        ("address: r.test, repositories: [a]", "is not an address"),
+        ("address: 'https://r.test', repositories: []", "at least one"),
+        ("address: 'https://r.test', repositories: ['a/*']", "is no prefix"),
+        ("address: 'https://r.test', repositories: [a], ca: x", "absolute path"),
+    ] {
+        let found = of(rest);
+        assert!(matches!(&found[..], [one] if one.contains(part) && one.contains(":2")), "{rest}: {found:?}");
+    }
 }

@@ -367,12 +367,27 @@ impl<'a> Work<'a> {
                 }
             }
         }
+        let names = || self.targets.iter().map(Target::name).collect::<Vec<_>>().join(", ");
+        let policies = &self.options.settings.policies;
         if mode == Mode::Only {
-            let names: Vec<_> = self.targets.iter().map(Target::name).collect();
             report.add(
                 Code::Only,
-                format!("pulls of {} depend on Peili: where it has no answer, they fail", names.join(", ")),
-                None,
+                format!("pulls of {} depend on Peili: where it has no answer, they fail", names()),
+                Some(
+                    "if Peili's own image comes from there, a node without Peili cannot get it: import that image, or leave its \
+                     registry open"
+                        .into(),
+                ),
+            );
+        } else if !policies.is_empty() {
+            report.add(
+                Code::Advisory,
+                format!(
+                    "what the policies ({}) deny is advice for {}: the runtime goes on to the registry itself",
+                    policies.join(", "),
+                    names()
+                ),
+                Some("to let denials bind, make Peili the only host: peili configure REGISTRY --mode only".into()),
             );
         }
         let is_new = report.node.as_ref().is_some_and(Node::is_2);

@@ -51,6 +51,8 @@ pub enum Code {
     Ipv6,
     /// Pulls depend on Peili.
     Only,
+    /// What a policy denies, the runtime gets from the registry.
+    Advisory,
     /// containerd 1.6 and 1.7 ignored this file so far.
     Ignored,
     /// Peili itself is configured for another containerd.
@@ -120,6 +122,7 @@ impl Code {
             | Self::Imports
             | Self::Ipv6
             | Self::Only
+            | Self::Advisory
             | Self::Ignored
             | Self::Settings => false,
         }

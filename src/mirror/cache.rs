@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::Source;
 use crate::oci::{Descriptor, Digest};
 
 /// All together; one manifest is at most 4 MiB.
@@ -39,20 +40,21 @@ struct Sizes {
 struct Entry {
     descriptor: Descriptor,
     content: Bytes,
+    source: Source,
     at: Instant,
 }
 
 impl Cache {
-    pub(super) fn get(&self, digest: &Digest, now: Instant) -> Option<(Descriptor, Bytes)> {
+    pub(super) fn get(&self, digest: &Digest, now: Instant) -> Option<(Descriptor, Bytes, Source)> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = entries.iter().find(|entry| entry.descriptor.digest == *digest && entry.is_fresh(now))?;
-        Some((entry.descriptor.clone(), entry.content.clone()))
+        Some((entry.descriptor.clone(), entry.content.clone(), entry.source))
     }
 
-    pub(super) fn put(&self, descriptor: Descriptor, content: Bytes, now: Instant) {
+    pub(super) fn put(&self, descriptor: Descriptor, content: Bytes, source: Source, now: Instant) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|entry| entry.descriptor.digest != descriptor.digest && entry.is_fresh(now));
-        entries.push_back(Entry { descriptor, content, at: now });
+        entries.push_back(Entry { descriptor, content, source, at: now });
         while entries.iter().map(|entry| entry.content.len()).sum::<usize>() > BYTES {
             entries.pop_front();
         }
@@ -102,6 +104,7 @@ mod tests {
         cache.put(
             Descriptor::new(digest, content.len() as u64, OCTET_STREAM),
             content.into(),
+            Source::Peers,
             Instant::now(),
         );
         digest

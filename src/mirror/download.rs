@@ -15,13 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::discard::Discarding;
 use super::fetch::{Fetcher, Flow, Limits, NoFlow, Want};
 use super::metrics::{Failover, Verification};
 use super::pieces::{Piece, Pieces};
 use super::verify::{Mismatch, Verifier};
 use crate::network::Peer;
 use crate::oci::{ByteRange, Digest, PeerId};
-use crate::store::Provider;
 
 /// Less than this within `stall` is a stall (issue 3: 256 KiB/s over 1 s while the client reads).
 const STALL_BYTES: u64 = 256 << 10;
@@ -38,7 +38,7 @@ const AFTER_STALL: Duration = Duration::from_millis(700);
 /// after its chunk. What it leaves is drained or costs the connection; segments double up to the configured size.
 pub(super) const FIRST_SEGMENT: u64 = 1 << 20;
 /// How long the end of a stream waits for the first look at the downloads that it poisoned.
-const DISCARD: Duration = Duration::from_secs(2);
+pub(super) const DISCARD: Duration = Duration::from_secs(2);
 /// Failovers within one content; more and the connection to the client ends short.
 const FAILOVERS: u32 = 16;
 
@@ -46,7 +46,7 @@ const FAILOVERS: u32 = 16;
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) fetcher: Fetcher,
-    pub(crate) store: Arc<dyn Provider>,
+    pub(crate) discarding: Discarding,
     pub(crate) stall: Duration,
     pub(crate) busy: Duration,
     /// Most bytes of a segment.
@@ -373,7 +373,7 @@ impl Download {
                 return;
             }
         };
-        let Context { fetcher, store, .. } = &self.context;
+        let Context { fetcher, discarding, .. } = &self.context;
         let sources = self.sources();
         fetcher.metrics.verified(Verification::Mismatch);
         tracing::error!(
@@ -383,26 +383,20 @@ impl Download {
         let mut poisoned = fetcher.peers.lied(&sources, &self.digest, Instant::now());
         // What is held was right, whoever gave it. Of content that was not streamed the runtime got nothing: its own
         // download has begun all the same, and is about to get the right bytes.
-        poisoned.retain(|digest| store.describe(digest).is_none());
+        poisoned.retain(|digest| discarding.store.describe(digest).is_none());
         poisoned.extend(self.is_streamed.then_some(self.digest));
         // In a task, since the client may go away meanwhile. The stream does not end before the first look, or the runtime
         // would be at its next attempt.
-        let discards = poisoned.into_iter().map(|digest| discard(self.context.clone(), digest));
+        let discards = poisoned.into_iter().map(|digest| {
+            let discarding = discarding.clone();
+            async move { discarding.now(&digest).await }
+        });
         let discarded = fetcher.tasks.spawn(futures::future::join_all(discards.collect::<Vec<_>>()));
         let _ = timeout(DISCARD, discarded).await;
     }
 }
 
-async fn discard(context: Context, digest: Digest) {
-    match context.store.discard_ingests(&digest).await {
-        Ok(count) => drop(context.fetcher.metrics.discarded.inc_by(count as u64)),
-        Err(error) => tracing::error!(%digest, %error, "cannot discard a poisoned download"),
-    }
-}
-
-/// containerd goes on with what it got, elsewhere; if that was wrong, its download can never be completed and stays in the
-/// way of all later ones (its issue 3974). So where it was left with bytes that nobody has judged, the mirror looks
-/// after it.
+/// Where the runtime was left with bytes that nobody has judged, the mirror looks after its download.
 impl Drop for Download {
     fn drop(&mut self) {
         if !self.is_passed_on || self.is_judged {
@@ -415,19 +409,14 @@ impl Drop for Download {
         let is_doubted = self.is_doubted;
         let look_after = async move {
             if is_doubted {
-                return discard(context, digest).await;
+                return context.discarding.now(&digest).await;
             }
-            match context.store.discard_stuck(&digest).await {
-                Ok(true) => {
-                    context.fetcher.metrics.discarded.inc();
-                    tracing::error!(
-                        %digest, peers = ?sources,
-                        "a download with a part from peers came to a wrong end; they are left out for it"
-                    );
-                    peers.lied(&sources, &digest, Instant::now());
-                }
-                Ok(false) => {}
-                Err(error) => tracing::debug!(%digest, %error, "cannot look after an unfinished download"),
+            if context.discarding.if_stuck(&digest).await {
+                tracing::error!(
+                    %digest, peers = ?sources,
+                    "a download with a part from peers came to a wrong end; they are left out for it"
+                );
+                peers.lied(&sources, &digest, Instant::now());
             }
         };
         self.context.fetcher.tasks.spawn_on(look_after, &runtime);

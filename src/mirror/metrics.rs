@@ -55,7 +55,10 @@ pub(crate) enum Verification {
 /// How a tag was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TagAnswer {
+    /// Left to its registry.
     Upstream,
+    /// By an upstream of the configuration.
+    Resolved,
     Known,
     Unknown,
     Disputed,
@@ -132,7 +135,8 @@ impl Metrics {
         for verdict in [Verification::Right, Verification::Mismatch, Verification::Unverified] {
             drop(self.verifications.get_or_create(&verdict.into()));
         }
-        for answer in [TagAnswer::Upstream, TagAnswer::Known, TagAnswer::Unknown, TagAnswer::Disputed] {
+        let known = [TagAnswer::Resolved, TagAnswer::Known, TagAnswer::Unknown, TagAnswer::Disputed];
+        for answer in [TagAnswer::Upstream].into_iter().chain(known) {
             drop(self.tags.get_or_create(&answer.into()));
         }
     }
@@ -201,6 +205,7 @@ impl From<TagAnswer> for TagLabels {
     fn from(answer: TagAnswer) -> Self {
         let answer = match answer {
             TagAnswer::Upstream => "upstream",
+            TagAnswer::Resolved => "resolved",
             TagAnswer::Known => "known",
             TagAnswer::Unknown => "unknown",
             TagAnswer::Disputed => "disputed",

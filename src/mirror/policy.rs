@@ -1,17 +1,18 @@
 //! What the policies say about a request, and what that means here: a plan, "not here", or a refusal.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::fetch::Limits;
-use super::{Mirror, NotHere, Refusal, Shared};
-use crate::oci::{Digest, Level, Name, RangeHeader, Reference as Image, is_manifest};
+use super::upstreams::described;
+use super::{Mirror, NotHere, Refusal, Shared, UPSTREAM_DEADLINE};
+use crate::oci::{Digest, Level, Name, RangeHeader, Reference as Image, Registry, is_manifest};
 use crate::policy::registry::{
-    Availability, Operation, Plan, Reference, Request, Requester, Ruling, TagResolution, Way,
+    Availability, Operation, Plan, Reference, Request, Requester, Ruling, TagResolution, Upstream, Way,
 };
 use crate::policy::{Reason, Said};
 
@@ -93,9 +94,23 @@ impl Shared {
             Way::Bypass => Err(Refusal::NotHere(NotHere::Bypassed)),
             Way::Deny(reason) => {
                 tracing::debug!(%name, policy = by.as_deref(), code = reason.code, "denied");
+                self.note_denial(&name.registry, by.as_deref().unwrap_or_default());
                 Err(Refusal::Denied(reason))
             }
         }
+    }
+
+    /// Finds out whether the denial binds, off the request's way.
+    fn note_denial(&self, registry: &Registry, policy: &str) {
+        if !self.advisory.denied(registry, policy, Instant::now()) {
+            return;
+        }
+        let (advisory, upstream, registry) =
+            (Arc::clone(&self.advisory), Arc::clone(&self.upstream), registry.clone());
+        self.fetcher.tasks.spawn(async move {
+            let is_open = upstream.is_open(&registry).await;
+            advisory.found(&registry, is_open);
+        });
     }
 
     /// A request of the runtime, with what is known of the content.
@@ -116,6 +131,7 @@ impl Shared {
             reference,
             descriptor,
             availability,
+            upstreams: described(&*self.upstreams),
             now: SystemTime::now(),
         }
     }
@@ -160,6 +176,12 @@ impl Mirror {
                         "then by peers, where the configuration or the plan lets them answer tags"
                     }
                 };
+                let routes: Vec<_> = plan.routes().map(|route| route.upstream.to_string()).collect();
+                let asked = match (&routes[..], is_tag) {
+                    ([], _) => asked.to_owned(),
+                    (routes, true) => format!("the tag by {}; {asked}", routes.join(", then ")),
+                    (routes, false) => format!("{asked}; from {}", routes.join(", then ")),
+                };
                 let rest = if plan.leaves_to_origin() {
                     "else 404, and the runtime goes to the registry"
                 } else {
@@ -194,24 +216,34 @@ impl Plan {
         self.tag_resolution == Some(TagResolution::Peers)
     }
 
+    /// How long a request may take that may take `limit` without upstreams.
+    pub(super) fn deadline(&self, limit: Duration) -> Duration {
+        if self.routes().next().is_some() { limit.max(UPSTREAM_DEADLINE) } else { limit }
+    }
+
     /// What is said where there is no content: that the registry is to be asked, or that it must not be.
     pub(super) fn closes(&self, refusal: Refusal) -> Refusal {
-        match refusal {
-            Refusal::NotHere(_) if !self.leaves_to_origin() => Refusal::Denied(Reason {
-                code: "not-mirrored".into(),
-                message: "no node has it, and policy keeps the registry from being asked".into(),
-            }),
-            refusal => refusal,
+        let Refusal::NotHere(cause) = refusal else { return refusal };
+        if self.leaves_to_origin() {
+            return Refusal::NotHere(cause);
         }
+        let why = match cause {
+            NotHere::UpstreamsFailed => "its upstreams fail (see `peili status`)",
+            _ if self.routes().next().is_some() => "no node and no upstream has it",
+            _ => "no node has it",
+        };
+        let message = format!("{why}, and policy keeps the registry from being asked");
+        Refusal::Denied(Reason { code: "not-mirrored".into(), message })
     }
 }
 
-/// What a peer asks for.
+/// What a peer asks for. `upstreams`: those of this node, which plans may name here too.
 pub(super) fn peer_request(
     requester: Requester,
     name: &Name,
     reference: Reference,
-    descriptor: Option<(&std::sync::Arc<str>, u64)>,
+    descriptor: Option<(&Arc<str>, u64)>,
+    upstreams: Arc<[Upstream]>,
 ) -> Request {
     let operation = match descriptor {
         Some((media_type, _)) if !is_manifest(media_type) => Operation::Blobs,
@@ -225,6 +257,7 @@ pub(super) fn peer_request(
         descriptor: descriptor
             .map_or((None, None), |(media_type, size)| (Some(media_type.clone()), Some(size))),
         availability: Availability { local: true, peers: 0 },
+        upstreams,
         now: SystemTime::now(),
     }
 }

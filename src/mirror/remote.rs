@@ -65,7 +65,7 @@ impl Shared {
         let manifest = Manifest::parse(&content).unwrap_or_default();
         let media_type = manifest.media_type.as_deref().unwrap_or(&claimed);
         let descriptor = Descriptor::new(*digest, content.len() as u64, media_type);
-        self.cache.put(descriptor.clone(), content.clone(), Instant::now());
+        self.cache.put(descriptor.clone(), content.clone(), Source::Peers, Instant::now());
         self.cache.learn(&manifest.children);
         Ok((descriptor, content))
     }
@@ -92,16 +92,14 @@ impl Shared {
         Err(NotHere::PeersFailed)
     }
 
-    /// A blob from peers; `cause` is why it is not served from here.
+    /// A blob from peers; `cause` is why it is not served from here. `is_last`: nobody else is asked after them.
     pub(super) async fn peer_blob(
         &self,
         request: &BlobRequest,
         plan: &Plan,
         cause: NotHere,
+        is_last: bool,
     ) -> Result<Answer, Refusal> {
-        if !plan.asks_peers() {
-            return Err(Refusal::NotHere(NotHere::Bypassed));
-        }
         let (verify, busy, segment) = {
             let rules = self.rules.load();
             (rules.verify || plan.always_verify, rules.busy_wait, rules.segment)
@@ -110,7 +108,8 @@ impl Shared {
         let digest = &request.digest;
         let began = Instant::now();
         // Nobody starts in the middle but a piece, and another attempt where an answer was cut.
-        let is_piece = !request.head
+        let is_piece = is_last
+            && !request.head
             && matches!(request.range, Some(RangeHeader::From(1..) | RangeHeader::Between(1.., _)))
             && self.pieces.is_flowing(digest);
         let sizes = self.sizes(digest);
@@ -178,7 +177,7 @@ impl Shared {
     }
 
     /// Sizes that `digest` may have; none: not known.
-    fn sizes(&self, digest: &Digest) -> Vec<u64> {
+    pub(super) fn sizes(&self, digest: &Digest) -> Vec<u64> {
         match (self.cache.sizes(digest), self.store.view().expected_sizes(digest)) {
             (Some(mut sizes), Some(more)) => {
                 sizes.extend(more);
@@ -212,7 +211,7 @@ impl Shared {
         let rules = self.rules.load();
         let context = Context {
             fetcher: self.fetcher.clone(),
-            store: Arc::clone(&self.store),
+            discarding: self.discarding.clone(),
             stall: rules.stall,
             busy: part.busy,
             limits: part.limits,

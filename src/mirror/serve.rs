@@ -10,6 +10,7 @@ use futures::StreamExt;
 
 use super::metrics::Metrics;
 use super::policy::peer_request;
+use super::upstreams::described;
 use super::{Rules, Settings};
 use crate::network::TagSource;
 use crate::oci::{Action, ByteRange, Descriptor, Digest, Gate, Name, PeerId, Reference, is_manifest};
@@ -17,6 +18,7 @@ use crate::policy::Node;
 use crate::policy::registry::{self as policy, NoPolicy, RegistryPolicy, Requester, Way};
 use crate::store::{Blob, Error, Provider};
 use crate::transfer::{Segment, Source};
+use crate::upstream::Upstreams;
 
 /// Names of one content about which policies are asked, until one may be served.
 const NAMES: usize = 8;
@@ -35,6 +37,7 @@ pub struct Serve {
     metrics: Metrics,
     policy: Arc<dyn RegistryPolicy>,
     callers: Arc<dyn Callers>,
+    upstreams: Option<Arc<dyn Upstreams>>,
 }
 
 /// Nothing but their IDs.
@@ -56,12 +59,18 @@ impl Serve {
             metrics,
             policy: Arc::new(NoPolicy),
             callers: Arc::new(Strangers),
+            upstreams: None,
         }
     }
 
-    /// The same, where policies allow it too, which are told what `callers` knows of the peer.
-    pub fn under(self, policy: Arc<dyn RegistryPolicy>, callers: Arc<dyn Callers>) -> Self {
-        Self { policy, callers, ..self }
+    /// The same, where policies allow it too, which are told what `callers` knows of the peer, and may name `upstreams`.
+    pub fn under(
+        self,
+        policy: Arc<dyn RegistryPolicy>,
+        callers: Arc<dyn Callers>,
+        upstreams: Arc<dyn Upstreams>,
+    ) -> Self {
+        Self { policy, callers, upstreams: Some(upstreams), ..self }
     }
 
     /// Whether policies let `peer` have content under a repository that this node knows it by.
@@ -78,7 +87,8 @@ impl Serve {
         let node = self.callers.node(peer);
         let requester = Requester::Peer(node, self.gate.level(peer, Action::Serve));
         let descriptor = blob.map(|blob| (&blob.descriptor.media_type, blob.descriptor.size));
-        let request = peer_request(requester, name, reference, descriptor);
+        let upstreams = self.upstreams.as_deref().map(described).unwrap_or_default();
+        let request = peer_request(requester, name, reference, descriptor, upstreams);
         matches!(self.policy.decide(&request).way, Way::Mirror(_))
     }
 

@@ -1,5 +1,5 @@
-//! What a tag means, asked of trusted peers. Only used where upstream cannot be asked, or policy says so: a tag is a
-//! name that its registry may change at any time, and only the registry checks the pod's right to it.
+//! What a tag means: by the upstreams of a plan, or by trusted peers. Peers are only asked where upstream cannot be, or policy
+//! says so: a tag is a name that its registry may change at any time, and only the registry checks the pod's right to it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::metrics::TagAnswer;
 use super::{NotHere, Shared};
 use crate::oci::{Action, Descriptor, Name, Reference, Tag};
-use crate::policy::registry::Plan;
+use crate::policy::registry::{Plan, Source};
 
 /// Peers asked about one tag at once: more than agree by chance, few enough for a large cluster.
 const ASKED: usize = 16;
@@ -47,15 +47,35 @@ impl Disputes {
 impl Shared {
     /// The descriptor of a tag, if this node is the one to answer.
     pub(super) async fn tag(&self, name: &Name, tag: &Tag, plan: &Plan) -> Result<Descriptor, NotHere> {
-        if !plan.asks_peers_for_tags() {
-            self.metrics.tag(TagAnswer::Upstream);
-            return Err(NotHere::TagUpstream);
-        }
         let peers_first = plan.prefers_peers_for_tags() || self.rules.load().is_peers_first(name);
-        if !peers_first && self.upstream.answers(&name.registry).await {
+        let asks_peers = plan.asks_peers_for_tags();
+        if plan.routes().next().is_some() {
+            let begins_with_peers = plan.steps().next() == Some(&Source::Peers);
+            if asks_peers
+                && peers_first
+                && begins_with_peers
+                && let Ok(target) = self.known_tag(name, tag).await
+            {
+                return Ok(target);
+            }
+            return match self.upstream_tag(name, tag, plan).await {
+                Ok(target) => Ok(target),
+                // As where a registry does not answer.
+                Err(NotHere::UpstreamsFailed) if asks_peers => {
+                    self.known_tag(name, tag).await.map_err(|cause| cause.or(NotHere::UpstreamsFailed))
+                }
+                Err(cause) => Err(cause),
+            };
+        }
+        if !asks_peers || !peers_first && self.upstream.answers(&name.registry).await {
             self.metrics.tag(TagAnswer::Upstream);
             return Err(NotHere::TagUpstream);
         }
+        self.known_tag(name, tag).await
+    }
+
+    /// What this node and trusted peers say that a tag stands for.
+    async fn known_tag(&self, name: &Name, tag: &Tag) -> Result<Descriptor, NotHere> {
         let reference = Reference::tagged(name.clone(), tag.clone());
         let mut answers: Vec<Descriptor> = self.store.resolve(&reference).into_iter().collect();
         answers.extend(self.ask(&reference).await);

@@ -4,21 +4,26 @@ mod content;
 mod faults;
 mod guards;
 mod lies;
+mod plans;
 mod serve;
 mod tags;
+mod upstreams;
 
 use futures::TryStreamExt;
 use tokio::time::timeout;
 
+use std::io;
+
 use super::*;
 use crate::network::memory::{Hub, MemoryNetwork};
 use crate::network::{Advertisement, TagSource as _};
-use crate::oci::Reference;
+use crate::oci::{ByteRange, RangeError, Reference};
 use crate::store::Watcher;
 use crate::store::memory::{Artifact, MemoryStore};
 use crate::transfer::memory::{Fault, Memory};
 use crate::trust::{self, PinnedTrust};
 use crate::upstream;
+use crate::upstream::memory::MemoryUpstreams;
 
 /// Nothing here takes longer, but for a machine that stands still.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -32,6 +37,7 @@ struct Lab {
     hub: Hub,
     transfer: Arc<Memory>,
     upstream: Arc<upstream::memory::Memory>,
+    upstreams: MemoryUpstreams,
     metrics: Metrics,
     id: PeerId,
     holders: Vec<Holder>,
@@ -55,6 +61,15 @@ impl Lab {
 
     /// With another gate for the mirror alone.
     fn gated(holders: usize, config: &Config, own: Option<Arc<dyn Gate>>) -> Self {
+        Self::ruled(holders, config, own, Arc::new(crate::policy::registry::NoPolicy))
+    }
+
+    fn ruled(
+        holders: usize,
+        config: &Config,
+        own: Option<Arc<dyn Gate>>,
+        policy: Arc<dyn RegistryPolicy>,
+    ) -> Self {
         let (hub, id) = (Hub::new(), Hub::new_id());
         let ids: Vec<_> = (0..holders).map(|_| Hub::new_id()).collect();
         let transfer = Arc::new(Memory::new(id.clone()));
@@ -77,17 +92,29 @@ impl Lab {
         let (store, gate, metrics) = (Arc::new(MemoryStore::new()), gate(), Metrics::default());
         let serve = Arc::new(Serve::new(&settings, store.clone(), gate.clone(), metrics.clone()));
         let upstream = Arc::new(upstream::memory::Memory::default());
+        let upstreams = MemoryUpstreams::default();
         let parts = Parts {
-            policy: Arc::new(crate::policy::registry::NoPolicy),
+            policy,
             store: store.clone(),
             network: hub.join(id.clone(), Vec::new(), gate.clone(), serve),
             transfer: transfer.clone(),
             upstream: upstream.clone(),
+            upstreams: Arc::new(upstreams.clone()),
             gate: own.unwrap_or(gate),
             zone: ZONE.into(),
             metrics: metrics.clone(),
         };
-        Self { mirror: Mirror::new(&settings, parts), store, hub, transfer, upstream, metrics, id, holders }
+        Self {
+            mirror: Mirror::new(&settings, parts),
+            store,
+            hub,
+            transfer,
+            upstream,
+            upstreams,
+            metrics,
+            id,
+            holders,
+        }
     }
 
     /// Lets a holder hold an image and say so.
@@ -113,7 +140,7 @@ impl Lab {
     async fn open(&self, digest: &Digest, range: Option<&str>) -> Result<Answer, Refusal> {
         let range = range.map(|range| RangeHeader::parse(range).unwrap());
         let request = BlobRequest { name: name("library/app"), digest: *digest, range, head: false };
-        timeout(LIMIT, self.mirror.blob(request)).await.unwrap()
+        timeout(LIMIT, self.mirror.blob(request, LIMIT)).await.unwrap()
     }
 
     /// The bytes of a blob, and how long they took from the request on.
@@ -134,7 +161,7 @@ impl Lab {
     }
 
     async fn manifest(&self, repository: &str, target: impl Into<Target>) -> Result<Answer, Refusal> {
-        timeout(LIMIT, self.mirror.manifest(&name(repository), &target.into(), false)).await.unwrap()
+        timeout(LIMIT, self.mirror.manifest(&name(repository), &target.into(), false, LIMIT)).await.unwrap()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a policy costs: how long it takes to load, and how long to ask.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -37,7 +38,7 @@ pub fn bench(path: &Path, settings: serde_json::Value, image: &Image) -> Result<
     let policies = super::load(path, settings)?;
     let load = began.elapsed();
     let availability = Availability { local: false, peers: 3 };
-    let request = Request::manifest(image, Requester::Runtime, availability);
+    let request = Request::manifest(image, Requester::Runtime, availability, Arc::default());
     for _ in 0..REQUESTS / 10 {
         policies.decide(&request);
     }

@@ -13,7 +13,9 @@ use serde_json::Value;
 
 use crate::oci::{Level, PeerId, Reference as Image, ReferenceError};
 use crate::policy::metrics::Metrics;
-use crate::policy::registry::{Availability, RegistryPolicy, Request as RegistryRequest, Requester};
+use crate::policy::registry::{
+    Availability, Health, RegistryPolicy, Request as RegistryRequest, Requester, Upstream,
+};
 use crate::policy::trust::{Conduct, Evidence, Request as TrustRequest, TrustPolicy};
 use crate::policy::{self, LoadError, Node, Policies, Provenance, Said};
 
@@ -30,6 +32,9 @@ struct File {
     /// Of all cases that have none of their own.
     #[serde(default)]
     settings: Value,
+    /// Registry world: those of the configuration, for all cases that have none of their own.
+    #[serde(default)]
+    upstreams: Vec<Known>,
     cases: Vec<Case>,
 }
 
@@ -41,6 +46,7 @@ struct Case {
     settings: Option<Value>,
     /// Registry world: the image whose manifest is asked for; by a peer, where there is one.
     image: Option<String>,
+    upstreams: Option<Vec<Known>>,
     /// Registry world: who asks, if not the runtime. Trust world: who is judged.
     peer: Option<Who>,
     #[serde(default)]
@@ -53,6 +59,16 @@ struct Case {
     conduct: Seen,
     /// As `peili explain` writes it; without the parenthesis, any reason will do.
     expect: String,
+}
+
+/// An upstream, and how it does.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Known {
+    name: String,
+    repositories: Vec<String>,
+    #[serde(default)]
+    health: Health,
 }
 
 /// A node.
@@ -152,7 +168,7 @@ pub fn test(path: &Path, cases: &Path) -> Result<Vec<Tested>, CasesError> {
     let policies = Policies::new(file.here.node("here", Provenance::Configured), Metrics::default());
     let mut tested = Vec::new();
     for case in &file.cases {
-        let question = case.question(is_trust)?;
+        let question = case.question(is_trust, &file.upstreams)?;
         let settings = case.settings.as_ref().unwrap_or(&file.settings);
         let config = super::alone(path, settings.clone(), is_trust);
         let load = || {
@@ -181,7 +197,7 @@ fn read(path: &Path) -> Result<File, CasesError> {
 }
 
 impl Case {
-    fn question(&self, is_trust: bool) -> Result<Question, CasesError> {
+    fn question(&self, is_trust: bool, upstreams: &[Known]) -> Result<Question, CasesError> {
         let wrong = |reason: &str| CasesError::Case { case: self.name.clone(), reason: reason.to_owned() };
         let node =
             |who: &Who| who.node("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp", Provenance::Claimed);
@@ -208,7 +224,14 @@ impl Case {
             None => Requester::Runtime,
         };
         let availability = Availability { local: self.peer.is_some(), peers: 0 };
-        Ok(Question::Registry(RegistryRequest::manifest(&image, requester, availability)))
+        let upstreams = self.upstreams.as_deref().unwrap_or(upstreams).iter().map(|known| Upstream {
+            name: known.name.as_str().into(),
+            repositories: known.repositories.clone().into(),
+            health: known.health,
+            latency: None,
+        });
+        let request = RegistryRequest::manifest(&image, requester, availability, upstreams.collect());
+        Ok(Question::Registry(request))
     }
 
     /// Compares what was said by one instance, by it again, and by a fresh one.

@@ -75,6 +75,14 @@ pub enum Failing {
     Deny,
 }
 
+impl Config {
+    /// Names of the policies of the registry world whose verdicts count.
+    pub fn enforced(&self) -> Vec<String> {
+        let enforced = self.registry.iter().filter(|policy| policy.mode == Mode::Enforce);
+        enforced.map(|policy| policy.name.clone()).collect()
+    }
+}
+
 impl Plugin {
     /// The settings as JSON; `{}` where there are none.
     pub(super) fn settings(&self) -> String {

@@ -226,18 +226,19 @@ impl<W: Abi> Answers<W> for Policy<W> {
                 Err(_) => return Err(Failure::Trap("it refuses the settings that it had taken".into())),
             },
         };
-        let request = W::request(request);
+        let asked = W::request(request);
         let called = {
             let _running = self.engine.ticker.run();
             self.engine.ticker.limit(&mut instance.store, deadline);
             instance.store.data_mut().begin();
             instance.calls += 1;
             let Instance { store, exports, .. } = &mut instance;
-            catch_unwind(AssertUnwindSafe(|| W::ask(exports, store, &request)))
+            catch_unwind(AssertUnwindSafe(|| W::ask(exports, store, &asked)))
         };
         match called.unwrap_or_else(|_| Err(wasmtime::Error::msg("the host failed"))) {
             Ok(verdict) => {
-                let verdict = verdict.map_err(Failure::Invalid);
+                let checked = verdict.and_then(|verdict| W::check(request, &verdict).map(|()| verdict));
+                let verdict = checked.map_err(Failure::Invalid);
                 self.keep(instance);
                 verdict
             }

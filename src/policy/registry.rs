@@ -4,9 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::Deserialize;
+
+use super::text::clean;
 use super::world::World;
 use super::{Config, Failing, Failure, Node, Plugin, Reason, Said, describe, least};
-use crate::oci::{Digest, Level, Name, Tag};
+use crate::oci::{Digest, Level, Name, Repository, Tag};
 
 /// What is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,45 @@ pub struct Availability {
     pub peers: u32,
 }
 
+/// How an upstream does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// It was not asked yet.
+    #[default]
+    Unknown,
+    /// Its last request was answered.
+    Healthy,
+    /// It answers, but not as it should.
+    Degraded,
+    /// It asked for a pause.
+    RateLimited,
+    /// It cannot be reached.
+    Unreachable,
+}
+
+/// A registry that a plan may name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upstream {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// Prefixes of the repositories that may be taken from it; policies are not told.
+    pub repositories: Arc<[String]>,
+    /// How it does.
+    pub health: Health,
+    /// From a request to the head of its answer.
+    pub latency: Option<Duration>,
+}
+
+/// A repository at an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The upstream's name.
+    pub upstream: Arc<str>,
+    /// As it is called there; `None`: as in the request.
+    pub repository: Option<Repository>,
+}
+
 /// One request, as policies see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -73,13 +115,20 @@ pub struct Request {
     pub descriptor: (Option<Arc<str>>, Option<u64>),
     /// Where it is.
     pub availability: Availability,
+    /// Those that a plan may name.
+    pub upstreams: Arc<[Upstream]>,
     /// The time of day.
     pub now: SystemTime,
 }
 
 impl Request {
     /// For the manifest of an image of which nothing is known.
-    pub fn manifest(image: &crate::oci::Reference, requester: Requester, availability: Availability) -> Self {
+    pub fn manifest(
+        image: &crate::oci::Reference,
+        requester: Requester,
+        availability: Availability,
+        upstreams: Arc<[Upstream]>,
+    ) -> Self {
         Self {
             operation: Operation::Manifests,
             requester,
@@ -87,6 +136,7 @@ impl Request {
             reference: Reference::of(image),
             descriptor: (None, None),
             availability,
+            upstreams,
             now: SystemTime::now(),
         }
     }
@@ -121,6 +171,8 @@ pub struct Plan {
     pub sources: Option<Vec<Source>>,
     /// Peers are not asked.
     pub without_peers: bool,
+    /// No upstream is asked.
+    pub without_upstreams: bool,
     /// The registry is not to be asked, as far as Peili can prevent it.
     pub without_origin: bool,
     /// How tags are resolved.
@@ -136,10 +188,12 @@ pub struct Plan {
 }
 
 /// Where content comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Peers.
     Peers,
+    /// An upstream of the configuration: this node goes there itself.
+    Upstream(Route),
     /// The registry: the runtime goes there itself.
     Origin,
 }
@@ -229,6 +283,13 @@ impl World for Registry {
         (request.name.clone(), asked)
     }
 
+    fn check(request: &Request, verdict: &Verdict) -> Result<(), String> {
+        match &verdict.decision {
+            Decision::Mirror(plan) => plan.check(request),
+            _ => Ok(()),
+        }
+    }
+
     fn outcome(verdict: &Verdict) -> usize {
         match verdict.decision {
             Decision::Abstain => 0,
@@ -273,12 +334,15 @@ impl fmt::Display for Plan {
         let mut parts = Vec::new();
         if let Some(sources) = &self.sources {
             let names = sources.iter().map(|source| match source {
-                Source::Peers => "peers",
-                Source::Origin => "origin",
+                Source::Peers => "peers".to_owned(),
+                Source::Origin => "origin".to_owned(),
+                Source::Upstream(Route { upstream, repository: None }) => upstream.to_string(),
+                Source::Upstream(Route { upstream, repository: Some(name) }) => format!("{upstream}/{name}"),
             });
             parts.push(format!("sources={}", names.collect::<Vec<_>>().join(",")));
         }
         parts.extend(self.without_peers.then(|| "without-peers".into()));
+        parts.extend(self.without_upstreams.then(|| "without-upstreams".into()));
         parts.extend(self.without_origin.then(|| "without-origin".into()));
         parts.extend(self.tag_resolution.map(|resolution| {
             let resolution = match resolution {
@@ -321,10 +385,42 @@ impl Verdict {
 }
 
 impl Plan {
-    /// Whether peers are asked: before the registry is, if at all.
+    /// What is asked, in this order, before the registry is left to the runtime; peers, where nothing else is said.
+    pub fn steps(&self) -> impl Iterator<Item = &Source> + Clone {
+        let sources = self.sources.as_deref().unwrap_or(&[Source::Peers]);
+        sources.iter().take_while(|source| **source != Source::Origin).filter(|source| match source {
+            Source::Peers => !self.without_peers,
+            Source::Upstream(_) => !self.without_upstreams,
+            Source::Origin => false,
+        })
+    }
+
+    /// Whether peers are asked.
     pub fn asks_peers(&self) -> bool {
-        let first = self.sources.as_ref().map_or(Some(&Source::Peers), |sources| sources.first());
-        !self.without_peers && first == Some(&Source::Peers)
+        self.steps().any(|source| *source == Source::Peers)
+    }
+
+    /// Where upstreams are asked, in this order.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.steps().filter_map(|source| match source {
+            Source::Upstream(route) => Some(route),
+            Source::Peers | Source::Origin => None,
+        })
+    }
+
+    /// Whether each of its upstreams is one that `request` may be taken from.
+    fn check(&self, request: &Request) -> Result<(), String> {
+        for source in self.sources.iter().flatten() {
+            let Source::Upstream(Route { upstream, repository }) = source else { continue };
+            let known = request.upstreams.iter().find(|known| known.name == *upstream);
+            let known =
+                known.ok_or_else(|| format!("the upstream `{}` is not configured", clean(upstream, 64)))?;
+            let repository = repository.as_ref().unwrap_or(&request.name.repository);
+            if !known.repositories.iter().any(|prefix| repository.is_below(prefix)) {
+                return Err(format!("the upstream `{upstream}` is not configured for `{repository}`"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the runtime may go to the registry for what Peili has not got.
@@ -344,6 +440,7 @@ impl Plan {
         Self {
             sources: self.sources.or(other.sources),
             without_peers: self.without_peers || other.without_peers,
+            without_upstreams: self.without_upstreams || other.without_upstreams,
             without_origin: self.without_origin || other.without_origin,
             tag_resolution: stricter(self.tag_resolution, other.tag_resolution),
             max_tag_age: least(self.max_tag_age, other.max_tag_age),

@@ -18,6 +18,7 @@ fn request(repository: &str) -> Request {
         reference: Some(Reference::Tag("v1".parse().unwrap())),
         descriptor: (Some(Arc::from("application/vnd.oci.image.manifest.v1+json")), Some(1234)),
         availability: Availability { local: false, peers: 3 },
+        upstreams: Arc::default(),
         now: SystemTime::now(),
     }
 }

@@ -162,6 +162,10 @@ impl World for Trust {
         request.peer.id.clone()
     }
 
+    fn check(_: &Request, _: &Verdict) -> Result<(), String> {
+        Ok(())
+    }
+
     fn outcome(verdict: &Verdict) -> usize {
         match verdict.decision {
             Decision::Abstain => 0,

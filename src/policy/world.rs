@@ -21,6 +21,12 @@ pub(super) trait World: Sized + Send + Sync + 'static {
     /// What tells one question from another, for policies that trap: made up after a trap only.
     fn input(request: &Self::Request) -> impl Hash;
 
+    /// Whether a verdict is one that this request may get, beside what its form must be.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn check(request: &Self::Request, verdict: &Self::Verdict) -> Result<(), String>;
+
     /// Which of [`World::OUTCOMES`].
     fn outcome(verdict: &Self::Verdict) -> usize;
 

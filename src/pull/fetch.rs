@@ -2,20 +2,18 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
-use http::{HeaderMap, Method, StatusCode};
+use http::Method;
 use reqwest::Response;
 use tokio::time::{Instant, timeout};
 
 use super::destination::Folder;
-use super::host::{Endpoint, describe, read};
 use super::progress::{Event, Progress};
 use super::sink::Sink;
 use super::{Error, Failure, Fetched, Options, Part, millis};
 use crate::oci::{
-    ByteRange, Descriptor, Digest, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, ManifestError, OCTET_STREAM,
-    Reference,
+    Descriptor, Digest, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, ManifestError, RangeHeader, Reference,
 };
+use crate::upstream::endpoint::{self, Endpoint, content_length, describe, header, media_type, read};
 
 /// How often one host may resume one content; containerd gives up after the third time without progress.
 const RESUMES: u32 = 5;
@@ -56,7 +54,7 @@ struct Fetch<'a> {
 impl<'a> Session<'a> {
     pub(super) fn new(options: &Options, progress: &'a dyn Progress) -> Self {
         let name = &options.reference.name;
-        let endpoint = |host| Endpoint::new(host, name.clone(), options.header_limit);
+        let endpoint = |host| Endpoint::mirroring(host, name, options.header_limit);
         Self {
             endpoints: options.hosts.iter().map(endpoint).collect(),
             stall_limit: options.stall_limit,
@@ -72,12 +70,13 @@ impl<'a> Session<'a> {
             (None, Some(tag)) => tag.to_string(),
             (None, None) => "latest".into(),
         };
-        let able =
-            |endpoint: &&Endpoint| if reference.digest.is_some() { endpoint.pull } else { endpoint.resolve };
+        let able = |endpoint: &&Endpoint| {
+            if reference.digest.is_some() { endpoint.pulls() } else { endpoint.resolves() }
+        };
         let mut failures = Vec::new();
         for endpoint in self.endpoints.iter().filter(able) {
             match self.resolve_by(endpoint, &object, reference.digest.as_ref()).await {
-                Ok(target) => return Ok(Resolved { target, host: endpoint.url.clone(), failures }),
+                Ok(target) => return Ok(Resolved { target, host: endpoint.url().to_owned(), failures }),
                 Err(reason) => failures.push(self.failure(None, endpoint, reason)),
             }
         }
@@ -91,15 +90,15 @@ impl<'a> Session<'a> {
         wanted: Option<&Digest>,
     ) -> Result<Descriptor, String> {
         let (path, accept) = (format!("manifests/{object}"), accept_manifests());
-        let response = endpoint.send(Method::HEAD, &path, &accept, 0).await?;
+        let response = ask(endpoint, Method::HEAD, &path, &accept).await?;
         let headers = response.headers();
         let digest = header(headers, "docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
-        let size = header(headers, CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
+        let size = content_length(headers);
         let target = match (digest, size) {
             (Some(digest), Some(size)) if size > 0 => Descriptor::new(digest, size, media_type(headers)),
             // Registries need not send the digest: then the content tells it.
             _ => {
-                let response = endpoint.send(Method::GET, &path, &accept, 0).await?;
+                let response = ask(endpoint, Method::GET, &path, &accept).await?;
                 let media_type = media_type(response.headers()).to_owned();
                 let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
                 let content = timeout(self.stall_limit, read(response, limit))
@@ -181,7 +180,7 @@ impl<'a> Session<'a> {
         let fetched = Fetched { kept: sink.position(), held: false, ..self.held_quietly(descriptor) };
         self.progress.event(&Event::Started { descriptor, kept: fetched.kept });
         let mut fetch = Fetch { session: self, descriptor, path, accept, sink, fetched };
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.pull) {
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.pulls()) {
             match fetch.take_from(endpoint).await {
                 Ok(()) => {
                     fetch.fetched.millis = millis(self.begin);
@@ -219,7 +218,7 @@ impl<'a> Session<'a> {
     }
 
     fn failure(&self, digest: Option<&Digest>, endpoint: &Endpoint, reason: String) -> Failure {
-        let failure = Failure { host: endpoint.url.clone(), reason };
+        let failure = Failure { host: endpoint.url().to_owned(), reason };
         self.progress.event(&Event::HostFailed { digest, failure: &failure });
         failure
     }
@@ -260,9 +259,10 @@ impl Fetch<'_> {
     async fn body(&mut self, endpoint: &Endpoint) -> Result<Result<(), String>, Stopped> {
         let size = self.descriptor.size;
         let offset = self.sink.position();
-        let mut response =
-            endpoint.send(Method::GET, &self.path, &self.accept, offset).await.map_err(Stopped::Host)?;
-        let mut skip = skip(&response, offset, size).map_err(Stopped::Host)?;
+        let range = (offset > 0).then_some(RangeHeader::From(offset));
+        let answer = endpoint.send(Method::GET, &self.path, &self.accept, range).await;
+        let mut response = answer.map_err(|error| Stopped::Host(error.to_string()))?;
+        let (mut skip, _) = endpoint::begin(&response, offset, Some(size)).map_err(Stopped::Host)?;
         while self.sink.position() < size {
             let chunk = match timeout(self.session.stall_limit, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => chunk,
@@ -293,8 +293,8 @@ impl Fetch<'_> {
             self.fetched.first_byte_millis = Some(millis(self.session.begin));
         }
         match self.fetched.parts.last_mut() {
-            Some(part) if part.host == endpoint.url => part.bytes += count,
-            _ => self.fetched.parts.push(Part { host: endpoint.url.clone(), bytes: count }),
+            Some(part) if part.host == endpoint.url() => part.bytes += count,
+            _ => self.fetched.parts.push(Part { host: endpoint.url().to_owned(), bytes: count }),
         }
         self.session.progress.event(&Event::Advanced { digest: &self.descriptor.digest, bytes: count });
         self.sink.write(chunk).await.map_err(|error| self.local(error))
@@ -306,40 +306,8 @@ impl Fetch<'_> {
     }
 }
 
-/// How many bytes of the body come before `offset`: a host may ignore the range. An answer that cannot be the rest of
-/// this content is refused before a byte of it is taken.
-fn skip(response: &Response, offset: u64, size: u64) -> Result<u64, String> {
-    let headers = response.headers();
-    let other = |stated: u64| format!("offers {stated} bytes where the content has {size}");
-    match response.status() {
-        StatusCode::PARTIAL_CONTENT => {
-            let (range, stated) = header(headers, CONTENT_RANGE.as_str())
-                .and_then(ByteRange::parse_content_range)
-                .ok_or("answers a range without a usable Content-Range")?;
-            if stated != size {
-                return Err(other(stated));
-            }
-            if range.start != offset {
-                return Err(format!("answers from byte {} when asked from byte {offset}", range.start));
-            }
-            Ok(0)
-        }
-        StatusCode::OK => match header(headers, CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok()) {
-            Some(stated) if stated != size => Err(other(stated)),
-            _ => Ok(offset),
-        },
-        status => Err(format!("answers {status}")),
-    }
-}
-
-fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    headers.get(name)?.to_str().ok()
-}
-
-/// The media type without parameters.
-fn media_type(headers: &HeaderMap) -> &str {
-    let text = header(headers, CONTENT_TYPE.as_str()).unwrap_or(OCTET_STREAM);
-    text.split(';').next().unwrap_or(text).trim()
+async fn ask(endpoint: &Endpoint, method: Method, path: &str, accept: &str) -> Result<Response, String> {
+    endpoint.send(method, path, accept, None).await.map_err(|error| error.to_string())
 }
 
 fn accept_manifests() -> String {

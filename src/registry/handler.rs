@@ -27,6 +27,9 @@ use crate::telemetry::Causes;
 /// Bounds of the deadlines.
 const DEADLINES: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
 
+/// What the backend may take beyond its deadline to say so.
+const MARGIN: Duration = Duration::from_millis(20);
+
 /// What a request needs of the configuration.
 pub(super) struct Settings {
     default_registry: Registry,
@@ -111,11 +114,13 @@ impl Handler {
                     Err(Refused::Cause(Cause::Overloaded))
                 }
                 _ if method == "other" => Err(Refused::Cause(Cause::Method)),
-                Ok(route) => self.route(route, &request, &settings, head).await,
+                Ok(route) => self.route(route, &request, &settings, head, deadline).await,
                 Err(malformed) => Err(Refused::Cause(Cause::Malformed(malformed))),
             }
         };
-        let answered = match bound(deadline, work).await {
+        // The backend keeps to the deadline itself, and knows what to say then.
+        let at_most = deadline.max(self.backend.allowance()) + MARGIN;
+        let answered = match bound(at_most, work).await {
             Ok(answered) => answered,
             Err(Refused::Range(error)) => {
                 Answered { response: respond::range(error, head), outcome: "range", source: "none" }
@@ -144,6 +149,7 @@ impl Handler {
         request: &Parts,
         settings: &Settings,
         head: bool,
+        deadline: Duration,
     ) -> Result<Answered, Refused> {
         let held = settings.lists == Lists::Held;
         match route {
@@ -155,13 +161,13 @@ impl Handler {
                 Err(NotHere::Unsupported.into())
             }
             Route::Manifest(name, target) => {
-                let answer = self.backend.manifest(&name, &target, head).await?;
+                let answer = self.backend.manifest(&name, &target, head, deadline).await?;
                 Ok(self.content(answer, &name, false, head))
             }
             Route::Blob(name, digest) => {
                 let range = if head { None } else { range(request) };
                 let blob = BlobRequest { name: name.clone(), digest, range, head };
-                let answer = self.backend.blob(blob).await?;
+                let answer = self.backend.blob(blob, deadline).await?;
                 Ok(self.content(answer, &name, range.is_some(), head))
             }
             Route::Tags(..) | Route::Referrers(..) if !held => Err(NotHere::Unsupported.into()),

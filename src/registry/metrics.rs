@@ -18,6 +18,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     local: Counter,
     peers: Counter,
+    upstream: Counter,
     until_header: Family<DurationLabels, Histogram, fn() -> Histogram>,
     pub(super) in_flight: Gauge,
     totals: std::sync::Arc<Totals>,
@@ -31,6 +32,8 @@ pub struct Served {
     pub local: Amount,
     /// From peers.
     pub peers: Amount,
+    /// From upstreams of the configuration.
+    pub upstream: Amount,
     /// Requests that went on to the next host.
     pub not_here: u64,
 }
@@ -67,6 +70,7 @@ struct BytesLabels {
 struct Totals {
     local: AtomicU64,
     peers: AtomicU64,
+    upstream: AtomicU64,
     not_here: AtomicU64,
 }
 
@@ -75,9 +79,9 @@ struct Totals {
 pub(super) struct Outcome {
     pub(super) kind: &'static str,
     pub(super) method: &'static str,
-    /// `local`, `peers`, `range`, or the cause of not serving.
+    /// `local`, `peers`, `upstream`, `range`, or the cause of not serving.
     pub(super) outcome: &'static str,
-    /// `local`, `peers` or `none`.
+    /// `local`, `peers`, `upstream` or `none`.
     pub(super) source: &'static str,
 }
 
@@ -85,6 +89,7 @@ pub(super) const fn source(source: Source) -> &'static str {
     match source {
         Source::Local => "local",
         Source::Peers => "peers",
+        Source::Upstream => "upstream",
     }
 }
 
@@ -94,15 +99,15 @@ impl Metrics {
         let requests = Family::default();
         registry.register(
             "requests",
-            "Requests of the runtime by kind (manifest, blob, other), method (GET, HEAD, other) and outcome: local and \
-             peers were served from there, range was unsatisfiable, all others name why the runtime was sent to its \
+            "Requests of the runtime by kind (manifest, blob, other), method (GET, HEAD, other) and outcome: local, \
+             peers and upstream were served from there, range was unsatisfiable, all others name why the runtime was sent to its \
              next host",
             requests.clone(),
         );
         let bytes = Family::<BytesLabels, Counter>::default();
         registry.register_with_unit(
             "sent",
-            "Bytes of answers to the runtime by source (local, peers)",
+            "Bytes of answers to the runtime by source (local, peers, upstream)",
             Unit::Bytes,
             bytes.clone(),
         );
@@ -110,7 +115,7 @@ impl Metrics {
             Family::new_with_constructor(histogram);
         registry.register_with_unit(
             "header_duration",
-            "Time from a request's head to its answer's by kind and source (local, peers, none)",
+            "Time from a request's head to its answer's by kind and source (local, peers, upstream, none)",
             Unit::Seconds,
             until_header.clone(),
         );
@@ -120,6 +125,7 @@ impl Metrics {
             requests,
             local: bytes.get_or_create_owned(&BytesLabels { source: "local" }),
             peers: bytes.get_or_create_owned(&BytesLabels { source: "peers" }),
+            upstream: bytes.get_or_create_owned(&BytesLabels { source: "upstream" }),
             until_header,
             in_flight,
             totals: std::sync::Arc::default(),
@@ -129,10 +135,11 @@ impl Metrics {
     /// What was served since the start.
     pub fn served(&self) -> Served {
         use std::sync::atomic::Ordering::Relaxed;
-        let Totals { local, peers, not_here } = &*self.totals;
+        let Totals { local, peers, upstream, not_here } = &*self.totals;
         Served {
             local: Amount { requests: local.load(Relaxed), bytes: self.local.get() },
             peers: Amount { requests: peers.load(Relaxed), bytes: self.peers.get() },
+            upstream: Amount { requests: upstream.load(Relaxed), bytes: self.upstream.get() },
             not_here: not_here.load(Relaxed),
         }
     }
@@ -141,6 +148,7 @@ impl Metrics {
         match source {
             Source::Local => self.local.clone(),
             Source::Peers => self.peers.clone(),
+            Source::Upstream => self.upstream.clone(),
         }
     }
 
@@ -150,6 +158,7 @@ impl Metrics {
         self.until_header.get_or_create(&DurationLabels { kind, source }).observe(seconds);
         let total = match (kind, outcome) {
             (_, "peers") => &self.totals.peers,
+            (_, "upstream") => &self.totals.upstream,
             (_, "range") | ("other", "local") => return,
             (_, "local") => &self.totals.local,
             _ => &self.totals.not_here,

@@ -89,7 +89,13 @@ impl Fake {
 
 #[async_trait]
 impl Backend for Fake {
-    async fn manifest(&self, name: &Name, target: &Target, head: bool) -> Result<Answer, Refusal> {
+    async fn manifest(
+        &self,
+        name: &Name,
+        target: &Target,
+        head: bool,
+        _limit: Duration,
+    ) -> Result<Answer, Refusal> {
         let digest = match target {
             Target::Tag(tag) => {
                 self.asked.lock().unwrap().push(format!("{name}:{tag}"));
@@ -100,7 +106,7 @@ impl Backend for Fake {
         self.answer(&digest, MANIFEST_MEDIA_TYPES[1], None, head)
     }
 
-    async fn blob(&self, request: BlobRequest) -> Result<Answer, Refusal> {
+    async fn blob(&self, request: BlobRequest, _limit: Duration) -> Result<Answer, Refusal> {
         match self.blobs.get(&request.digest).map(|content| &content[..]) {
             Some(HANGS) => futures::future::pending().await,
             Some(PANICS) => panic!("a bug"),
@@ -267,6 +273,7 @@ async fn whatever_cannot_be_served_is_not_here() {
         (NotHere::TagDisputed, "tag-disputed"),
         (NotHere::PeersFailed, "peers-failed"),
         (NotHere::PeersBusy, "peers-busy"),
+        (NotHere::UpstreamsFailed, "upstreams-failed"),
         (NotHere::StoreFailed, "store-failed"),
         (NotHere::Unsupported, "unsupported"),
     ];
@@ -489,10 +496,14 @@ async fn counts_have_closed_labels() {
     peili_registry_requests_total{kind="other",method="other",outcome="unsupported"} 1
     peili_registry_sent_bytes_total{source="local"} 2
     peili_registry_sent_bytes_total{source="peers"} 2
+    peili_registry_sent_bytes_total{source="upstream"} 0
     "#);
     assert!(!text.contains("secret"));
     let amount = |requests, bytes| Amount { requests, bytes };
-    assert_eq!(node.metrics.served(), Served { local: amount(1, 2), peers: amount(1, 2), not_here: 2 });
+    assert_eq!(
+        node.metrics.served(),
+        Served { local: amount(1, 2), peers: amount(1, 2), not_here: 2, ..Served::default() }
+    );
 }
 
 #[tokio::test]

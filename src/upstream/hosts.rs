@@ -158,7 +158,7 @@ pub fn certificates(folder: &Path, registry: &Registry) -> Result<Vec<Host>, Err
 }
 
 /// The content of a regular file of at most [`FILE_LIMIT`]; `None` if it does not exist.
-fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let error = |source| Error::Read { path: path.to_owned(), source };
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
@@ -206,7 +206,7 @@ impl Host {
         if name == "docker.io" {
             return Self::new("https://registry-1.docker.io/v2");
         }
-        let loopback = is_loopback(registry);
+        let loopback = is_loopback(registry.host());
         let port = name[registry.host().len()..].strip_prefix(':');
         let scheme = if loopback && !matches!(port, None | Some("443")) { "http" } else { "https" };
         // containerd does not check certificates on loopback.
@@ -214,7 +214,8 @@ impl Host {
     }
 }
 
-fn is_loopback(registry: &Registry) -> bool {
-    let host = registry.host().trim_start_matches('[').trim_end_matches(']');
+/// Whether a host, an address or a name, is this machine.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

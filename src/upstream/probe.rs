@@ -121,6 +121,16 @@ impl Upstream for Prober {
             Ok(Err(_)) | Err(_) => false,
         }
     }
+
+    async fn is_open(&self, registry: &Registry) -> bool {
+        let (dirs, own, name) = (self.config().hosts_dirs, self.shared.own.clone(), registry.clone());
+        let Ok(reader) = Arc::clone(&self.shared.readers).acquire_owned().await else { return true };
+        let read = tokio::task::spawn_blocking(move || {
+            let _reader = reader;
+            !candidates(configured(&dirs, &name), &own).is_empty()
+        });
+        read.await.unwrap_or(true)
+    }
 }
 
 /// One probe of one registry, within the limit, and its answer into the cache.
@@ -193,14 +203,18 @@ fn is_refusal(error: &reqwest::Error) -> bool {
     false
 }
 
-fn clients(dirs: &[PathBuf], registry: &Registry, own: &[SocketAddr]) -> Vec<(reqwest::Client, String)> {
-    let hosts = hosts::load(dirs, registry).unwrap_or_else(|error| {
+/// The hosts that the runtime asks for `registry`.
+fn configured(dirs: &[PathBuf], registry: &Registry) -> Vec<Host> {
+    hosts::load(dirs, registry).unwrap_or_else(|error| {
         // containerd does the same: it logs the file's error and asks the registry itself.
         tracing::debug!(%registry, %error, "cannot use the hosts file");
         vec![Host::server(registry)]
-    });
+    })
+}
+
+fn clients(dirs: &[PathBuf], registry: &Registry, own: &[SocketAddr]) -> Vec<(reqwest::Client, String)> {
     let mut clients = Vec::new();
-    for host in candidates(hosts, own) {
+    for host in candidates(configured(dirs, registry), own) {
         let host = host.anonymous();
         let client = host.client().or_else(|error| {
             tracing::debug!(url = host.url, %error, "probing without certificates");

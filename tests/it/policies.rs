@@ -1,6 +1,7 @@
 //! Policies from mounted files decide what crosses the wire: pulls through CRI, counted at the origin and at both peers.
 
 mod trust;
+mod upstreams;
 
 use std::time::Duration;
 
@@ -33,8 +34,10 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case::new("policies::replaced_live", &needs, replaced_live));
     cases.push(Case::new("policies::required", &[Requirement::Policies], required));
     cases.push(Case::new("policies::cases_of_the_shipped", &[Requirement::Policies], cases_of_the_shipped));
+    cases.push(Case::new("policies::documented", &[Requirement::Policies], documented));
     cases.push(Case::new("policies::explained", &[Requirement::Policies], explained));
     cases.extend(trust::cases());
+    cases.extend(upstreams::cases());
     cases
 }
 
@@ -71,6 +74,30 @@ async fn from_origin(cluster: &Cluster, image: &Image) -> u64 {
     cluster.origin.layer_bytes(image)
 }
 
+/// The settings that docs/policies.md shows are ones that the shipped policies take.
+async fn documented() {
+    let text =
+        std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/policies.md"))
+            .unwrap();
+    let mut checked = Vec::new();
+    for block in text.split("```yaml\n").skip(1) {
+        let config: Value = serde_saphyr::from_str(block.split("```").next().unwrap()).unwrap();
+        let worlds = config["policies"].as_object().into_iter().flatten();
+        for plugin in worlds.flat_map(|(_, plugins)| plugins.as_array().unwrap()) {
+            let name = plugin["name"].as_str().unwrap();
+            let output = std::process::Command::new(peili_lab::node::binary().unwrap())
+                .args(["plugin", "check"])
+                .arg(policy(name))
+                .args(["--settings", &plugin["settings"].to_string()])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+            checked.push(name.to_owned());
+        }
+    }
+    assert_eq!(checked, ["allow-list", "node-allow"]);
+}
+
 /// Over a closed registry a denial is the end of the pull, with its reason in the error and no request at the origin; over an
 /// open one it is advice.
 async fn denied(generation: Generation) {
@@ -88,6 +115,8 @@ async fn denied(generation: Generation) {
     assert_eq!(cluster.origin.requests().len(), 0);
     let answer = second.peili.fetch(&path(&special)).await.unwrap();
     assert_eq!((answer.status, cause(&answer)), (403, "denied".into()));
+    let problems = async || second.peili.status().await.unwrap()["problems"].to_string();
+    assert!(!problems().await.contains("advice"), "{}", problems().await);
 
     cluster.mirror(1, REGISTRY, &second.peili.registry_url());
     assert_eq!(from_origin(&cluster, &special).await, special.layer_bytes(), "all from the origin");
@@ -185,6 +214,8 @@ async fn replaced_live() {
         .await
         .unwrap();
     }
+    let problems = node.status().await.unwrap()["problems"].to_string();
+    assert!(problems.contains("advice only"), "the runtime has another host: {problems}");
 }
 
 /// A node that must have its policies is not ready without them, says why, and runs; it is ready as soon as it has them.
@@ -227,7 +258,7 @@ async fn cases_of_the_shipped() {
         (output.status.code().unwrap(), text)
     };
     let plugins = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins");
-    for name in ["allow-list", "node-allow", "zone-boundary"] {
+    for name in ["allow-list", "node-allow", "upstream-order", "zone-boundary"] {
         let (code, text) = test(name, &plugins.join(name).join("cases.yaml"));
         println!("{name}:\n{text}");
         assert_eq!(code, 0, "{name}");

@@ -196,7 +196,9 @@ fn answer(
     let Some(content) = lock(&state.content).get(repository).cloned() else {
         return plain(StatusCode::NOT_FOUND, "no such repository");
     };
-    if let Some(challenge) = refuse(&content, repository, request) {
+    if let Some(challenge) =
+        refuse(&content, repository, request, if state.tls.is_some() { "https" } else { "http" })
+    {
         return challenge;
     }
     let digest = match kind {
@@ -324,7 +326,12 @@ impl Source {
 }
 
 /// The answer to who lacks the password of a private repository.
-fn refuse(repository: &Repository, name: &str, request: &http::Request<Incoming>) -> Option<Response<Body>> {
+fn refuse(
+    repository: &Repository,
+    name: &str,
+    request: &http::Request<Incoming>,
+    scheme: &str,
+) -> Option<Response<Body>> {
     let (user, password, challenge) = repository.password.as_ref()?;
     let given = text(request.headers(), &header::AUTHORIZATION).unwrap_or_default();
     let (expected, asked) = match challenge {
@@ -334,7 +341,7 @@ fn refuse(repository: &Repository, name: &str, request: &http::Request<Incoming>
             let scope = format!("scope=\"repository:{name}:pull\"");
             (
                 format!("Bearer {TOKEN}"),
-                format!("Bearer realm=\"http://{host}/token\",service=\"lab\",{scope}"),
+                format!("Bearer realm=\"{scheme}://{host}/token\",service=\"lab\",{scope}"),
             )
         }
     };

@@ -301,7 +301,24 @@ fn surprises_are_named() {
         socket: "/run/other.sock".into(),
         hosts_dirs: vec![host.path("etc/containerd/certs.d")],
         containerd: true,
+        policies: Vec::new(),
     };
     let report = configure(&Options { settings, ..host.options(&[]) }).unwrap();
     assert_eq!(codes(&report), [Code::Settings], "the folder is the same below the prefix");
+}
+
+/// Whoever closes nothing is told that denials are advice; whoever closes, what that is about Peili's own image.
+#[test]
+fn denials_are_advice_where_there_is_another_host() {
+    let host = Host::plain(&[]);
+    let options = |mode| {
+        let settings = Settings { policies: vec!["allow-list".into()], ..Settings::default() };
+        Options { settings, mode: Some(mode), ..host.options(&[]) }
+    };
+    let report = configure(&options(Mode::First)).unwrap();
+    assert_eq!((report.ready, codes(&report)), (true, vec![Code::Advisory]));
+    assert!(report.findings[0].text.contains("allow-list"), "{report:?}");
+    let report = configure(&options(Mode::Only)).unwrap();
+    assert_eq!((report.ready, codes(&report)), (true, vec![Code::Only]));
+    assert!(report.findings[0].fix.as_ref().is_some_and(|fix| fix.contains("own image")), "{report:?}");
 }

@@ -86,16 +86,16 @@ async fn head_has_the_header_and_no_body() {
     there.hold(0, &artifact);
     for lab in [here, there] {
         let request = BlobRequest { name: name("library/app"), digest: layer, range: None, head: true };
-        let answer = lab.mirror.blob(request).await.unwrap();
+        let answer = lab.mirror.blob(request, LIMIT).await.unwrap();
         assert_eq!(answer.descriptor.size, bytes.len() as u64);
         assert!(read(answer).await.unwrap().is_empty());
         let target = Target::Digest(artifact.target.digest);
-        let answer = lab.mirror.manifest(&name("library/app"), &target, true).await.unwrap();
+        let answer = lab.mirror.manifest(&name("library/app"), &target, true, LIMIT).await.unwrap();
         assert_eq!(answer.descriptor, artifact.target);
         assert!(read(answer).await.unwrap().is_empty());
         // The GET that follows a HEAD asks no peer again.
         let asked = lab.asked(0);
-        let answer = lab.mirror.manifest(&name("library/app"), &target, false).await.unwrap();
+        let answer = lab.mirror.manifest(&name("library/app"), &target, false, LIMIT).await.unwrap();
         assert_eq!(Digest::sha256(&read(answer).await.unwrap()), artifact.target.digest);
         assert_eq!(lab.asked(0), asked);
     }

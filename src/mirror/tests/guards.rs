@@ -101,8 +101,9 @@ async fn a_private_manifest_is_no_blob_of_peers() {
     let settings = Settings::new(&Config::default(), false).unwrap();
     let serve = Serve::new(&settings, lab.holders[0].store.clone(), gate.clone(), Metrics::default());
     lab.transfer.add(lab.holders[0].id.clone(), Arc::new(serve), gate, 64);
-    let ask =
-        |digest| lab.mirror.blob(BlobRequest { name: name("team/app"), digest, range: None, head: false });
+    let ask = |digest| {
+        lab.mirror.blob(BlobRequest { name: name("team/app"), digest, range: None, head: false }, LIMIT)
+    };
     let refusal = ask(artifact.target.digest).await.map(drop).unwrap_err();
     assert_eq!(refusal, Refusal::NotHere(NotHere::Private));
     assert!(ask(layer).await.is_ok());

@@ -63,6 +63,7 @@ fn each_field_of_a_plan_arrives() {
     let plan = Plan {
         sources: Some(vec![Source::Peers, Source::Origin]),
         without_peers: false,
+        without_upstreams: true,
         without_origin: false,
         tag_resolution: Some(TagResolution::UpstreamOnly),
         max_tag_age: Some(Duration::from_mins(1)),

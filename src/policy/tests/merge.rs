@@ -13,8 +13,9 @@ use crate::oci::Level;
 use crate::policy::chain::{Answers, Chain, Entry, Quarantine};
 use crate::policy::metrics::Metrics;
 use crate::policy::registry::{
-    Decision, Merge, Plan, Registry, Request, Ruling, Source, TagResolution, Verdict, Way,
+    Decision, Merge, Plan, Registry, Request, Route, Ruling, Source, TagResolution, Upstream, Verdict, Way,
 };
+use crate::policy::world::World as _;
 use crate::policy::{Failing, Failure, Mode, Reason};
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -25,10 +26,11 @@ fn plan() -> impl Strategy<Value = Plan> {
         Just(TagResolution::UpstreamOnly),
     ];
     let level = prop_oneof![Just(Level::None), Just(Level::Introduce), Just(Level::Blobs), Just(Level::Tags)];
-    let source = prop_oneof![Just(Source::Peers), Just(Source::Origin)];
+    let upstream = Source::Upstream(Route { upstream: "corp".into(), repository: None });
+    let source = prop_oneof![Just(Source::Peers), Just(upstream), Just(Source::Origin)];
     let parts = (
         option::of(vec(source, 0..3)),
-        any::<(bool, bool, bool)>(),
+        any::<(bool, bool, bool, bool)>(),
         option::of(resolution),
         option::of(0_u64..10),
         option::of(level),
@@ -37,8 +39,9 @@ fn plan() -> impl Strategy<Value = Plan> {
     parts.prop_map(|(sources, flags, tag_resolution, age, min_trust, max_fan_out)| Plan {
         sources,
         without_peers: flags.0,
-        without_origin: flags.1,
-        always_verify: flags.2,
+        without_upstreams: flags.1,
+        without_origin: flags.2,
+        always_verify: flags.3,
         tag_resolution,
         max_tag_age: age.map(Duration::from_secs),
         min_trust,
@@ -98,6 +101,7 @@ proptest! {
             (Way::Mirror(before), Way::Mirror(after)) => {
                 prop_assert!(before.sources.is_none() || before.sources == after.sources);
                 prop_assert!(after.without_peers >= before.without_peers);
+                prop_assert!(after.without_upstreams >= before.without_upstreams);
                 prop_assert!(after.without_origin >= before.without_origin);
                 prop_assert!(after.always_verify >= before.always_verify);
                 // The first that mirrors may say that peers are asked; none that comes after it.
@@ -107,6 +111,8 @@ proptest! {
                 prop_assert!(at_most(after.max_fan_out, before.max_fan_out));
                 if before.sources.is_some() {
                     prop_assert!(before.asks_peers() >= after.asks_peers());
+                    prop_assert!(before.routes().count() >= after.routes().count());
+                    prop_assert!(before.leaves_to_origin() >= after.leaves_to_origin());
                 }
             }
         }
@@ -195,4 +201,46 @@ async fn quarantine_is_not_an_off_switch() {
     for number in 4..3000 {
         bad(number);
     }
+}
+
+/// Guards that a plan names what the operator configured and nothing else: the address is the operator's, so is the prefix.
+#[test]
+fn a_plan_names_only_upstreams_of_the_configuration() {
+    let request = Request {
+        upstreams: [Upstream {
+            name: "corp".into(),
+            repositories: ["hub/library".to_owned(), "team".to_owned()].into(),
+            ..Upstream::default()
+        }]
+        .into(),
+        ..request("team/app")
+    };
+    let check = |upstream: &str, repository: Option<&str>| {
+        let route =
+            Route { upstream: upstream.into(), repository: repository.map(|name| name.parse().unwrap()) };
+        let plan = Plan { sources: Some(vec![Source::Peers, Source::Upstream(route)]), ..Plan::default() };
+        Registry::check(&request, &Verdict { decision: Decision::Mirror(plan), reason: None })
+    };
+    assert_eq!(check("corp", None), Ok(()));
+    assert_eq!(check("corp", Some("hub/library/nginx")), Ok(()));
+    for (upstream, repository) in
+        [("other", None), ("corp", Some("hub/librarys/nginx")), ("corp", Some("hub")), ("", Some("team"))]
+    {
+        assert!(check(upstream, repository).is_err(), "{upstream} {repository:?}");
+    }
+}
+
+/// What comes after the registry, which the runtime asks itself, is never asked.
+#[test]
+fn steps_end_at_the_registry() {
+    let corp = Source::Upstream(Route { upstream: "corp".into(), repository: None });
+    let plan = |sources: &[Source]| Plan { sources: Some(sources.to_vec()), ..Plan::default() };
+    let steps = |plan: &Plan| plan.steps().cloned().collect::<Vec<_>>();
+    let [peers, origin] = [Source::Peers, Source::Origin];
+    assert_eq!(steps(&Plan::default()), std::slice::from_ref(&peers));
+    let all = plan(&[corp.clone(), peers.clone(), origin.clone()]);
+    assert_eq!(steps(&all), [corp.clone(), peers.clone()]);
+    assert!(steps(&plan(&[origin, corp.clone(), peers.clone()])).is_empty());
+    assert_eq!(steps(&Plan { without_upstreams: true, ..all.clone() }), [peers]);
+    assert_eq!(steps(&Plan { without_peers: true, ..all }), [corp]);
 }

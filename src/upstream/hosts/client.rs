@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Certificate, Client, Identity, Url};
 
-use super::{Error, Host, read};
+use super::{Error, Host, is_loopback, read};
 
 /// Go's default for dialling registries, which containerd uses.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -92,11 +92,6 @@ fn install_provider() {
 fn required(path: &Path) -> Result<Vec<u8>, Error> {
     read(path)?
         .ok_or_else(|| Error::Read { path: path.to_owned(), source: std::io::ErrorKind::NotFound.into() })
-}
-
-fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// An error with its causes: reqwest's own text says "builder error" only.

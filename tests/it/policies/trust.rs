@@ -16,6 +16,8 @@ use crate::cluster::{Cluster, PULL, REGISTRY, Setup};
 const ACTS: Duration = Duration::from_secs(8);
 /// After it acts, for the chunks that are on their way: less than the rest of a segment takes.
 const CUT: Duration = Duration::from_millis(300);
+/// What of a segment is on its way to the one that distrusts is thrown away, for 2 s at most (`transfer/client/body.rs`).
+const DRAINED: Duration = Duration::from_millis(2300);
 /// Slow enough that a change comes in the middle.
 const RATE: u64 = 2 << 20;
 const LAYER: u64 = 24 << 20;
@@ -91,7 +93,7 @@ async fn distrusted_while_it_serves() {
     let giver = giver.await.unwrap();
     let name = format!("node-{}", giver + 1);
     rewrite(&mut cluster, 2, &deny(&name), "refuses peer").await;
-    tokio::time::sleep(CUT).await;
+    tokio::time::sleep(DRAINED).await;
     let at_once = sent(&cluster, giver).await;
     assert!(!pulling.is_finished(), "the change came in the middle");
     pulling.await.unwrap();

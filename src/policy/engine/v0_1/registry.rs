@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use self::bindings::exports::peili::policy::registry as abi;
-use super::{reason, timestamp};
+use super::{milliseconds, reason, timestamp};
 use crate::policy::registry::{self as domain, Registry};
 use crate::policy::text::clean;
 
@@ -47,7 +47,21 @@ fn request(request: &domain::Request) -> abi::Request {
             peers_in_zone: 0,
             tag_age: None,
         },
-        upstreams: Vec::new(),
+        upstreams: request
+            .upstreams
+            .iter()
+            .map(|upstream| abi::Upstream {
+                name: upstream.name.to_string(),
+                health: match upstream.health {
+                    domain::Health::Unknown => abi::Health::Unknown,
+                    domain::Health::Healthy => abi::Health::Healthy,
+                    domain::Health::Degraded => abi::Health::Degraded,
+                    domain::Health::RateLimited => abi::Health::RateLimited,
+                    domain::Health::Unreachable => abi::Health::Unreachable,
+                },
+                latency: upstream.latency.map(milliseconds),
+            })
+            .collect(),
         now: timestamp(request.now),
         attributes: Vec::new(),
     }
@@ -78,6 +92,7 @@ fn plan(plan: abi::Plan) -> Result<domain::Plan, String> {
     Ok(domain::Plan {
         sources: sources.transpose()?,
         without_peers: plan.forbidden.contains(abi::SourceKinds::PEERS),
+        without_upstreams: plan.forbidden.contains(abi::SourceKinds::UPSTREAMS),
         without_origin: plan.forbidden.contains(abi::SourceKinds::ORIGIN),
         tag_resolution: plan.tag_resolution.map(|resolution| match resolution {
             abi::TagResolution::Peers => domain::TagResolution::Peers,
@@ -93,11 +108,15 @@ fn plan(plan: abi::Plan) -> Result<domain::Plan, String> {
 }
 
 fn source(source: abi::Source) -> Result<domain::Source, String> {
-    match source {
-        abi::Source::Peers => Ok(domain::Source::Peers),
-        abi::Source::Origin => Ok(domain::Source::Origin),
-        abi::Source::Upstream(route) => {
-            Err(format!("the upstream `{}` is not configured", clean(&route.upstream, 64)))
-        }
-    }
+    let abi::Route { upstream, repository } = match source {
+        abi::Source::Peers => return Ok(domain::Source::Peers),
+        abi::Source::Origin => return Ok(domain::Source::Origin),
+        abi::Source::Upstream(route) => route,
+    };
+    let repository =
+        repository.map(|name| name.parse().map_err(|_| format!("`{}` is no repository", clean(&name, 64))));
+    Ok(domain::Source::Upstream(domain::Route {
+        upstream: upstream.into(),
+        repository: repository.transpose()?,
+    }))
 }

@@ -1,18 +1,24 @@
-//! One registry host: requests with `ns` and, where it asks for one, an anonymous bearer token.
+//! One registry host: requests with `ns` and, where it asks for one, a bearer token or a password.
+//!
+//! Without credentials the token is an anonymous one. It retries nothing but the request that was asked for a token.
 
 use std::error::Error as _;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, RANGE, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Client, Response, Url};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use crate::oci::{Name, RangeHeader, Registry};
-use crate::upstream::hosts;
+use super::credentials::Credentials;
+use super::hosts;
+use crate::oci::{ByteRange, Name, OCTET_STREAM, RangeHeader, Registry, Repository};
 
 /// Largest answer of a token server that is read. Docker Hub's have 3 to 5 KiB.
 const TOKEN_LIMIT: usize = 256 << 10;
@@ -32,18 +38,32 @@ pub struct Host {
     elsewhere: hosts::Host,
 }
 
-/// A host within one pull, which is of one repository.
-pub(super) struct Endpoint {
-    pub(super) url: String,
-    pub(super) resolve: bool,
-    pub(super) pull: bool,
-    client: Client,
-    elsewhere: hosts::Host,
-    name: Name,
+/// A host and one of its repositories.
+pub struct Endpoint {
+    host: Host,
+    repository: Repository,
+    /// The registry that it is asked about: sent as `ns`, and to mirrors only, as containerd does.
+    about: Option<Registry>,
     header_limit: Duration,
-    /// `ns` is sent to mirrors only, as containerd does.
-    is_mirror: bool,
-    token: Mutex<Option<HeaderValue>>,
+    credentials: Option<Credentials>,
+    /// The last `Authorization` that was asked for.
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+/// Why a host gives no answer that is of use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// A status above 399, and how long the host wants to be left alone.
+    Status(StatusCode, Option<Duration>),
+    /// It cannot be reached, does not answer in time, or does not speak as it should.
+    Failed(String),
+}
+
+/// How a host asks who asks.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    Token(Challenge),
+    Password,
 }
 
 /// What a `WWW-Authenticate` header of the bearer scheme asks for.
@@ -85,65 +105,95 @@ impl Host {
 }
 
 impl Endpoint {
-    pub(super) fn new(host: &Host, name: Name, header_limit: Duration) -> Self {
-        let url = host.url.trim_end_matches('/').to_owned();
-        Self {
-            is_mirror: is_mirror(&url, &name.registry),
-            url,
-            resolve: host.resolve,
-            pull: host.pull,
-            client: host.client.clone(),
-            elsewhere: host.elsewhere.clone(),
-            name,
-            header_limit,
-            token: Mutex::default(),
-        }
+    /// The repository of `name` at `host`, which is told of what registry it is, if it is a mirror. A header must come within
+    /// `header_limit`.
+    pub fn mirroring(host: &Host, name: &Name, header_limit: Duration) -> Self {
+        let about = is_mirror(&host.url, &name.registry).then(|| name.registry.clone());
+        Self { about, ..Self::new(host, name.repository.clone(), None, header_limit) }
     }
 
-    /// Sends a request for `path` within the repository. An error, and any status above 399, is a reason to go to
-    /// the next host.
-    pub(super) async fn send(
+    /// A repository at `host`, which is told who asks if it wants to know.
+    pub fn new(
+        host: &Host,
+        repository: Repository,
+        credentials: Option<Credentials>,
+        header_limit: Duration,
+    ) -> Self {
+        let host = Host { url: host.url.trim_end_matches('/').to_owned(), ..host.clone() };
+        Self { host, repository, about: None, header_limit, credentials, authorization: Mutex::default() }
+    }
+
+    /// Base URL up to and including `/v2`.
+    pub fn url(&self) -> &str {
+        &self.host.url
+    }
+
+    /// Whether it may be asked what a tag stands for.
+    pub fn resolves(&self) -> bool {
+        self.host.resolve
+    }
+
+    /// Whether it may be asked for content by digest.
+    pub fn pulls(&self) -> bool {
+        self.host.pull
+    }
+
+    /// Sends a request for `path` within the repository.
+    ///
+    /// # Errors
+    /// Any status above 399 is one: a reason to go to the next host.
+    pub async fn send(
         &self,
         method: Method,
         path: &str,
         accept: &str,
-        offset: u64,
-    ) -> Result<Response, String> {
-        let mut url = Url::parse(&format!("{}/{}/{path}", self.url, self.name.repository))
+        range: Option<RangeHeader>,
+    ) -> Result<Response, SendError> {
+        let mut url = Url::parse(&format!("{}/{}/{path}", self.host.url, self.repository))
             .map_err(|error| format!("not a URL: {error}"))?;
-        if self.is_mirror {
-            url.query_pairs_mut().append_pair("ns", self.name.registry.as_str());
+        if let Some(registry) = &self.about {
+            url.query_pairs_mut().append_pair("ns", registry.as_str());
         }
         let mut asked = false;
         loop {
-            let mut request = self.client.request(method.clone(), url.clone()).header(ACCEPT, accept);
-            if offset > 0 {
-                request = request.header(RANGE, RangeHeader::From(offset).to_string());
+            let mut request = self.host.client.request(method.clone(), url.clone()).header(ACCEPT, accept);
+            if let Some(range) = range {
+                request = request.header(RANGE, range.to_string());
             }
-            if let Some(token) = self.token() {
-                request = request.header(AUTHORIZATION, token);
+            if let Some(authorization) = self.authorization() {
+                request = request.header(AUTHORIZATION, authorization);
             }
             let response = self.within(request.send()).await?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED
                 && !asked
-                && let Some(challenge) = challenge(response.headers())
+                && let Some(authorization) = self.authorize(response.headers()).await?
             {
                 asked = true;
-                drop(response);
-                let token = self.fetch_token(&challenge).await?;
-                *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
+                *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
                 continue;
             }
             if status.as_u16() > 399 {
-                return Err(format!("answers {status}"));
+                return Err(SendError::Status(status, retry_after(response.headers())));
             }
             return Ok(response);
         }
     }
 
-    fn token(&self) -> Option<HeaderValue> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn authorization(&self) -> Option<HeaderValue> {
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the host wants to see; `None`: it does not say, or wants a password that nobody has.
+    async fn authorize(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, String> {
+        match challenge(headers) {
+            Some(Asked::Token(challenge)) => self.fetch_token(&challenge).await.map(Some),
+            Some(Asked::Password) => match &self.credentials {
+                Some(credentials) => credentials.basic().await.map(Some),
+                None => Ok(None),
+            },
+            None => Ok(None),
+        }
     }
 
     async fn within(
@@ -158,25 +208,30 @@ impl Endpoint {
 
     async fn fetch_token(&self, challenge: &Challenge) -> Result<HeaderValue, String> {
         let mut url = Url::parse(&challenge.realm).map_err(|_| "asks for a token from what is no URL")?;
-        if url.scheme() != "https" && self.url.starts_with("https:") {
+        let is_own = Url::parse(&self.host.url).is_ok_and(|own| own.origin() == url.origin());
+        let is_secret = self.credentials.is_some() && !is_own;
+        if url.scheme() != "https" && (self.host.url.starts_with("https:") || is_secret) {
             return Err("asks for a token over plain HTTP".into());
         }
-        let scope = format!("repository:{}:pull", self.name.repository);
+        let scope = format!("repository:{}:pull", self.repository);
         url.query_pairs_mut().append_pair("scope", challenge.scope.as_deref().unwrap_or(&scope));
         if let Some(service) = &challenge.service {
             url.query_pairs_mut().append_pair("service", service);
         }
         let prefix = |error: String| format!("its token server: {error}");
-        let is_own = Url::parse(&self.url).is_ok_and(|own| own.origin() == url.origin());
         let client = if is_own {
-            self.client.clone()
+            self.host.client.clone()
         } else {
-            let host = hosts::Host { url: url.to_string(), ..self.elsewhere.clone() };
+            let host = hosts::Host { url: url.to_string(), ..self.host.elsewhere.clone() };
             let client = tokio::task::spawn_blocking(move || host.client()).await;
             let client = client.map_err(|error| prefix(error.to_string()))?;
             client.map_err(|error| prefix(error.to_string()))?
         };
-        let response = self.within(client.get(url).send()).await.map_err(prefix)?;
+        let mut request = client.get(url);
+        if let Some(credentials) = &self.credentials {
+            request = request.header(AUTHORIZATION, credentials.basic().await?);
+        }
+        let response = self.within(request.send()).await.map_err(prefix)?;
         if !response.status().is_success() {
             return Err(prefix(format!("answers {}", response.status())));
         }
@@ -194,8 +249,78 @@ impl Endpoint {
     }
 }
 
+impl From<String> for SendError {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status, _) => write!(f, "answers {status}"),
+            Self::Failed(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// How many bytes of the body come before `offset`, since a host may ignore the range, and the size of the whole content. An
+/// answer that cannot be the rest of this content is refused before a byte of it is taken. `size`: what it must be.
+///
+/// # Errors
+/// What is wrong with the answer.
+pub fn begin(response: &Response, offset: u64, size: Option<u64>) -> Result<(u64, u64), String> {
+    let headers = response.headers();
+    let right = |stated: u64| match size {
+        Some(size) if size != stated => Err(format!("offers {stated} bytes where the content has {size}")),
+        _ => Ok(stated),
+    };
+    match response.status() {
+        StatusCode::PARTIAL_CONTENT => {
+            let (range, stated) = header(headers, CONTENT_RANGE.as_str())
+                .and_then(ByteRange::parse_content_range)
+                .ok_or("answers a range without a usable Content-Range")?;
+            let stated = right(stated)?;
+            if range.start != offset {
+                return Err(format!("answers from byte {} when asked from byte {offset}", range.start));
+            }
+            Ok((0, stated))
+        }
+        StatusCode::OK => match (content_length(headers), size) {
+            (Some(stated), _) => Ok((offset, right(stated)?)),
+            (None, Some(size)) => Ok((offset, size)),
+            (None, None) => Err("does not say how many bytes it sends".into()),
+        },
+        status => Err(format!("answers {status}")),
+    }
+}
+
+/// A header as text.
+pub fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// `Content-Length`.
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    header(headers, CONTENT_LENGTH.as_str())?.parse().ok()
+}
+
+/// The media type without parameters.
+pub fn media_type(headers: &HeaderMap) -> &str {
+    let text = header(headers, CONTENT_TYPE.as_str()).unwrap_or(OCTET_STREAM);
+    text.split(';').next().unwrap_or(text).trim()
+}
+
+/// `Retry-After` in seconds; the form with a date is not taken.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    header(headers, RETRY_AFTER.as_str())?.trim().parse().ok().map(Duration::from_secs)
+}
+
 /// Reads a whole body of at most `limit` bytes.
-pub(super) async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
+///
+/// # Errors
+/// It is longer, or ends early.
+pub async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(describe)? {
         if body.len() + chunk.len() > limit {
@@ -207,7 +332,7 @@ pub(super) async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>
 }
 
 /// The error with its causes, on one line and without the URL, which may carry a signature of a storage service.
-pub(super) fn describe(error: reqwest::Error) -> String {
+pub fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut source = error.source();
@@ -230,9 +355,13 @@ fn is_mirror(url: &str, registry: &Registry) -> bool {
     authority != own && !(own == "docker.io" && authority == "registry-1.docker.io")
 }
 
-/// The first challenge of the bearer scheme.
-fn challenge(headers: &HeaderMap) -> Option<Challenge> {
-    headers.get_all(WWW_AUTHENTICATE).iter().find_map(|value| parse_challenge(value.to_str().ok()?))
+/// The first challenge of the bearer scheme, else one for a password.
+fn challenge(headers: &HeaderMap) -> Option<Asked> {
+    let texts = || headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+    let is_basic =
+        |text: &str| text.split(' ').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("basic"));
+    let token = texts().find_map(parse_challenge).map(Asked::Token);
+    token.or_else(|| texts().any(is_basic).then_some(Asked::Password))
 }
 
 /// `Bearer realm="...",service="...",scope="..."` (RFC 6750 section 3), values quoted or not.
