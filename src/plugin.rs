@@ -14,9 +14,10 @@ use serde::Serialize;
 use crate::oci::Digest;
 use crate::policy::{self, Policies};
 
+pub use crate::policy::cases::Tested;
 pub use bench::{Measured, bench};
 pub use build::{BuildError, build};
-pub use cases::{CasesError, Tested, test};
+pub use cases::{CasesError, test};
 
 /// A component, for people and scripts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -83,6 +84,7 @@ fn alone(path: &Path, settings: serde_json::Value, is_trust: bool) -> policy::Co
         settings,
         mode: policy::Mode::default(),
         failure: policy::Failing::default(),
+        cases: None,
     };
     let (registry, trust) = if is_trust { (vec![], vec![plugin]) } else { (vec![plugin], vec![]) };
     policy::Config { registry, trust, ..policy::Config::default() }

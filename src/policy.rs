@@ -7,13 +7,17 @@
 //! A policy can decide and nothing more: it has bounded time and memory, and whatever it does instead of answering becomes
 //! its failure verdict for that request alone.
 
+pub mod cases;
 mod chain;
 mod config;
 mod engine;
+mod files;
 mod generation;
 mod load;
+mod loader;
 pub mod metrics;
 pub mod registry;
+mod shadow;
 mod text;
 pub mod trust;
 mod world;

@@ -123,8 +123,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("wasmparser", &["policy/engine"]),
     ("wit_component", &["plugin"]),
     ("tar", &["store", "pull"]),
-    // In `configure` for the files of k3s and RKE2.
-    ("serde_saphyr", &["config", "cli", "configure", "plugin"]),
+    // In `configure` for the files of k3s and RKE2, in `policy` for the cases of authors and operators.
+    ("serde_saphyr", &["config", "cli", "configure", "policy/cases"]),
 ];
 
 /// Lines of a file. Longer ones are split by concept.

@@ -113,7 +113,9 @@ transfer: {listen: ['0.0.0.0:3'], uploads: 3, uploads-per-peer: 3, queue: 3, upl
 upstream: {hosts-dirs: [/x], cache: 20s, limit: 1s}
 upstreams: [{name: a, address: 'https://a.test', repositories: [/]}]
 trust: {allow: [a/b], deny: [a/b], unowned: true}
-policies: {registry: [{name: a, path: /x}], trust: [{name: a, path: /x}], startup: require}
+policies:
+  {registry: [{name: a, path: /x/a}], trust: [{name: a, path: /x/a}], startup: require, roots: [/x], max-change: 5,
+  accept: 0123456789abcdef}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
 log: {level: debug, format: json}
 ";

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -250,8 +251,18 @@ impl Check<'_> {
     }
 
     fn policies(&mut self, config: &Config) {
-        self.policies_of("policies.registry", &config.policies.registry);
-        self.policies_of("policies.trust", &config.policies.trust);
+        let policies = &config.policies;
+        for (index, root) in policies.roots.iter().enumerate() {
+            self.file(&format!("policies.roots[{index}]"), root, "/etc/peili/policies", &[]);
+        }
+        self.range("policies.max-change", policies.max_change, 0, 100, "0 to 100, of a hundred requests");
+        let accept = &policies.accept;
+        if !(accept.is_empty() || is_revision(accept)) {
+            let hint = Some("as the refusal of a set names it, quoted");
+            self.fault("policies.accept", format!("`{accept}` is not a revision"), hint);
+        }
+        self.policies_of("policies.registry", &policies.registry, &policies.roots);
+        self.policies_of("policies.trust", &policies.trust, &policies.roots);
         for (index, policy) in config.policies.trust.iter().enumerate() {
             if policy.failure != Failing::default() {
                 let hint = Some(
@@ -263,7 +274,18 @@ impl Check<'_> {
         }
     }
 
-    fn policies_of(&mut self, world: &str, policies: &[Plugin]) {
+    /// A file or folder of policies, beneath one of `roots` if there are any.
+    fn file(&mut self, path: &str, file: &Path, example: &str, roots: &[PathBuf]) {
+        if !file.is_absolute() || file.components().any(|part| part == Component::ParentDir) {
+            let hint = format!("where it is mounted, such as {example}");
+            self.fault(path, "must be an absolute path without `..`", Some(&hint));
+        } else if !(roots.is_empty() || roots.iter().any(|root| file.starts_with(root))) {
+            let hint = Some("files of policies are read beneath these folders only: add its folder there");
+            self.fault(path, "is beneath none of policies.roots", hint);
+        }
+    }
+
+    fn policies_of(&mut self, world: &str, policies: &[Plugin], roots: &[PathBuf]) {
         if policies.len() > POLICY_LIMIT {
             self.fault(world, format!("more than {POLICY_LIMIT} policies"), None);
         }
@@ -271,9 +293,9 @@ impl Check<'_> {
         for (index, policy) in policies.iter().enumerate() {
             let path = |key: &str| format!("{world}[{index}].{key}");
             self.name(&path("name"), &policy.name, "allow-list", &mut seen);
-            if !policy.path.is_absolute() {
-                let hint = Some("where the file is mounted, such as /etc/peili/policies/allow-list.wasm");
-                self.fault(&path("path"), "must be an absolute path", hint);
+            self.file(&path("path"), &policy.path, "/etc/peili/policies/allow-list.wasm", roots);
+            if let Some(cases) = &policy.cases {
+                self.file(&path("cases"), cases, "/etc/peili/policies/allow-list.yaml", roots);
             }
             let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|c| c.is_ascii_hexdigit());
             if !policy.sha256.as_ref().is_none_or(is_digest) {
@@ -340,6 +362,10 @@ impl Check<'_> {
             }
         }
     }
+}
+
+fn is_revision(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Listeners of IPv6 are made for IPv6 alone, so the families do not meet.

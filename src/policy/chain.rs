@@ -22,6 +22,9 @@ const REMEMBERED: usize = 1024;
 /// How long a policy is not asked again about an input that made it trap.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How often a policy whose time is up is asked about a request from before.
+const TRIES: u32 = 3;
+
 /// What answers one request.
 pub(super) trait Answers<W: World>: Send + Sync {
     /// The verdict, until `deadline`.
@@ -98,6 +101,34 @@ impl<W: World> Chain<W> {
             });
         });
         (ruling, said)
+    }
+
+    /// What all say of a request from before, and the first that fails as no policy should. It counts nowhere, not even for
+    /// the quarantine. `limit`: for each try of each policy.
+    pub(super) fn replay(
+        &self,
+        request: &W::Request,
+        limit: Duration,
+    ) -> (W::Ruling, Option<(Arc<str>, Failure)>) {
+        let mut merge = W::Merge::default();
+        let mut failed = None;
+        for entry in &self.entries {
+            let ask = || entry.policy.decide(request, Instant::now() + limit);
+            // That the machine is busy is not the policy's fault.
+            let answer = (1..TRIES).fold(ask(), |answer, _| match answer {
+                Err(Failure::Time) => ask(),
+                answer => answer,
+            });
+            if let Err(failure) = &answer
+                && failure.is_trap()
+            {
+                failed.get_or_insert_with(|| (Arc::clone(&entry.name), failure.clone()));
+            }
+            if entry.mode == Mode::Enforce {
+                W::add(&mut merge, &entry.name, answer, entry.failing);
+            }
+        }
+        (W::ruling(merge), failed)
     }
 
     fn ask(

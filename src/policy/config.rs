@@ -1,12 +1,14 @@
 //! What an operator says about policies.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::files;
+
 /// The policies of each world, in the order in which they are asked.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// Asked about each manifest and blob, for the runtime and for peers. Any denial wins; otherwise the first that mirrors or
@@ -17,6 +19,27 @@ pub struct Config {
     pub trust: Vec<Plugin>,
     /// What a node does that starts and cannot load its policies.
     pub startup: Startup,
+    /// Folders that files of policies are read from: all beneath one of them are of one state of it. Empty: the folders of the
+    /// files, without those that are beneath another.
+    pub roots: Vec<PathBuf>,
+    /// How many of a hundred recent requests a changed set may answer otherwise. One that changes more, or fails on any of
+    /// them, is not taken over unless `accept` names it. 0 to 100.
+    pub max_change: u8,
+    /// The revision of the set that is taken over all the same, as its refusal names it. Empty: none.
+    pub accept: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            registry: Vec::new(),
+            trust: Vec::new(),
+            startup: Startup::default(),
+            roots: Vec::new(),
+            max_change: 20,
+            accept: String::new(),
+        }
+    }
 }
 
 /// What a node does that has never loaded its policies.
@@ -51,6 +74,10 @@ pub struct Plugin {
     /// has until that ends, and newcomers get nothing.
     #[serde(default)]
     pub failure: Failing,
+    /// A file of cases, as `peili plugin test` reads them: what fails one of them with these settings is not taken over. At most
+    /// 1 MiB and 1,000 cases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cases: Option<PathBuf>,
 }
 
 /// Whether verdicts count.
@@ -81,11 +108,31 @@ impl Config {
         let enforced = self.registry.iter().filter(|policy| policy.mode == Mode::Enforce);
         enforced.map(|policy| policy.name.clone()).collect()
     }
+
+    /// The policies of all worlds.
+    pub(super) fn plugins(&self) -> impl Iterator<Item = &Plugin> {
+        self.registry.iter().chain(&self.trust)
+    }
+
+    /// The folders that files are read from.
+    pub(super) fn roots(&self) -> Vec<PathBuf> {
+        if self.roots.is_empty() { files::roots(self.files()) } else { self.roots.clone() }
+    }
+
+    /// What is read for these policies.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.plugins().flat_map(Plugin::files)
+    }
 }
 
 impl Plugin {
-    /// The settings as JSON; `{}` where there are none.
-    pub(super) fn settings(&self) -> String {
-        if self.settings.is_null() { "{}".into() } else { self.settings.to_string() }
+    /// What is read for it.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(self.path.as_path()).chain(self.cases.as_deref())
     }
+}
+
+/// Settings as JSON; `{}` where there are none.
+pub(super) fn json(settings: &serde_json::Value) -> String {
+    if settings.is_null() { "{}".into() } else { settings.to_string() }
 }

@@ -4,6 +4,7 @@
 //! own counts milliseconds, and only while calls run. Instances are thrown away after a trap, after many calls and where
 //! they have grown. No code is loaded but what was compiled here from the component.
 
+mod compiler;
 mod host;
 mod inspect;
 mod ticker;
@@ -122,12 +123,13 @@ impl Engine {
         Ok(Self { engine, linker, ticker })
     }
 
-    /// Compiles a component, which may take a second for a large one.
+    /// Compiles a component, which may take a second for a large one; see [`compiler`].
     pub(super) fn compile<W: Abi>(&self, bytes: &[u8]) -> Result<Compiled<W>, Unfit> {
         inspect::check(bytes)?;
-        let compile = || Component::new(&self.engine, bytes);
-        let component = catch_unwind(AssertUnwindSafe(compile))
-            .unwrap_or_else(|_| Err(wasmtime::Error::msg("the compiler failed")))
+        let compiled = compiler::aside(|| Component::new(&self.engine, bytes))
+            .map_err(|error| Unfit::Compile(format!("no thread: {error}")))?;
+        let component = compiled
+            .unwrap_or_else(|| Err(wasmtime::Error::msg("the compiler failed")))
             .map_err(|error| Unfit::Compile(format!("{error:#}")))?;
         inspect::check_world(&self.engine, &component, W::NAME)?;
         let mut linker = self.linker.clone();

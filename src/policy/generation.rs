@@ -1,6 +1,5 @@
 //! The policies in force: swapped whole, and kept where what comes after them cannot be used.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,20 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use super::chain::Chain;
 use super::config::{Failing, Mode};
-use super::engine::{Compiled, Engine};
-use super::load::{self, LoadError, Stage, stamp};
+use super::load::{self, LoadError, Stage};
+use super::loader::{Loader, Sets, Stamps};
 use super::metrics::Metrics;
 use super::registry::{self, Registry, RegistryPolicy};
+use super::shadow::{self, Objection, Recent};
+use super::text::clean;
 use super::trust::{self, Trust, TrustPolicy};
-use super::{Config, Node, Plugin, Said, Startup};
-use crate::oci::Digest;
+use super::{Config, Failure, Node, Said, Startup};
 
 /// Between two looks at the files. A change counts once it has stood for one of these.
 const INTERVAL: Duration = Duration::from_millis(250);
-
-/// How soon what could not be loaded is tried again although no file changed: a file may have been made readable, or the
-/// machine been too busy.
-const RETRY: Duration = Duration::from_secs(10);
 
 /// A policy in force, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +44,8 @@ pub struct Policies {
     here: Node,
     metrics: Metrics,
     state: ArcSwap<Generation>,
+    /// What a changed set is tried on.
+    recent: Recent,
     /// Whoever changes what is in force; held while components are read and compiled.
     loader: Mutex<Loader>,
     /// Held for a moment only: who asks for the status must not wait for a compiler.
@@ -64,27 +62,6 @@ struct Generation {
     loaded: Vec<Loaded>,
 }
 
-/// What was read for a generation, of both worlds.
-struct Sets {
-    registry: load::Set<Registry>,
-    trust: load::Set<Trust>,
-}
-
-#[derive(Default)]
-struct Loader {
-    config: Config,
-    /// Made with the first policy: without one it costs nothing.
-    engine: Option<Arc<Engine>>,
-    registry: HashMap<Digest, Compiled<Registry>>,
-    trust: HashMap<Digest, Compiled<Trust>>,
-    stamps: Stamps,
-    number: i64,
-    /// When what could not be loaded is tried again.
-    retry: Option<Instant>,
-}
-
-type Stamps = Vec<Option<load::Stamp>>;
-
 impl Policies {
     /// None yet. `here`: what policies are told about this node.
     pub fn new(here: Node, metrics: Metrics) -> Self {
@@ -92,6 +69,7 @@ impl Policies {
             here,
             metrics,
             state: ArcSwap::default(),
+            recent: Recent::default(),
             loader: Mutex::default(),
             problem: Mutex::default(),
             is_required: AtomicBool::new(false),
@@ -105,7 +83,7 @@ impl Policies {
     /// Why they were not taken; it is logged, and [`Policies::problem`] has it until it is mended.
     pub fn apply(&self, config: &Config) -> Result<(), LoadError> {
         let mut loader = self.loader();
-        loader.config = config.clone();
+        loader.configure(config);
         self.load(&mut loader)
     }
 
@@ -141,7 +119,7 @@ impl Policies {
     /// Takes over files that changed and have settled; returns what is there now.
     fn look(&self, last: &Stamps) -> Stamps {
         let mut loader = self.loader();
-        let now = loader.config.stamps();
+        let now = loader.look();
         let again = loader.retry.is_some_and(|at| Instant::now() >= at);
         if again || (now == *last && now != loader.stamps) {
             // The error is logged there.
@@ -153,36 +131,36 @@ impl Policies {
     fn load(&self, loader: &mut Loader) -> Result<(), LoadError> {
         let is_first = loader.number == 0;
         // Before they are read, so that no change is missed.
-        loader.stamps = loader.config.stamps();
-        let result = loader.set(&self.here, &self.metrics);
-        let is_required = is_first && result.is_err() && loader.config.startup == Startup::Require;
+        loader.stamps = loader.look();
+        let made = loader.make(&self.here, &self.metrics).and_then(|sets| self.next(loader, sets));
+        let is_required = is_first && made.is_err() && loader.config.startup == Startup::Require;
         self.is_required.store(is_required, Ordering::Relaxed);
-        match result {
-            Ok(Sets { registry, trust }) => {
-                (loader.registry, loader.trust) = (registry.compiled, trust.compiled);
-                loader.number += 1;
-                loader.retry = None;
+        match made {
+            Ok((next, revision)) => {
+                loader.took(revision);
+                self.metrics.pending.set(0);
                 *self.last_problem() = None;
-                let loaded = [registry.loaded, trust.loaded].concat();
-                if !loaded.is_empty() || !self.state.load().is_empty() {
-                    let names: Vec<&str> = loaded.iter().map(|policy| policy.name.as_str()).collect();
-                    tracing::info!(generation = loader.number, policies = ?names, "policies are in force");
+                // What is in force already stays, with its instances.
+                let Some(next) = next else { return Ok(()) };
+                loader.number = next.number;
+                if !next.loaded.is_empty() || !self.state.load().is_empty() {
+                    let names: Vec<&str> = next.loaded.iter().map(|policy| policy.name.as_str()).collect();
+                    let (generation, revision) = (next.number, &loader.revision);
+                    tracing::info!(generation, revision, policies = ?names, "policies are in force");
                 }
-                self.metrics.generation.set(loader.number);
-                self.state.store(Arc::new(Generation {
-                    number: loader.number,
-                    registry: Chain::new(registry.entries),
-                    trust: Chain::new(trust.entries),
-                    loaded,
-                }));
+                self.metrics.generation.set(next.number);
+                self.state.store(Arc::new(next));
                 Ok(())
             }
             Err(error) => {
-                loader.retry = Some(Instant::now() + RETRY);
+                let error = loader.refused(error, Instant::now());
+                self.metrics.pending.set(error.pending.into());
                 let is_new = self.last_problem().replace(error.clone()).as_ref() != Some(&error);
-                if is_new {
-                    self.metrics.refused.inc();
-                    let kept = if is_first { "the failure verdicts" } else { "the last good policies" };
+                let kept = if is_first { "the failure verdicts" } else { "the last good policies" };
+                if is_new && error.pending {
+                    tracing::warn!(%error, "policies are waited for; {kept} stand");
+                } else if is_new {
+                    self.metrics.refused(error.stage);
                     tracing::error!(%error, "policies cannot be used; {kept} stand");
                 }
                 if is_first {
@@ -195,6 +173,40 @@ impl Policies {
                 Err(error)
             }
         }
+    }
+
+    /// The generation that comes next, if it may, and its revision; none if it is in force already.
+    fn next(&self, loader: &Loader, sets: Sets) -> Result<(Option<Generation>, String), LoadError> {
+        let Sets { registry, trust, revision } = sets;
+        if loader.number > 0 && loader.revision == revision {
+            return Ok((None, revision));
+        }
+        let next = Generation {
+            number: loader.number + 1,
+            registry: Chain::new(registry.entries),
+            trust: Chain::new(trust.entries),
+            loaded: [registry.loaded, trust.loaded].concat(),
+        };
+        // Without a last good one there is nothing that would be better.
+        if loader.number > 0 && loader.config.accept != revision {
+            let before = self.state.load_full();
+            let limit = loader.config.max_change;
+            shadow::compare(&self.recent.all(), &before.registry, &next.registry, limit)
+                .map_err(|objection| objected(&objection, &loader.config, &revision))?;
+        }
+        Ok((Some(next), revision))
+    }
+
+    /// How long files that match their pins are waited for.
+    #[cfg(test)]
+    pub(super) fn be_patient_for(&self, time: Duration) {
+        self.loader().patience = time;
+    }
+
+    /// Components that are kept.
+    #[cfg(test)]
+    pub(super) fn compiled(&self) -> usize {
+        self.loader().compiled()
     }
 
     fn last_problem(&self) -> MutexGuard<'_, Option<LoadError>> {
@@ -216,6 +228,7 @@ impl RegistryPolicy for Policies {
     }
 
     fn decide(&self, request: &registry::Request) -> registry::Ruling {
+        self.recent.keep(request);
         self.state.load().registry.decide(request)
     }
 
@@ -252,38 +265,22 @@ impl Generation {
     }
 }
 
-impl Loader {
-    fn set(&mut self, here: &Node, metrics: &Metrics) -> Result<Sets, LoadError> {
-        let Some(first) = self.config.plugins().next() else {
-            return Ok(Sets { registry: load::Set::default(), trust: load::Set::default() });
-        };
-        let engine = match &self.engine {
-            Some(engine) => Arc::clone(engine),
-            None => {
-                let engine = Engine::new().map_err(|message| LoadError {
-                    policy: first.name.clone(),
-                    path: first.path.clone(),
-                    stage: Stage::Engine,
-                    message,
-                })?;
-                Arc::clone(self.engine.insert(Arc::new(engine)))
-            }
-        };
-        Ok(Sets {
-            registry: load::load(&engine, &self.config, here, &self.registry, metrics)?,
-            trust: load::load(&engine, &self.config, here, &self.trust, metrics)?,
-        })
-    }
-}
-
-impl Config {
-    /// Of all worlds.
-    fn plugins(&self) -> impl Iterator<Item = &Plugin> {
-        self.registry.iter().chain(&self.trust)
-    }
-
-    fn stamps(&self) -> Stamps {
-        self.plugins().map(|plugin| stamp(&plugin.path)).collect()
+/// What stands against a set, and how to take it all the same.
+fn objected(objection: &Objection, config: &Config, revision: &str) -> LoadError {
+    let (policy, is_late) = match objection {
+        Objection::Fails { policy, failure, .. } => (Some(policy), *failure == Failure::Time),
+        Objection::Changes { by, .. } => (by.as_ref(), false),
+    };
+    let path = config.plugins().find(|plugin| Some(plugin.name.as_str()) == policy.map(AsRef::as_ref));
+    LoadError {
+        policy: policy.map(ToString::to_string).unwrap_or_default(),
+        path: path.map(|plugin| plugin.path.clone()).unwrap_or_default(),
+        stage: Stage::Shadow,
+        message: clean(&objection.to_string(), 1024),
+        hint: Some(format!("if that is what you want, set policies.accept: \"{revision}\"")),
+        pending: false,
+        is_passing: is_late,
+        may_wait: false,
     }
 }
 

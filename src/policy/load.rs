@@ -1,19 +1,17 @@
-//! From configuration and files to policies that can be asked: read, pin, size, world, compile, configure. The bytes that are
-//! hashed are the bytes that are compiled.
+//! From configuration and bytes to policies that can be asked: pin, size, world, compile, configure, cases. The bytes that are
+//! hashed are the bytes that are compiled; where they are from is `files`'.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustix::fs::OFlags;
-
+use super::cases::{self, Asks};
 use super::chain::{Answers, Entry, Quarantine};
-use super::engine::{Abi, Compiled, Engine, Policy, READY, Refused, SIZE_LIMIT, Unfit};
+use super::config::json;
+use super::engine::{Compiled, Engine, Policy, READY, Refused, SIZE_LIMIT, Unfit};
+use super::files::{Unread, Wanted};
 use super::generation::Loaded;
 use super::metrics::Metrics;
 use super::text::clean;
@@ -43,33 +41,63 @@ pub enum Stage {
     Compile,
     /// The policy's own `configure`.
     Configure,
+    /// What its operator expects of it.
+    Cases,
+    /// What the last requests would have got.
+    Shadow,
 }
 
 /// Why policies cannot be taken over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("policy `{policy}` ({}), {stage}: {message}", path.display())]
 pub struct LoadError {
-    /// Its name in the configuration.
+    /// Its name in the configuration; empty: all of them together.
     pub policy: String,
-    /// Its file.
+    /// Its file, or that of its cases.
     pub path: PathBuf,
     /// Where it ended.
     pub stage: Stage,
-    /// What is wrong, and what helps.
+    /// What is wrong.
     pub message: String,
+    /// What helps.
+    pub hint: Option<String>,
+    /// What it lacks is waited for.
+    pub pending: bool,
+    /// Whether the same files may do in a while.
+    pub(super) is_passing: bool,
+    /// Whether it may be that the configuration is ahead of the files.
+    pub(super) may_wait: bool,
 }
 
-/// Policies that can be asked, what is said of them, and their components by digest.
-pub(super) struct Set<W: Abi> {
+/// Policies of one world that can be asked, and what is said of them.
+pub(super) struct Set<W: World> {
     pub(super) entries: Vec<Entry<W>>,
     pub(super) loaded: Vec<Loaded>,
-    pub(super) compiled: HashMap<Digest, Compiled<W>>,
 }
 
-impl<W: Abi> Default for Set<W> {
+impl<W: World> Default for Set<W> {
     fn default() -> Self {
-        Self { entries: Vec::new(), loaded: Vec::new(), compiled: HashMap::new() }
+        Self { entries: Vec::new(), loaded: Vec::new() }
     }
+}
+
+/// What policies are made of.
+pub(super) struct Parts<'a> {
+    pub(super) engine: &'a Arc<Engine>,
+    pub(super) config: &'a Config,
+    pub(super) here: &'a Node,
+    pub(super) metrics: &'a Metrics,
+    /// All files of the configuration.
+    pub(super) files: &'a HashMap<PathBuf, Vec<u8>>,
+}
+
+/// Why one policy cannot be loaded.
+struct Fault {
+    stage: Stage,
+    message: String,
+    hint: Option<String>,
+    is_passing: bool,
+    /// Of its cases, and not of the component.
+    is_of_cases: bool,
 }
 
 /// Stands for a policy that could not be loaded while there is nothing older.
@@ -91,29 +119,31 @@ impl fmt::Display for Stage {
             Self::World => "world",
             Self::Compile => "compile",
             Self::Configure => "configure",
+            Self::Cases => "cases",
+            Self::Shadow => "shadow",
         })
     }
 }
 
-/// All or none. `known`: components that were compiled before.
-pub(super) fn load<W: Abi>(
-    engine: &Arc<Engine>,
-    config: &Config,
-    here: &Node,
-    known: &HashMap<Digest, Compiled<W>>,
-    metrics: &Metrics,
+/// What is read for the policies of `config`.
+pub(super) fn wanted(config: &Config) -> Vec<Wanted<'_>> {
+    let mut wanted = Vec::new();
+    for plugin in config.plugins() {
+        wanted.push(Wanted { path: &plugin.path, limit: SIZE_LIMIT });
+        wanted.extend(plugin.cases.as_deref().map(|path| Wanted { path, limit: cases::SIZE_LIMIT }));
+    }
+    wanted
+}
+
+/// All of a world, or none. `known`: components that were compiled before, to which these are added.
+pub(super) fn load<W: Asks>(
+    parts: &Parts<'_>,
+    known: &mut HashMap<Digest, Compiled<W>>,
 ) -> Result<Set<W>, LoadError> {
     let mut set = Set::default();
-    for plugin in W::plugins(config) {
-        let error = |(stage, message): (Stage, String)| LoadError {
-            policy: plugin.name.clone(),
-            path: plugin.path.clone(),
-            stage,
-            // It may hold names from the component.
-            message: clean(&message, MESSAGE),
-        };
-        let (policy, loaded) = load_one(engine, plugin, here, known, &mut set.compiled).map_err(error)?;
-        set.entries.push(entry(plugin, Box::new(policy), metrics));
+    for plugin in W::plugins(parts.config) {
+        let (policy, loaded) = load_one(parts, plugin, known).map_err(|fault| fault.of(plugin))?;
+        set.entries.push(entry(plugin, Box::new(policy), parts.metrics));
         set.loaded.push(loaded);
     }
     Ok(set)
@@ -135,39 +165,59 @@ fn entry<W: World>(plugin: &Plugin, policy: Box<dyn Answers<W>>, metrics: &Metri
     }
 }
 
-fn load_one<W: Abi>(
-    engine: &Arc<Engine>,
+fn load_one<W: Asks>(
+    parts: &Parts<'_>,
     plugin: &Plugin,
-    here: &Node,
-    known: &HashMap<Digest, Compiled<W>>,
-    compiled: &mut HashMap<Digest, Compiled<W>>,
-) -> Result<(Policy<W>, Loaded), (Stage, String)> {
-    let bytes = read(&plugin.path).map_err(|error| (Stage::Read, error.to_string()))?;
-    let digest = Digest::sha256(&bytes);
+    known: &mut HashMap<Digest, Compiled<W>>,
+) -> Result<(Policy<W>, Loaded), Fault> {
+    let file = |path: &Path| parts.files.get(path).map(Vec::as_slice).unwrap_or_default();
+    let bytes = file(&plugin.path);
+    let digest = Digest::sha256(bytes);
     if let Some(pin) = &plugin.sha256
         && !pin.eq_ignore_ascii_case(&digest.hex())
     {
-        return Err((Stage::Pin, format!("its SHA-256 is {}, and {pin} is pinned", digest.hex())));
+        let message = format!("its SHA-256 is {}, and {pin} is pinned", digest.hex());
+        return Err(Fault::new(Stage::Pin, message)
+            .hint("mount the file that is pinned, or pin what sha256sum prints"));
     }
-    let component = match compiled.get(&digest).or_else(|| known.get(&digest)) {
+    let component = match known.get(&digest) {
         Some(component) => component.clone(),
-        None => engine.compile(&bytes).map_err(|unfit| {
+        None => parts.engine.compile(bytes).map_err(|unfit| {
             let stage = match unfit {
                 Unfit::Size(_) | Unfit::Form(_) => Stage::Size,
                 Unfit::World(_) => Stage::World,
                 Unfit::Compile(_) => Stage::Compile,
             };
-            (stage, unfit.to_string())
+            Fault::new(stage, unfit.to_string()).hint("`peili plugin check FILE` says the same of the file")
         })?,
     };
-    compiled.insert(digest, component.clone());
-    let settings = plugin.settings();
+    known.insert(digest, component.clone());
+    let settings = json(&plugin.settings);
     if settings.len() > SETTINGS {
-        return Err((Stage::Configure, "its settings have more than 256 KiB".into()));
+        return Err(Fault::new(Stage::Configure, "its settings have more than 256 KiB".into()));
     }
-    let name = Arc::from(plugin.name.as_str());
-    let configured = Policy::configure(Arc::clone(engine), component, name, settings, here);
-    let (policy, info) = configured.map_err(|refused| (Stage::Configure, refused.to_string()))?;
+    let name: Arc<str> = Arc::from(plugin.name.as_str());
+    let configure = |settings: String, here: &Node| {
+        Policy::configure(Arc::clone(parts.engine), component.clone(), Arc::clone(&name), settings, here)
+    };
+    let (policy, info) = configure(settings, parts.here).map_err(|refused| Fault {
+        is_passing: refused.is_passing(),
+        ..Fault::new(Stage::Configure, refused.to_string())
+            .hint("`peili plugin check FILE --settings JSON` tries settings")
+    })?;
+    if let Some(path) = &plugin.cases {
+        let of_cases = |message: String| Fault { is_of_cases: true, ..Fault::new(Stage::Cases, message) };
+        let text = file(path);
+        if text.len() as u64 > cases::SIZE_LIMIT {
+            return Err(of_cases("the file of cases has more than 1 MiB".into()));
+        }
+        let cases = cases::File::parse(text).map_err(of_cases)?;
+        let configure = |settings: String, here: &Node| configure(settings, here).map(|(policy, _)| policy);
+        cases::run(&cases, &plugin.settings, configure).map_err(|failed| Fault {
+            is_passing: failed.is_passing,
+            ..of_cases(failed.message).hint("`peili plugin test FILE CASES` shows all that fail")
+        })?;
+    }
     let loaded = Loaded {
         world: W::NAME.into(),
         name: plugin.name.clone(),
@@ -177,6 +227,81 @@ fn load_one<W: Abi>(
         failure: plugin.failure,
     };
     Ok((policy, loaded))
+}
+
+impl LoadError {
+    /// Of a file that was not read. `is_standing`: whether the policies in force were read from there.
+    pub(super) fn unread(config: &Config, unread: Unread, is_standing: bool) -> Self {
+        let Unread { path, error, is_absent, hint } = unread;
+        let policy = config.plugins().find(|plugin| plugin.files().any(|file| file == path));
+        let hint = match (is_absent, is_standing) {
+            (true, true) => {
+                Some("is its mount gone? To do without the policy, take it out of the configuration")
+            }
+            (true, false) => Some("mount it there, or correct its path"),
+            (false, _) => hint,
+        };
+        Self {
+            policy: policy.map(|policy| policy.name.clone()).unwrap_or_default(),
+            path,
+            stage: Stage::Read,
+            message: clean(&error.to_string(), MESSAGE),
+            hint: hint.map(Into::into),
+            pending: false,
+            is_passing: true,
+            may_wait: is_absent && !is_standing && policy.is_some_and(|policy| policy.sha256.is_some()),
+        }
+    }
+}
+
+/// In one line, and the hint in another.
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { policy, path, stage, message, hint, pending, .. } = self;
+        if *pending {
+            f.write_str("pending: ")?;
+        }
+        match (policy.as_str(), path.as_os_str().is_empty()) {
+            ("", _) => write!(f, "policies, {stage}: {message}")?,
+            (policy, true) => write!(f, "policy `{policy}`, {stage}: {message}")?,
+            (policy, false) => write!(f, "policy `{policy}` ({}), {stage}: {message}", path.display())?,
+        }
+        hint.as_ref().map_or(Ok(()), |hint| write!(f, "\nhint: {hint}"))
+    }
+}
+
+impl Fault {
+    fn new(stage: Stage, message: String) -> Self {
+        // The bytes are what they are; that they are written anew is seen.
+        Self { stage, message, hint: None, is_passing: false, is_of_cases: false }
+    }
+
+    fn hint(self, hint: &str) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    fn of(self, plugin: &Plugin) -> LoadError {
+        let Self { stage, message, hint, is_passing, is_of_cases } = self;
+        let path = if is_of_cases { plugin.cases.as_ref() } else { None };
+        LoadError {
+            policy: plugin.name.clone(),
+            path: path.unwrap_or(&plugin.path).clone(),
+            stage,
+            // It may hold names from the component.
+            message: clean(&message, MESSAGE),
+            hint,
+            pending: false,
+            is_passing,
+            may_wait: stage == Stage::Pin,
+        }
+    }
+}
+
+impl Refused {
+    /// Whether it may be the machine's fault, and pass.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Slow(_) | Self::Failed(Failure::Time))
+    }
 }
 
 impl fmt::Display for Refused {
@@ -202,36 +327,4 @@ impl fmt::Display for Refused {
             Self::Failed(failure) => write!(f, "{failure}"),
         }
     }
-}
-
-/// The whole of a regular file of bounded size. A pipe in its place is not waited for.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    // One byte more, so that a larger file is seen to be larger.
-    file.take(SIZE_LIMIT + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// A file's device, number, size and times.
-pub(super) type Stamp = [u64; 7];
-
-/// What tells one state of a file from another; `None`: it is not there.
-pub(super) fn stamp(path: &Path) -> Option<Stamp> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = fs::metadata(path).ok()?;
-    Some([
-        metadata.dev(),
-        metadata.ino(),
-        metadata.len(),
-        metadata.mtime().cast_unsigned(),
-        metadata.mtime_nsec().cast_unsigned(),
-        metadata.ctime().cast_unsigned(),
-        metadata.ctime_nsec().cast_unsigned(),
-    ])
 }

@@ -9,8 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::Failure;
 use super::world::World;
+use super::{Failure, Stage};
 
 /// Upper bounds in seconds: a warm call takes microseconds, the deadline is 10 ms.
 const BUCKETS: [f64; 10] = [2e-6, 4e-6, 8e-6, 16e-6, 32e-6, 64e-6, 250e-6, 1e-3, 4e-3, 16e-3];
@@ -24,7 +24,9 @@ pub struct Metrics {
     /// Number of the generation in force; 0: none.
     pub(super) generation: Gauge,
     /// Generations that were refused.
-    pub(super) refused: Counter,
+    refused: Family<StageLabels, Counter>,
+    /// Whether files are waited for that match their pins.
+    pub(super) pending: Gauge,
 }
 
 /// The counters of one policy, looked up once.
@@ -36,6 +38,11 @@ pub(super) struct PolicyMetrics {
     /// In the order of the world's outcomes.
     decided: Vec<Counter>,
     failed: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabels {
+    stage: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -65,7 +72,8 @@ impl Default for Metrics {
             failures: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             generation: Gauge::default(),
-            refused: Counter::default(),
+            refused: Family::default(),
+            pending: Gauge::default(),
         }
     }
 }
@@ -84,10 +92,20 @@ impl Metrics {
         registry.register("generation", "Number of the policies in force", metrics.generation.clone());
         registry.register(
             "refused_generations",
-            "Policies that were not taken over",
+            "Policies that were not taken over, by the stage that refused them",
             metrics.refused.clone(),
         );
+        registry.register(
+            "pending",
+            "1 while files are waited for that match their pins",
+            metrics.pending.clone(),
+        );
         metrics
+    }
+
+    /// Counts policies that were not taken over.
+    pub(super) fn refused(&self, stage: Stage) {
+        self.refused.get_or_create(&StageLabels { stage: stage.to_string() }).inc();
     }
 
     /// The counters of a policy of this world, from 0 on.

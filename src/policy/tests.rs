@@ -1,7 +1,9 @@
-//! The engine with real components, well-behaved and not; files that change; chains.
+//! The engine with real components, well-behaved and not; files that change; generations; chains.
 
 mod engine;
+mod files;
 mod merge;
+mod reload;
 mod trust;
 
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Policies from mounted files decide what crosses the wire: pulls through CRI, counted at the origin and at both peers.
 
+mod reload;
 mod trust;
 mod upstreams;
 
@@ -36,6 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case::new("policies::cases_of_the_shipped", &[Requirement::Policies], cases_of_the_shipped));
     cases.push(Case::new("policies::documented", &[Requirement::Policies], documented));
     cases.push(Case::new("policies::explained", &[Requirement::Policies], explained));
+    cases.extend(reload::cases());
     cases.extend(trust::cases());
     cases.extend(upstreams::cases());
     cases
@@ -197,13 +199,17 @@ async fn replaced_live() {
     assert_eq!(node.fetch(&path).await.unwrap().status, 200);
 
     let absent = json!({"policies": {"registry": [{"name": "absent", "path": "/no/such/policy.wasm"}]}});
-    for (config, status, problem) in [
-        (deny("first"), 403, None),
-        (absent, 403, Some("No such file")),
-        (guest("bypass", "deny"), 404, None),
-        (json!({"policies": {"registry": []}}), 200, None),
+    let slip = Some("recent requests would be answered otherwise");
+    for (config, most, status, problem) in [
+        (deny("first"), 20, 403, None),
+        (absent, 20, 403, Some("No such file")),
+        // All that was asked for is this image, a hundred times at the least.
+        (guest("bypass", "deny"), 20, 403, slip),
+        (guest("bypass", "deny"), 100, 404, None),
+        (json!({"policies": {"registry": []}}), 100, 200, None),
     ] {
         node.plan.merge(&config);
+        node.plan.merge(&json!({"policies": {"max-change": most}}));
         node.rewrite().unwrap();
         wait::until(&format!("{status}, {problem:?}"), APPLIED, async || {
             let problems = node.status().await.ok()?["problems"].to_string();

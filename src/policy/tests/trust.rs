@@ -81,6 +81,7 @@ fn plugin(component: &str, settings: Value) -> Plugin {
         settings,
         mode: Mode::Enforce,
         failure: Failing::Bypass,
+        cases: None,
     }
 }
 

@@ -1,0 +1,200 @@
+//! What it takes to make the next generation: the engine, components that are compiled, and what is waited for.
+//!
+//! It knows which files the set in force came from, but neither asks it anything nor puts another one in its place.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::engine::{Compiled, Engine};
+use super::files::{self, Unread, stamp};
+use super::load::{self, LoadError, Parts, Set, Stage};
+use super::metrics::Metrics;
+use super::registry::Registry;
+use super::trust::Trust;
+use super::{Config, Node};
+use crate::oci::Digest;
+
+/// How soon what could not be loaded is tried again although no file changed: a file may have been made readable, or the
+/// machine been too busy.
+const RETRY: Duration = Duration::from_secs(10);
+/// How long files that match their pins are waited for: kubelet brings each mount up to date on its own, a minute and a half
+/// apart at most.
+pub(super) const PENDING: Duration = Duration::from_secs(90);
+/// Letters of a revision.
+const REVISION: usize = 16;
+
+/// What was made for a generation.
+pub(super) struct Sets {
+    pub(super) registry: Set<Registry>,
+    pub(super) trust: Set<Trust>,
+    /// What tells this set from others: its components, their order, settings, modes and failure verdicts.
+    pub(super) revision: String,
+}
+
+pub(super) struct Loader {
+    pub(super) config: Config,
+    /// Made with the first policy: without one it costs nothing.
+    engine: Option<Arc<Engine>>,
+    registry: HashMap<Digest, Compiled<Registry>>,
+    trust: HashMap<Digest, Compiled<Trust>>,
+    /// Of the files when they were read last.
+    pub(super) stamps: Stamps,
+    /// Of the generation in force; 0: none.
+    pub(super) number: i64,
+    /// Of the generation in force.
+    pub(super) revision: String,
+    /// When what could not be loaded is tried again.
+    pub(super) retry: Option<Instant>,
+    /// How long files that match their pins are waited for.
+    pub(super) patience: Duration,
+    /// Since when they are.
+    waiting: Option<Instant>,
+    /// Digests of the components of the generation in force and of the one before, and of the last that was tried.
+    kept: [HashSet<Digest>; 3],
+    /// The files of the generation in force.
+    standing: HashSet<PathBuf>,
+}
+
+pub(super) type Stamps = Vec<Option<files::Stamp>>;
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self {
+            config: Config::default(),
+            engine: None,
+            registry: HashMap::new(),
+            trust: HashMap::new(),
+            stamps: Stamps::new(),
+            number: 0,
+            revision: String::new(),
+            retry: None,
+            patience: PENDING,
+            waiting: None,
+            kept: Default::default(),
+            standing: HashSet::new(),
+        }
+    }
+}
+
+impl Loader {
+    /// Another configuration counts from now on.
+    pub(super) fn configure(&mut self, config: &Config) {
+        if !self.config.plugins().eq(config.plugins()) {
+            self.waiting = None;
+        }
+        self.config = config.clone();
+    }
+
+    /// What the files are now.
+    pub(super) fn look(&self) -> Stamps {
+        self.config.files().map(stamp).collect()
+    }
+
+    /// Makes what the configuration and the files say, all or nothing. Compiles what it does not know.
+    pub(super) fn make(&mut self, here: &Node, metrics: &Metrics) -> Result<Sets, LoadError> {
+        let config = self.config.clone();
+        let Some(first) = config.plugins().next() else {
+            self.tried(HashSet::new());
+            return Ok(Sets { registry: Set::default(), trust: Set::default(), revision: revision(&[]) });
+        };
+        let engine = match &self.engine {
+            Some(engine) => Arc::clone(engine),
+            None => {
+                let engine = Engine::new().map_err(|message| LoadError {
+                    policy: first.name.clone(),
+                    path: first.path.clone(),
+                    stage: Stage::Engine,
+                    message,
+                    hint: None,
+                    pending: false,
+                    is_passing: true,
+                    may_wait: false,
+                })?;
+                Arc::clone(self.engine.insert(Arc::new(engine)))
+            }
+        };
+        let read = files::read(&config.roots(), &load::wanted(&config));
+        let files = read.map_err(|unread| self.unread(&config, unread))?;
+        let parts = Parts { engine: &engine, config: &config, here, metrics, files: &files };
+        let registry = load::load(&parts, &mut self.registry);
+        let trust = registry.and_then(|registry| Ok((registry, load::load(&parts, &mut self.trust)?)));
+        self.tried(
+            config.plugins().filter_map(|plugin| Some(Digest::sha256(files.get(&plugin.path)?))).collect(),
+        );
+        let (registry, trust) = trust?;
+        let loaded = registry.loaded.iter().chain(&trust.loaded);
+        let described: Vec<_> = loaded
+            .zip(config.plugins())
+            .map(|(loaded, plugin)| {
+                let settings = plugin.settings.to_string();
+                (&loaded.world, &loaded.name, &loaded.sha256, settings, loaded.mode, loaded.failure)
+            })
+            .collect();
+        let revision = revision(&serde_json::to_vec(&described).unwrap_or_default());
+        Ok(Sets { registry, trust, revision })
+    }
+
+    fn unread(&self, config: &Config, unread: Unread) -> LoadError {
+        let is_standing = self.standing.contains(&unread.path);
+        LoadError::unread(config, unread, is_standing)
+    }
+
+    /// Components that were compiled are kept for the generation in force, the one before it, since going back is common, and
+    /// what was tried last, so that nothing is compiled twice while it is mended.
+    fn tried(&mut self, digests: HashSet<Digest>) {
+        self.kept[2] = digests;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        let kept = &self.kept;
+        let is_kept = |digest: &Digest| kept.iter().any(|digests| digests.contains(digest));
+        self.registry.retain(|digest, _| is_kept(digest));
+        self.trust.retain(|digest, _| is_kept(digest));
+    }
+
+    /// Components that are kept.
+    #[cfg(test)]
+    pub(super) fn compiled(&self) -> usize {
+        self.registry.len() + self.trust.len()
+    }
+
+    /// What was made last is in force.
+    pub(super) fn took(&mut self, revision: String) {
+        if self.kept[0] != self.kept[2] {
+            let [standing, before, tried] = &mut self.kept;
+            *before = std::mem::replace(standing, tried.clone());
+            self.forget();
+        }
+        self.standing = self.config.files().map(Into::into).collect();
+        self.revision = revision;
+        self.retry = None;
+        self.waiting = None;
+    }
+
+    /// It is not; tells whether that is waited for, and sees to the next try.
+    pub(super) fn refused(&mut self, error: LoadError, now: Instant) -> LoadError {
+        self.retry = error.is_passing.then_some(now + RETRY);
+        if !error.may_wait {
+            return error;
+        }
+        let until = *self.waiting.get_or_insert(now) + self.patience;
+        if now >= until {
+            return error;
+        }
+        self.retry = Some(until.min(now + RETRY));
+        let hint = format!(
+            "the configuration may be ahead of the files; they are waited for {} s",
+            self.patience.as_secs()
+        );
+        LoadError { pending: true, hint: Some(hint), ..error }
+    }
+}
+
+fn revision(described: &[u8]) -> String {
+    let mut revision = Digest::sha256(described).hex();
+    revision.truncate(REVISION);
+    revision
+}

@@ -1,0 +1,209 @@
+//! What a changed set of policies would have said of the last requests, before it is in force.
+//!
+//! Keeps copies of recent questions of the registry world, and compares what the set in force and its successor answer to
+//! them now. It changes nothing, counts nowhere, and asks nobody about peers.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use super::Failure;
+use super::chain::Chain;
+use super::registry::{Reference, Registry, Request, Requester, Way};
+
+/// Requests that are kept.
+const KEPT: usize = 1000;
+/// Longest text of one that is kept, in bytes: what a peer says of itself is bounded elsewhere, and far below it. With it all
+/// of them have 2 MiB at most.
+const TEXT: usize = 2048;
+/// Of fewer requests no share is counted: one image more or less would be all of it.
+const LEAST: usize = 50;
+/// For one policy and request: more than a request has, since it is no fault of a policy's if the machine is busy.
+const LIMIT: Duration = Duration::from_millis(50);
+/// For all requests; those that are left then are not asked about.
+const TIME: Duration = Duration::from_secs(5);
+
+/// The last requests.
+#[derive(Debug, Default)]
+pub(super) struct Recent(Mutex<VecDeque<Request>>);
+
+/// Why a set is not to be taken over.
+#[derive(Debug)]
+pub(super) enum Objection {
+    /// A policy of it fails on a request.
+    Fails { policy: Arc<str>, failure: Failure, on: String },
+    /// It answers too many otherwise.
+    Changes {
+        changed: usize,
+        asked: usize,
+        limit: u8,
+        /// One of them, and the policy that decides it then or, failing that, decided it before.
+        example: String,
+        by: Option<Arc<str>>,
+    },
+}
+
+impl Recent {
+    /// Keeps a copy, unless it would wait for that: what is left out is as good as what is kept.
+    pub(super) fn keep(&self, request: &Request) {
+        if text(request) > TEXT {
+            return;
+        }
+        let copy = request.clone();
+        let mut kept = match self.0.try_lock() {
+            Ok(kept) => kept,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let oldest = if kept.len() == KEPT { kept.pop_front() } else { None };
+        kept.push_back(copy);
+        // Freed once nobody is kept out by it.
+        drop(kept);
+        drop(oldest);
+    }
+
+    /// All of them, the oldest first.
+    pub(super) fn all(&self) -> Vec<Request> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// Asks both sets about each request, once about those that are alike.
+pub(super) fn compare(
+    requests: &[Request],
+    before: &Chain<Registry>,
+    after: &Chain<Registry>,
+    limit: u8,
+) -> Result<(), Objection> {
+    let ends = Instant::now() + TIME;
+    let (mut asked, mut changed, mut example) = (0, 0, None);
+    for (request, times) in distinct(requests) {
+        if Instant::now() >= ends {
+            break;
+        }
+        let (then, failed) = after.replay(request, LIMIT);
+        if let Some((policy, failure)) = failed {
+            return Err(Objection::Fails { policy, failure, on: describe(request) });
+        }
+        let (now, _) = before.replay(request, LIMIT);
+        asked += times;
+        if !is_same(&now.way, &then.way) {
+            changed += times;
+            example.get_or_insert_with(|| {
+                let text = format!("{}: {now}, and then {then}", describe(request));
+                (text, then.by.or(now.by))
+            });
+        }
+    }
+    match example {
+        Some((example, by)) if asked >= LEAST && changed * 100 > asked * usize::from(limit) => {
+            Err(Objection::Changes { changed, asked, limit, example, by })
+        }
+        _ => Ok(()),
+    }
+}
+
+impl fmt::Display for Objection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fails { failure, on, .. } => write!(f, "on a recent request, {on}, {failure}"),
+            Self::Changes { changed, asked, limit, example, .. } => write!(
+                f,
+                "{changed} of {asked} recent requests would be answered otherwise, more than {limit} of 100 \
+                 (policies.max-change); one is {example}"
+            ),
+        }
+    }
+}
+
+/// Those that differ in more than the time of day, and how often each came.
+fn distinct(requests: &[Request]) -> Vec<(&Request, usize)> {
+    let mut distinct: Vec<(&Request, usize)> = Vec::new();
+    let is_alike = |one: &Request, other: &Request| {
+        (&one.reference, &one.name, one.operation) == (&other.reference, &other.name, other.operation)
+            && one.upstreams == other.upstreams
+            && (&one.requester, &one.descriptor, one.availability)
+                == (&other.requester, &other.descriptor, other.availability)
+    };
+    for request in requests {
+        match distinct.iter_mut().find(|(known, _)| is_alike(known, request)) {
+            Some((_, times)) => *times += 1,
+            None => distinct.push((request, 1)),
+        }
+    }
+    distinct
+}
+
+/// The words of a denial are no decision.
+fn is_same(one: &Way, other: &Way) -> bool {
+    matches!((one, other), (Way::Deny(_), Way::Deny(_))) || one == other
+}
+
+fn describe(request: &Request) -> String {
+    let Request { name, reference, requester, .. } = request;
+    let asks = if matches!(requester, Requester::Runtime) { "" } else { " for a peer" };
+    match reference {
+        Some(Reference::Tag(tag)) => format!("{name}:{tag}{asks}"),
+        Some(Reference::Digest(digest)) => format!("{name}@{digest}{asks}"),
+        None => format!("{name}{asks}"),
+    }
+}
+
+/// Bytes of text that are of unknown length.
+fn text(request: &Request) -> usize {
+    let node = match &request.requester {
+        Requester::Runtime => 0,
+        Requester::Peer(node, _) => {
+            let labels = node.labels.iter().map(|label| label.key.len() + label.value.len());
+            node.id.len() + node.name.len() + node.version.len() + labels.sum::<usize>()
+        }
+    };
+    let media_type = request.descriptor.0.as_ref().map_or(0, |text| text.len());
+    node + media_type + request.name.repository.as_str().len() + request.name.registry.as_str().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::policy::registry::Availability;
+
+    fn request(number: usize) -> Request {
+        let image = format!("r.test/a/app-{number}:v1").parse().unwrap();
+        Request::manifest(&image, Requester::Runtime, Availability::default(), Arc::default())
+    }
+
+    #[test]
+    fn the_last_are_kept() {
+        let recent = Recent::default();
+        let requests: Vec<Request> = (0..KEPT + 10).map(request).collect();
+        let began = Instant::now();
+        requests.iter().for_each(|request| recent.keep(request));
+        println!("{:?} for each", began.elapsed() / 1010);
+        let all = recent.all();
+        assert_eq!((all.len(), describe(&all[0])), (KEPT, "r.test/a/app-10:v1".into()));
+        let mut large = request(0);
+        large.descriptor.0 = Some("x".repeat(TEXT).into());
+        recent.keep(&large);
+        assert_eq!(recent.all(), all, "what would fill memory is not");
+    }
+
+    /// Guards that no request waits for a copy of another.
+    #[test]
+    fn nobody_waits_to_be_kept() {
+        let recent = Recent::default();
+        let held = recent.0.lock().unwrap();
+        recent.keep(&request(1));
+        drop(held);
+        assert!(recent.all().is_empty());
+    }
+
+    #[test]
+    fn those_that_are_alike_are_one() {
+        let requests = [request(1), request(2), request(1)];
+        let counts: Vec<usize> = distinct(&requests).into_iter().map(|(_, times)| times).collect();
+        assert_eq!(counts, [2, 1]);
+    }
+}
