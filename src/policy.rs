@@ -26,9 +26,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use config::{Config, Failing, Mode, Plugin, Startup};
-pub use engine::{SIZE_LIMIT, world};
+pub use engine::{Facts, SIZE_LIMIT, facts, world};
 pub use generation::{Loaded, Policies};
-pub use load::{LoadError, Stage};
+pub use load::{LoadError, Stage, read};
 
 /// What a policy is told about a node, its own or a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

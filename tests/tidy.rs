@@ -115,14 +115,16 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_mangen", &["cli"]),
     ("indicatif", &["pull"]),
     ("hickory_resolver", &["network"]),
-    ("base64", &["network/admission", "transfer/wire"]),
+    ("base64", &["network/admission", "transfer/wire", "plugin/manifest"]),
+    ("flate2", &["plugin"]),
     ("zeroize", &["network/admission"]),
-    ("toml_edit", &["upstream", "configure"]),
+    // In `plugin` for cargo's configuration.
+    ("toml_edit", &["upstream", "configure", "plugin/vendored"]),
     ("similar", &["configure"]),
     ("wasmtime", &["policy/engine"]),
     ("wasmparser", &["policy/engine"]),
     ("wit_component", &["plugin"]),
-    ("tar", &["store", "pull"]),
+    ("tar", &["store", "pull", "plugin/new"]),
     // In `configure` for the files of k3s and RKE2.
     ("serde_saphyr", &["config", "cli", "configure", "plugin"]),
 ];

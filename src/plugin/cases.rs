@@ -1,6 +1,6 @@
-//! `peili plugin test`: questions with the answers that an author expects, asked of the real engine.
+//! `peili plugin test`, `run` and `diff`: questions, with the answers that an author expects, asked of the real engine.
 //!
-//! Each is asked twice of one instance and once of a fresh one, since a verdict must depend on nothing but the settings and
+//! `test` asks each twice of one instance and once of a fresh one, since a verdict must depend on nothing but the settings and
 //! the question.
 
 use std::fmt;
@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::Candidate;
 use crate::oci::{Level, PeerId, Reference as Image, ReferenceError};
 use crate::policy::metrics::Metrics;
 use crate::policy::registry::{Availability, RegistryPolicy, Request as RegistryRequest, Requester};
@@ -35,10 +36,19 @@ struct File {
 
 /// A question, and the verdict that is expected.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(try_from = "Map<String, Value>")]
 struct Case {
     name: String,
     settings: Option<Value>,
+    asked: Asked,
+    /// As `peili explain` writes it; without the parenthesis, any reason will do.
+    expect: String,
+}
+
+/// What a case is about.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Asked {
     /// Registry world: the image whose manifest is asked for; by a peer, where there is one.
     image: Option<String>,
     /// Registry world: who asks, if not the runtime. Trust world: who is judged.
@@ -51,8 +61,24 @@ struct Case {
     evidence: Vec<Method>,
     #[serde(default)]
     conduct: Seen,
-    /// As `peili explain` writes it; without the parenthesis, any reason will do.
-    expect: String,
+}
+
+impl TryFrom<Map<String, Value>> for Case {
+    type Error = String;
+
+    /// By hand, since serde cannot refuse unknown keys of what is flattened.
+    fn try_from(mut keys: Map<String, Value>) -> Result<Self, String> {
+        let mut text = |key: &str| match keys.remove(key) {
+            Some(Value::String(text)) => Ok(text),
+            Some(_) => Err(format!("`{key}` is no text")),
+            None => Err(format!("missing field `{key}`")),
+        };
+        let (name, expect) = (text("name")?, text("expect")?);
+        let settings = keys.remove("settings");
+        let asked = serde_json::from_value(Value::Object(keys));
+        let asked = asked.map_err(|error| format!("case `{name}`: {error}"))?;
+        Ok(Self { name, settings, asked, expect })
+    }
 }
 
 /// A node.
@@ -114,6 +140,9 @@ pub enum CasesError {
     /// The component is of no world, or of one that has no cases.
     #[error("{} is no policy of the registry or the trust world", .0.display())]
     World(PathBuf),
+    /// A request that is none.
+    #[error("the request: {0}")]
+    Request(String),
     /// A case that is none.
     #[error("case `{case}`: {reason}")]
     Case {
@@ -138,34 +167,109 @@ enum Question {
     Trust(TrustRequest),
 }
 
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Answer {
+    /// As `peili explain` writes it.
+    pub verdict: String,
+    /// What it took, in microseconds.
+    pub micros: u64,
+}
+
+/// A case about which two components say different things.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Difference {
+    /// Its name.
+    pub name: String,
+    /// What the old one says.
+    pub old: String,
+    /// What the new one says.
+    pub new: String,
+}
+
+/// Policies that are asked the cases of a file.
+struct Subject {
+    candidate: Candidate,
+    is_trust: bool,
+    policies: Policies,
+}
+
 /// Runs the cases of a file with the component at `path`.
 ///
 /// # Errors
 /// They cannot be run; a case that fails is none.
 pub fn test(path: &Path, cases: &Path) -> Result<Vec<Tested>, CasesError> {
     let file = read(cases)?;
-    let is_trust = match super::world(path) {
-        Some("registry") => false,
-        Some("trust") => true,
-        _ => return Err(CasesError::World(path.to_owned())),
+    let subject = Subject::new(path, &file.here)?;
+    let run = |case: &Case| {
+        let question = case.question(subject.is_trust)?;
+        subject.load(case, &file)?;
+        let mut said = [question.ask(&subject.policies), question.ask(&subject.policies), String::new()];
+        subject.load(case, &file)?;
+        said[2] = question.ask(&subject.policies);
+        Ok(case.judge(&said))
     };
-    let policies = Policies::new(file.here.node("here", Provenance::Configured), Metrics::default());
-    let mut tested = Vec::new();
+    file.cases.iter().map(run).collect()
+}
+
+/// Asks two components the cases of a file; `expect` does not count. How many cases there are, and those about which they differ.
+///
+/// # Errors
+/// The cases cannot be run with both: a node would not take one with the settings, or they are of different worlds.
+pub fn diff(old: &Path, new: &Path, cases: &Path) -> Result<(usize, Vec<Difference>), CasesError> {
+    let file = read(cases)?;
+    let (old, new) = (Subject::new(old, &file.here)?, Subject::new(new, &file.here)?);
+    let mut differences = Vec::new();
     for case in &file.cases {
-        let question = case.question(is_trust)?;
-        let settings = case.settings.as_ref().unwrap_or(&file.settings);
-        let config = super::alone(path, settings.clone(), is_trust);
-        let load = || {
-            let loaded = policies.apply(&config);
-            loaded.map_err(|error| CasesError::Load { case: case.name.clone(), error })
+        let ask = |subject: &Subject| {
+            subject.load(case, &file)?;
+            Ok::<_, CasesError>(case.question(subject.is_trust)?.ask(&subject.policies))
         };
-        load()?;
-        let mut said = [question.ask(&policies), question.ask(&policies), String::new()];
-        load()?;
-        said[2] = question.ask(&policies);
-        tested.push(case.judge(&said));
+        let (old, new) = (ask(&old)?, ask(&new)?);
+        if old != new {
+            differences.push(Difference { name: case.name.clone(), old, new });
+        }
     }
-    Ok(tested)
+    Ok((file.cases.len(), differences))
+}
+
+/// Asks the component at `path` one request: the keys of a case, as YAML or JSON, without `name`, `settings` and `expect`.
+///
+/// # Errors
+/// The request is none, or a node would not take the component with the settings.
+pub fn run(path: &Path, settings: Value, request: &str) -> Result<Answer, CasesError> {
+    let asked: Asked =
+        serde_saphyr::from_str(request).map_err(|error| CasesError::Request(error.to_string()))?;
+    let subject = Subject::new(path, &Who::default())?;
+    let question = asked.question(subject.is_trust).map_err(CasesError::Request)?;
+    let loaded = subject.policies.apply(&subject.candidate.alone(settings));
+    loaded.map_err(|error| CasesError::Load { case: "the request".into(), error })?;
+    let said = question.said(&subject.policies);
+    let Said { verdict, micros, .. } =
+        said.ok_or_else(|| CasesError::Request("the policy was not asked".into()))?;
+    Ok(Answer { verdict, micros })
+}
+
+impl Subject {
+    fn new(path: &Path, here: &Who) -> Result<Self, CasesError> {
+        let candidate = Candidate::read(path);
+        let is_trust = match candidate.world() {
+            Some("registry") => false,
+            Some("trust") => true,
+            _ => return Err(CasesError::World(path.to_owned())),
+        };
+        let policies = Policies::new(here.node("here", Provenance::Configured), Metrics::default());
+        Ok(Self { candidate, is_trust, policies })
+    }
+
+    /// A fresh instance with the settings of a case.
+    fn load(&self, case: &Case, file: &File) -> Result<(), CasesError> {
+        let settings = case.settings.as_ref().unwrap_or(&file.settings);
+        let loaded = self.policies.apply(&self.candidate.alone(settings.clone()));
+        loaded.map_err(|error| CasesError::Load { case: case.name.clone(), error })
+    }
 }
 
 fn read(path: &Path) -> Result<File, CasesError> {
@@ -180,13 +284,13 @@ fn read(path: &Path) -> Result<File, CasesError> {
     serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))
 }
 
-impl Case {
-    fn question(&self, is_trust: bool) -> Result<Question, CasesError> {
-        let wrong = |reason: &str| CasesError::Case { case: self.name.clone(), reason: reason.to_owned() };
+impl Asked {
+    /// The question of a component of a world, or what is missing for it.
+    fn question(&self, is_trust: bool) -> Result<Question, String> {
         let node =
             |who: &Who| who.node("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp", Provenance::Claimed);
         if is_trust {
-            let peer = self.peer.as_ref().ok_or_else(|| wrong("it names no `peer`"))?;
+            let peer = self.peer.as_ref().ok_or("it names no `peer`")?;
             let methods = self.evidence.iter().map(|method| match method {
                 Method::ClusterKey => "cluster-key",
                 Method::PeerIdList => "peer-id-list",
@@ -201,14 +305,21 @@ impl Case {
                 now: SystemTime::now(),
             }));
         }
-        let image = self.image.as_ref().ok_or_else(|| wrong("it names no `image`"))?;
-        let image: Image = image.parse().map_err(|error: ReferenceError| wrong(&error.to_string()))?;
+        let image = self.image.as_ref().ok_or("it names no `image`")?;
+        let image: Image = image.parse().map_err(|error: ReferenceError| error.to_string())?;
         let requester = match &self.peer {
             Some(peer) => Requester::Peer(node(peer), self.level),
             None => Requester::Runtime,
         };
         let availability = Availability { local: self.peer.is_some(), peers: 0 };
         Ok(Question::Registry(RegistryRequest::manifest(&image, requester, availability)))
+    }
+}
+
+impl Case {
+    fn question(&self, is_trust: bool) -> Result<Question, CasesError> {
+        let asked = self.asked.question(is_trust);
+        asked.map_err(|reason| CasesError::Case { case: self.name.clone(), reason })
     }
 
     /// Compares what was said by one instance, by it again, and by a fresh one.
@@ -234,11 +345,15 @@ impl Case {
 
 impl Question {
     fn ask(&self, policies: &Policies) -> String {
+        self.said(policies).map(|said| said.verdict).unwrap_or_default()
+    }
+
+    fn said(&self, policies: &Policies) -> Option<Said> {
         let said = match self {
             Self::Registry(request) => RegistryPolicy::explain(policies, request).1,
             Self::Trust(request) => TrustPolicy::explain(policies, request).1,
         };
-        said.into_iter().next().map(|Said { verdict, .. }| verdict).unwrap_or_default()
+        said.into_iter().next()
     }
 }
 
@@ -264,6 +379,13 @@ impl From<Seen> for Conduct {
             protocol_errors: seen.protocol_errors,
             since_last_fault: seen.seconds_since_last_fault.map(Duration::from_secs),
         }
+    }
+}
+
+/// Lines for people.
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DIFFERS {}\n  old  {}\n  new  {}", self.name, self.old, self.new)
     }
 }
 

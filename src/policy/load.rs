@@ -204,8 +204,12 @@ impl fmt::Display for Refused {
     }
 }
 
-/// The whole of a regular file of bounded size. A pipe in its place is not waited for.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
+/// The whole of a regular file of bounded size ([`SIZE_LIMIT`], and one byte of what is larger). A pipe in its place is not
+/// waited for.
+///
+/// # Errors
+/// It cannot be read, or is no regular file.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
     let metadata = file.metadata()?;

@@ -1,5 +1,6 @@
 //! Policies from mounted files decide what crosses the wire: pulls through CRI, counted at the origin and at both peers.
 
+mod newcomer;
 mod trust;
 
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case::new("policies::required", &[Requirement::Policies], required));
     cases.push(Case::new("policies::cases_of_the_shipped", &[Requirement::Policies], cases_of_the_shipped));
     cases.push(Case::new("policies::explained", &[Requirement::Policies], explained));
+    cases.extend(newcomer::cases());
     cases.extend(trust::cases());
     cases
 }
