@@ -4,6 +4,7 @@
 
 mod commands;
 mod node;
+mod plugin;
 
 #[cfg(test)]
 mod tests;
@@ -92,11 +93,11 @@ enum Command {
     #[command(after_help = node::CLEANUP_HELP)]
     Cleanup(node::Cleanup),
 
-    /// Build and check policies
+    /// Write, build, check and measure policies
     ///
-    /// A policy is a WebAssembly component that a node asks what to mirror (docs/policies.md).
+    /// A policy is a WebAssembly component that a node asks what to mirror, or whom to trust (docs/policies.md).
     #[command(subcommand, after_help = EXIT_CODES)]
-    Plugin(Plugin),
+    Plugin(plugin::Plugin),
 
     /// Check, describe or show the configuration
     #[command(subcommand, after_help = EXIT_CODES)]
@@ -230,74 +231,6 @@ struct Identity {
 
     #[command(flatten)]
     sources: Sources,
-}
-
-#[derive(Debug, Subcommand)]
-enum Plugin {
-    /// Build the component of a policy from its crate
-    ///
-    /// Needs cargo, and either the target wasm32-unknown-unknown or the sources of Rust's standard library and LLVM's linker.
-    #[command(
-        after_help = "Examples:\n  peili plugin build plugins/allow-list\n  peili plugin build . --out allow-list.wasm --json\n\nExit codes: 0 done, 1 failed, 2 wrong usage."
-    )]
-    Build {
-        /// Folder of the crate
-        folder: PathBuf,
-        /// Where the component is written; beside what cargo made unless told otherwise
-        #[arg(long)]
-        out: Option<PathBuf>,
-        /// Print path, size and digest as JSON
-        #[arg(long)]
-        json: bool,
-    },
-
-    /// Measure how long a policy takes to load and to answer
-    #[command(
-        after_help = "Examples:\n  peili plugin bench allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}' nginx:1.27\n\nExit codes: 0 done, 1 failed, 2 wrong usage."
-    )]
-    Bench {
-        /// The component
-        file: PathBuf,
-        /// The image that is asked about
-        #[arg(default_value = "docker.io/library/nginx:1.27")]
-        image: Reference,
-        /// Settings as JSON
-        #[arg(long, default_value = "{}")]
-        settings: String,
-        /// Print the times as JSON
-        #[arg(long)]
-        json: bool,
-    },
-
-    /// Ask a policy the questions of a file, and compare its verdicts with those that are expected
-    ///
-    /// Each is asked twice of one instance and once of a fresh one, in the engine of a node.
-    #[command(
-        after_help = "Examples:\n  peili plugin test allow-list.wasm plugins/allow-list/cases.yaml\n\nExit codes: 0 all passed, 1 failed, 2 wrong usage."
-    )]
-    Test {
-        /// The component
-        file: PathBuf,
-        /// The cases, as docs/writing-policies.md describes them
-        cases: PathBuf,
-        /// Print what was expected and said as JSON
-        #[arg(long)]
-        json: bool,
-    },
-
-    /// Load a component as a node would, and say what it is or why a node would refuse it
-    #[command(after_help = "Examples:\n  peili plugin check allow-list.wasm\n  \
-        peili plugin check allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}'\n\nExit codes: 0 done, 1 failed, 2 wrong usage.")]
-    Check {
-        /// The component
-        file: PathBuf,
-        /// Settings as JSON
-        #[arg(long, default_value = "{}")]
-        settings: String,
-        /// Print path, size, digest and summary as JSON
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 #[derive(Debug, Subcommand)]

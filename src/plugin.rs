@@ -1,11 +1,14 @@
 //! Tools for authors of policies: `peili plugin`.
 //!
-//! Builds a component from a crate, looks at one as a node would that loads it, asks it what its author expects answers to,
-//! and measures it. It runs no node.
+//! Writes the crate of a new one, builds a component from a crate, looks at one as a node would that loads it, asks it what its
+//! author expects answers to, measures it, and says how it gets into a cluster. It runs no node, and asks no cluster.
 
 mod bench;
 mod build;
 mod cases;
+mod manifest;
+mod new;
+mod vendored;
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +20,9 @@ use crate::policy::{self, Policies};
 pub use crate::policy::cases::Tested;
 pub use bench::{Measured, bench};
 pub use build::{BuildError, build};
-pub use cases::{CasesError, test};
+pub use cases::{Answer, CasesError, Difference, diff, run, test};
+pub use manifest::{Fit, Manifest, manifest};
+pub use new::{Made, NewError, World, new};
 
 /// A component, for people and scripts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,18 +36,72 @@ pub struct Component {
     pub sha256: String,
     /// What it decides about: `registry` or `trust`.
     pub world: Option<String>,
+    /// The version of the contract that it is built for.
+    pub contract: Option<String>,
+    /// What it asks of its host.
+    pub imports: Vec<String>,
     /// What it says of itself once it is configured; none: it was not.
     pub summary: Option<String>,
+    /// The ways into a cluster, and how much each takes.
+    pub fits: Vec<Fit>,
+}
+
+/// A component from outside, before any of it is compiled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Inspected {
+    /// As `check` tells it.
+    #[serde(flatten)]
+    pub component: Component,
+    /// What a host may call.
+    pub exports: Vec<String>,
+    /// Functions of all its modules.
+    pub functions: u32,
+    /// Sections that nobody runs, with their sizes in bytes.
+    pub sections: std::collections::BTreeMap<String, u64>,
+}
+
+/// Why a component cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The file.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is too large, damaged, or something else.
+    #[error("{}: {reason}", path.display())]
+    Form {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It is of no world that a node asks.
+    #[error("{} is no policy of the registry or the trust world", .0.display())]
+    World(PathBuf),
+    /// No name of a policy.
+    #[error(
+        "`{0}` is no name for a ConfigMap\nhint: lower-case letters, digits and dashes; `--name` gives one"
+    )]
+    Name(String),
 }
 
 impl Component {
     fn of(path: &Path, bytes: &[u8]) -> Self {
+        let facts = policy::facts(bytes).unwrap_or_default();
         Self {
             path: path.to_owned(),
             size: bytes.len() as u64,
             sha256: Digest::sha256(bytes).hex(),
-            world: policy::world(bytes).map(Into::into),
+            world: facts.world.map(Into::into),
+            contract: facts.contract,
+            imports: facts.imports,
             summary: None,
+            fits: manifest::fits(bytes),
         }
     }
 }
@@ -52,40 +111,101 @@ impl Component {
 /// # Errors
 /// Why a node would not take it.
 pub fn check(path: &Path, settings: serde_json::Value) -> Result<Component, policy::LoadError> {
-    let policies = load(path, settings)?;
-    let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    let loaded = policies.loaded().into_iter().next();
-    Ok(Component {
-        path: path.to_owned(),
-        size,
-        sha256: loaded.as_ref().map(|loaded| loaded.sha256.clone()).unwrap_or_default(),
-        world: loaded.as_ref().map(|loaded| loaded.world.clone()),
-        summary: loaded.map(|loaded| loaded.summary),
+    let candidate = Candidate::read(path);
+    let policies = candidate.load(settings)?;
+    let summary = policies.loaded().into_iter().next().map(|loaded| loaded.summary);
+    Ok(Component { summary, ..Component::of(path, &candidate.bytes) })
+}
+
+/// Tells what is in the component at `path`. Nothing of it is compiled or run.
+///
+/// # Errors
+/// It cannot be read, or is no component.
+pub fn inspect(path: &Path) -> Result<Inspected, InspectError> {
+    let bytes = policy::read(path).map_err(|source| InspectError::Read { path: path.to_owned(), source })?;
+    let facts =
+        policy::facts(&bytes).map_err(|reason| InspectError::Form { path: path.to_owned(), reason })?;
+    Ok(Inspected {
+        component: Component::of(path, &bytes),
+        exports: facts.exports,
+        functions: facts.functions,
+        sections: facts.sections,
     })
 }
 
-/// A chain of this policy alone, in the world that it is of.
-fn load(path: &Path, settings: serde_json::Value) -> Result<Policies, policy::LoadError> {
-    let policies = Policies::new(policy::Node::default(), policy::metrics::Metrics::default());
-    policies.apply(&alone(path, settings, world(path) == Some("trust")))?;
-    Ok(policies)
+/// A component that is to be loaded, read once and within bounds. What cannot be read has no bytes: loading says why.
+struct Candidate {
+    path: PathBuf,
+    bytes: Vec<u8>,
 }
 
-/// What the component at `path` decides about. That it cannot be read, or is of no world, is an error of loading it.
-fn world(path: &Path) -> Option<&'static str> {
-    std::fs::read(path).ok().and_then(|bytes| policy::world(&bytes))
+impl Candidate {
+    fn read(path: &Path) -> Self {
+        // A node reads from folders that its configuration names whole; here any way to the file will do.
+        let whole = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+        let path = whole.unwrap_or_else(|_| path.to_owned());
+        Self { bytes: policy::read(&path).unwrap_or_default(), path }
+    }
+
+    /// What it decides about.
+    fn world(&self) -> Option<&'static str> {
+        policy::world(&self.bytes)
+    }
+
+    /// A chain of this policy alone, in the world that it is of.
+    fn load(&self, settings: serde_json::Value) -> Result<Policies, policy::LoadError> {
+        let policies = Policies::new(policy::Node::default(), policy::metrics::Metrics::default());
+        policies.apply(&self.alone(settings))?;
+        Ok(policies)
+    }
+
+    /// The configuration of such a chain. The file is read again when it is loaded, so these bytes are pinned.
+    fn alone(&self, settings: serde_json::Value) -> policy::Config {
+        let plugin = policy::Plugin {
+            name: "policy".into(),
+            path: self.path.clone(),
+            sha256: (!self.bytes.is_empty()).then(|| Digest::sha256(&self.bytes).hex()),
+            settings,
+            mode: policy::Mode::default(),
+            failure: policy::Failing::default(),
+            cases: None,
+        };
+        let is_trust = self.world() == Some("trust");
+        let (registry, trust) = if is_trust { (vec![], vec![plugin]) } else { (vec![plugin], vec![]) };
+        policy::Config { registry, trust, ..policy::Config::default() }
+    }
 }
 
-fn alone(path: &Path, settings: serde_json::Value, is_trust: bool) -> policy::Config {
-    let plugin = policy::Plugin {
-        name: "policy".into(),
-        path: path.to_owned(),
-        sha256: None,
-        settings,
-        mode: policy::Mode::default(),
-        failure: policy::Failing::default(),
-        cases: None,
-    };
-    let (registry, trust) = if is_trust { (vec![], vec![plugin]) } else { (vec![plugin], vec![]) };
-    policy::Config { registry, trust, ..policy::Config::default() }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_looked_at_is_what_is_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.wasm");
+        std::fs::write(&path, "one").unwrap();
+        let candidate = Candidate::read(&path);
+        std::fs::write(&path, "another").unwrap();
+        let error = candidate.load(serde_json::json!({})).err().unwrap();
+        assert_eq!(error.stage, policy::Stage::Pin, "{error}");
+    }
+
+    #[test]
+    fn what_is_no_component_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.wasm");
+        assert!(matches!(inspect(&path), Err(InspectError::Read { .. })));
+        let large = usize::try_from(policy::SIZE_LIMIT).unwrap() + 10;
+        for (bytes, part) in [
+            (b"text".to_vec(), "no WebAssembly"),
+            (b"\0asm\x01\0\0\0".to_vec(), "core module"),
+            (vec![0; large], "more than 4 MiB"),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let error = inspect(&path).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+            assert!(manifest(&path, None, None, &serde_json::json!({})).is_err());
+        }
+    }
 }

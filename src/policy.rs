@@ -30,7 +30,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use config::{Config, Failing, Mode, Plugin, Startup};
-pub use engine::{SIZE_LIMIT, world};
+pub use engine::{Facts, SIZE_LIMIT, facts, world};
+pub use files::component as read;
 pub use generation::{Loaded, Policies};
 pub use load::{LoadError, Stage};
 

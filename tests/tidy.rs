@@ -115,15 +115,17 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_mangen", &["cli"]),
     ("indicatif", &["pull"]),
     ("hickory_resolver", &["network"]),
-    ("base64", &["network/admission", "transfer/wire", "upstream/credentials"]),
+    ("base64", &["network/admission", "transfer/wire", "upstream/credentials", "plugin/manifest"]),
+    ("flate2", &["plugin"]),
     ("zeroize", &["network/admission"]),
-    ("toml_edit", &["upstream", "configure"]),
+    // In `plugin` for cargo's configuration.
+    ("toml_edit", &["upstream", "configure", "plugin/vendored"]),
     ("similar", &["configure"]),
     ("wasmtime", &["policy/engine"]),
     ("wasmparser", &["policy/engine"]),
     ("wit_component", &["plugin"]),
-    ("tar", &["store", "pull"]),
-    // In `configure` for the files of k3s and RKE2, in `policy` for the cases of authors and operators.
+    ("tar", &["store", "pull", "plugin/new"]),
+    // In `configure` for the files of k3s and RKE2, in `policy` for the cases of authors and operators, in `plugin` for a request.
     ("serde_saphyr", &["config", "cli", "configure", "policy/cases"]),
 ];
 

@@ -47,6 +47,10 @@ pub enum Requirement {
     NextVersion,
     /// The components of `plugins/` (`cargo xtask test` builds them).
     Policies,
+    /// A compiler that has the target of policies.
+    WasmTarget,
+    /// A compiler that has not, and what it needs to build the standard library for it.
+    WasmSources,
 }
 
 impl Generation {
@@ -125,6 +129,8 @@ impl fmt::Display for Requirement {
                 f.write_str("the program of the next version, which `cargo xtask test` builds")
             }
             Self::Policies => f.write_str("the policies' components, which `cargo xtask plugins` builds"),
+            Self::WasmTarget => f.write_str("rustup's target wasm32-unknown-unknown"),
+            Self::WasmSources => f.write_str("rustc-web, cargo-web, rust-web-src and lld-19"),
         }
     }
 }
@@ -145,6 +151,8 @@ impl Requirement {
             Self::SystemdAnalyze => program("systemd-analyze").is_some(),
             Self::NextVersion => next_version().is_file(),
             Self::Policies => POLICIES.iter().all(|name| policy(name).is_file()),
+            Self::WasmTarget => wasm_target().is_some(),
+            Self::WasmSources => wasm_sources().is_some(),
         }
     }
 }
@@ -193,6 +201,37 @@ pub fn faketime() -> Option<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
     let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
     libraries.filter(|path| path.is_file()).min()
+}
+
+/// The folder of the programs of the toolchain in use, if that has the target of policies.
+pub fn wasm_target() -> Option<PathBuf> {
+    let rustc = Path::new("rustc");
+    has_target(rustc).then(|| sysroot(rustc)).flatten().map(|path| path.join("bin"))
+}
+
+/// The folder of the programs of Debian's toolchain, if that has not the target of policies, but what its standard library is
+/// built from.
+pub fn wasm_sources() -> Option<PathBuf> {
+    let bin = Path::new("/usr/bin");
+    let rustc = bin.join("rustc");
+    let library = sysroot(&rustc)?.join("lib/rustlib/src/rust/library/std/Cargo.toml");
+    let has_all = library.is_file() && bin.join("cargo").is_file() && program("wasm-ld-19").is_some();
+    (has_all && !has_target(&rustc)).then(|| bin.to_owned())
+}
+
+fn has_target(rustc: &Path) -> bool {
+    said(rustc, &["--print", "target-libdir", "--target", "wasm32-unknown-unknown"])
+        .is_some_and(|path| path.is_dir())
+}
+
+fn sysroot(rustc: &Path) -> Option<PathBuf> {
+    said(rustc, &["--print", "sysroot"])
+}
+
+/// The path that a program prints.
+fn said(program: &Path, arguments: &[&str]) -> Option<PathBuf> {
+    let output = std::process::Command::new(program).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
 /// The program that speaks as the next version.

@@ -9,14 +9,13 @@ use anyhow::Context;
 use clap::CommandFactory;
 
 use super::{
-    Cli, ClusterKey, Command, Config, Explain, ExplainPlace, Failure, Identity, Plugin, Pull, Status, node,
+    Cli, ClusterKey, Command, Config, Explain, ExplainPlace, Failure, Identity, Pull, Status, node, plugin,
 };
 use crate::admin;
 use crate::app;
 use crate::config;
 use crate::network::admission::key::{self, Key};
 use crate::network::identity;
-use crate::plugin;
 use crate::pull::{self, Bars, Destination, Host, Options, Platforms, Progress, Silent};
 use crate::upstream::hosts;
 
@@ -41,7 +40,7 @@ impl Cli {
                     Key::read(&path).with_context(|| format!("no cluster key in {}", path.display()))?;
                 print(&format!("{}\n", key.id()))
             }
-            Command::Plugin(command) => plugin(command),
+            Command::Plugin(command) => plugin::plugin(command),
             Command::Config(Config::Show(sources)) => print(&sources.load()?.show()),
             Command::Config(Config::Schema) => {
                 let schema =
@@ -56,60 +55,6 @@ impl Cli {
             Command::Man { dir } => man(dir.as_deref()),
         }
     }
-}
-
-fn settings(text: &str) -> Result<serde_json::Value, Failure> {
-    serde_json::from_str(text).map_err(|error| Failure::Usage(format!("--settings is not JSON: {error}")))
-}
-
-fn plugin(command: Plugin) -> Result<(), Failure> {
-    let (component, json) = match command {
-        Plugin::Bench { file, image, settings, json } => {
-            let measured = plugin::bench(&file, self::settings(&settings)?, &image);
-            let measured = measured.context("a node would refuse it")?;
-            if json {
-                return print_json(&measured);
-            }
-            let plugin::Measured { requests, load, median, p99, mirrored } = measured;
-            return print(&format!(
-                "load:   {:.1} ms\nanswer: {median:.2} us in the median, {p99:.2} us p99 ({requests} requests, {mirrored} mirrored)\n",
-                load / 1000.0
-            ));
-        }
-        Plugin::Test { file, cases, json } => return test(&file, &cases, json),
-        Plugin::Build { folder, out, json } => {
-            (plugin::build(&folder, out.as_deref()).context("no component")?, json)
-        }
-        Plugin::Check { file, settings, json } => {
-            let settings = self::settings(&settings)?;
-            (plugin::check(&file, settings).context("a node would refuse it")?, json)
-        }
-    };
-    if json {
-        return print_json(&component);
-    }
-    let world = component.world.map(|world| format!("world:  {world}\n")).unwrap_or_default();
-    let summary = component.summary.map(|summary| format!("does:   {summary}\n")).unwrap_or_default();
-    let size = component.size.div_ceil(1024);
-    print(&format!(
-        "file:   {}\nsize:   {size} KiB\nsha256: {}\n{world}{summary}",
-        component.path.display(),
-        component.sha256
-    ))
-}
-
-fn test(file: &Path, cases: &Path, json: bool) -> Result<(), Failure> {
-    let tested = plugin::test(file, cases).context("the cases cannot be run")?;
-    if json {
-        print_json(&tested)?;
-    } else {
-        tested.iter().try_for_each(|tested| print(&format!("{tested}\n")))?;
-    }
-    let failed = tested.iter().filter(|tested| !tested.passed).count();
-    if failed > 0 {
-        return Err(anyhow::anyhow!("{failed} of {} cases failed", tested.len()).into());
-    }
-    Ok(())
 }
 
 async fn pull(arguments: Pull) -> Result<(), Failure> {
@@ -182,7 +127,7 @@ impl ExplainPlace {
     }
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).context("cannot write the JSON")?;
     print(&format!("{text}\n"))
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use wit_component::ComponentEncoder;
 
-use super::Component;
+use super::{Component, vendored};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 /// Of the guest's own stack, in its memory: what does not fit ends in a trap.
@@ -58,8 +58,8 @@ pub enum BuildError {
 struct Toolchain {
     cargo: OsString,
     rustc: OsString,
-    /// Sources of the standard library are compiled too.
-    builds_std: bool,
+    /// Sources of the standard library, which are compiled too.
+    library: Option<PathBuf>,
     linker: Option<&'static str>,
 }
 
@@ -92,17 +92,16 @@ impl Toolchain {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let has_target = print(&rustc, &["--print", "target-libdir", "--target", TARGET]);
         if has_target.is_some_and(|path| Path::new(&path).is_dir()) {
-            return Ok(Self { cargo, rustc, builds_std: false, linker: None });
+            return Ok(Self { cargo, rustc, library: None, linker: None });
         }
         let linker =
             LINKERS.into_iter().find(|linker| print(&OsString::from(linker), &["--version"]).is_some());
         for (cargo, rustc) in [(cargo, rustc), ("/usr/bin/cargo".into(), "/usr/bin/rustc".into())] {
             let sysroot = print(&rustc, &["--print", "sysroot"]);
-            let has_sources = sysroot.is_some_and(|path| {
-                Path::new(&path).join("lib/rustlib/src/rust/library/std/Cargo.toml").is_file()
-            });
-            if has_sources && linker.is_some() {
-                return Ok(Self { cargo, rustc, builds_std: true, linker });
+            let library = sysroot.map(|path| Path::new(&path).join("lib/rustlib/src/rust/library"));
+            let library = library.filter(|path| path.join("std/Cargo.toml").is_file());
+            if library.is_some() && linker.is_some() {
+                return Ok(Self { cargo, rustc, library, linker });
             }
         }
         Err(BuildError::NoTarget)
@@ -123,8 +122,12 @@ impl Toolchain {
             .current_dir(folder)
             .stdin(Stdio::null())
             .stderr(Stdio::inherit());
-        if self.builds_std {
-            command.arg("-Zbuild-std=std,panic_abort").env("RUSTC_BOOTSTRAP", "1");
+        if let Some(library) = &self.library {
+            let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+            let target = folder.join(target);
+            let arguments = vendored::arguments(folder, library, &target)
+                .map_err(|source| BuildError::File { path: target, source })?;
+            command.arg("-Zbuild-std=std,panic_abort").args(arguments).env("RUSTC_BOOTSTRAP", "1");
         }
         if let Some(linker) = self.linker {
             command.arg("--config").arg(format!("target.{TARGET}.linker={linker:?}"));

@@ -1,14 +1,19 @@
-//! `peili plugin test`: the cases of an author, asked of the real engine.
+//! `peili plugin test`, `run` and `diff`: questions, with the answers that an author expects, asked of the real engine.
 //!
 //! What a case is, and when it has passed, is `policy`'s, since a node asks them too.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::policy::cases::{Case, File, Tested};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Candidate;
+use crate::policy::cases::{Asked, Case, File, Tested};
 use crate::policy::metrics::Metrics;
 use crate::policy::registry::RegistryPolicy;
 use crate::policy::trust::TrustPolicy;
-use crate::policy::{self, LoadError, Policies, Said};
+use crate::policy::{Config, LoadError, Node, Policies, Said};
 
 /// Largest file of cases, in bytes.
 const SIZE_LIMIT: u64 = 4 << 20;
@@ -27,6 +32,9 @@ pub enum CasesError {
     /// The component is of no world, or of one that has no cases.
     #[error("{} is no policy of the registry or the trust world", .0.display())]
     World(PathBuf),
+    /// A request that is none.
+    #[error("the request: {0}")]
+    Request(String),
     /// A case that is none.
     #[error("case `{case}`: {reason}")]
     Case {
@@ -45,34 +53,125 @@ pub enum CasesError {
     },
 }
 
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Answer {
+    /// As `peili explain` writes it.
+    pub verdict: String,
+    /// What it took, in microseconds.
+    pub micros: u64,
+}
+
+/// A case about which two components say different things.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Difference {
+    /// Its name.
+    pub name: String,
+    /// What the old one says.
+    pub old: String,
+    /// What the new one says.
+    pub new: String,
+}
+
+/// Policies that are asked the cases of a file.
+struct Subject {
+    candidate: Candidate,
+    is_trust: bool,
+    policies: Policies,
+}
+
 /// Runs the cases of a file with the component at `path`.
 ///
 /// # Errors
 /// They cannot be run; a case that fails is none.
 pub fn test(path: &Path, cases: &Path) -> Result<Vec<Tested>, CasesError> {
     let file = read(cases)?;
-    let is_trust = match super::world(path) {
-        Some("registry") => false,
-        Some("trust") => true,
-        _ => return Err(CasesError::World(path.to_owned())),
+    let subject = Subject::new(path, file.here())?;
+    let run = |case: &Case| {
+        subject.load(case, &file)?;
+        let mut said = [subject.ask(case)?, subject.ask(case)?, String::new()];
+        subject.load(case, &file)?;
+        said[2] = subject.ask(case)?;
+        Ok(case.judge(&said))
     };
-    let policies = Policies::new(file.here(), Metrics::default());
-    let mut tested = Vec::new();
+    file.cases.iter().map(run).collect()
+}
+
+/// Asks two components the cases of a file; `expect` does not count. How many cases there are, and those about which they differ.
+///
+/// # Errors
+/// The cases cannot be run with both: a node would not take one with the settings, or they are of different worlds.
+pub fn diff(old: &Path, new: &Path, cases: &Path) -> Result<(usize, Vec<Difference>), CasesError> {
+    let file = read(cases)?;
+    let (old, new) = (Subject::new(old, file.here())?, Subject::new(new, file.here())?);
+    let mut differences = Vec::new();
     for case in &file.cases {
-        let settings = case.settings.as_ref().unwrap_or(&file.settings);
-        let config = super::alone(path, settings.clone(), is_trust);
-        let load = || {
-            // What is in force already is kept, with its instances: here they are to be new ones.
-            let loaded = policies.apply(&policy::Config::default()).and_then(|()| policies.apply(&config));
-            loaded.map_err(|error| CasesError::Load { case: case.name.clone(), error: error.into() })
+        let ask = |subject: &Subject| {
+            subject.load(case, &file)?;
+            subject.ask(case)
         };
-        load()?;
-        let mut said = [ask(case, &policies, is_trust)?, ask(case, &policies, is_trust)?, String::new()];
-        load()?;
-        said[2] = ask(case, &policies, is_trust)?;
-        tested.push(case.judge(&said));
+        let (old, new) = (ask(&old)?, ask(&new)?);
+        if old != new {
+            differences.push(Difference { name: case.name.clone(), old, new });
+        }
     }
-    Ok(tested)
+    Ok((file.cases.len(), differences))
+}
+
+/// Asks the component at `path` one request: the keys of a case, as YAML or JSON, without `name`, `settings` and `expect`.
+///
+/// # Errors
+/// The request is none, or a node would not take the component with the settings.
+pub fn run(path: &Path, settings: Value, request: &str) -> Result<Answer, CasesError> {
+    let asked = Asked::parse(request).map_err(CasesError::Request)?;
+    let here = Node { id: "here".into(), ..Node::default() };
+    let subject = Subject::new(path, here)?;
+    let loaded = subject.policies.apply(&subject.candidate.alone(settings));
+    loaded.map_err(|error| CasesError::Load { case: "the request".into(), error: error.into() })?;
+    let said = subject.said(&asked).map_err(CasesError::Request)?;
+    let Said { verdict, micros, .. } =
+        said.ok_or_else(|| CasesError::Request("the policy was not asked".into()))?;
+    Ok(Answer { verdict, micros })
+}
+
+impl Subject {
+    fn new(path: &Path, here: Node) -> Result<Self, CasesError> {
+        let candidate = Candidate::read(path);
+        let is_trust = match candidate.world() {
+            Some("registry") => false,
+            Some("trust") => true,
+            _ => return Err(CasesError::World(path.to_owned())),
+        };
+        let policies = Policies::new(here, Metrics::default());
+        Ok(Self { candidate, is_trust, policies })
+    }
+
+    /// A fresh instance with the settings of a case.
+    fn load(&self, case: &Case, file: &File) -> Result<(), CasesError> {
+        let settings = case.settings.as_ref().unwrap_or(&file.settings);
+        // What is in force already is kept, with its instances: here they are to be new ones.
+        let none = self.policies.apply(&Config::default());
+        let loaded = none.and_then(|()| self.policies.apply(&self.candidate.alone(settings.clone())));
+        loaded.map_err(|error| CasesError::Load { case: case.name.clone(), error: error.into() })
+    }
+
+    /// What the policy says.
+    fn ask(&self, case: &Case) -> Result<String, CasesError> {
+        let said = self.said(&case.asked);
+        let said = said.map_err(|reason| CasesError::Case { case: case.name.clone(), reason })?;
+        Ok(said.map(|said| said.verdict).unwrap_or_default())
+    }
+
+    fn said(&self, asked: &Asked) -> Result<Option<Said>, String> {
+        let said = if self.is_trust {
+            TrustPolicy::explain(&self.policies, &asked.trust()?).1
+        } else {
+            RegistryPolicy::explain(&self.policies, &asked.registry()?).1
+        };
+        Ok(said.into_iter().next())
+    }
 }
 
 fn read(path: &Path) -> Result<File, CasesError> {
@@ -87,13 +186,9 @@ fn read(path: &Path) -> Result<File, CasesError> {
     File::parse(&text).map_err(wrong)
 }
 
-/// What the policy says.
-fn ask(case: &Case, policies: &Policies, is_trust: bool) -> Result<String, CasesError> {
-    let wrong = |reason| CasesError::Case { case: case.name.clone(), reason };
-    let said = if is_trust {
-        TrustPolicy::explain(policies, &case.trust().map_err(wrong)?).1
-    } else {
-        RegistryPolicy::explain(policies, &case.registry().map_err(wrong)?).1
-    };
-    Ok(said.into_iter().next().map(|Said { verdict, .. }| verdict).unwrap_or_default())
+/// Lines for people.
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DIFFERS {}\n  old  {}\n  new  {}", self.name, self.old, self.new)
+    }
 }

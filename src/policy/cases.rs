@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::chain::Answers as _;
 use super::config::json;
@@ -47,12 +47,22 @@ pub struct File {
 
 /// A question, and the verdict that is expected.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(try_from = "Map<String, Value>")]
 pub struct Case {
     /// Its name.
     pub name: String,
     /// Its own settings.
     pub settings: Option<Value>,
+    /// The question.
+    pub asked: Asked,
+    /// As `peili explain` writes it; without the parenthesis, any reason will do.
+    expect: String,
+}
+
+/// What a case is about.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Asked {
     /// Registry world: the image whose manifest is asked for; by a peer, where there is one.
     image: Option<String>,
     /// Registry world: those of the configuration.
@@ -67,8 +77,24 @@ pub struct Case {
     evidence: Vec<Method>,
     #[serde(default)]
     conduct: Seen,
-    /// As `peili explain` writes it; without the parenthesis, any reason will do.
-    expect: String,
+}
+
+impl TryFrom<Map<String, Value>> for Case {
+    type Error = String;
+
+    /// By hand, since serde cannot refuse unknown keys of what is flattened.
+    fn try_from(mut keys: Map<String, Value>) -> Result<Self, String> {
+        let mut text = |key: &str| match keys.remove(key) {
+            Some(Value::String(text)) => Ok(text),
+            Some(_) => Err(format!("`{key}` is no text")),
+            None => Err(format!("missing field `{key}`")),
+        };
+        let (name, expect) = (text("name")?, text("expect")?);
+        let settings = keys.remove("settings");
+        let asked = serde_json::from_value(Value::Object(keys));
+        let asked = asked.map_err(|error| format!("case `{name}`: {error}"))?;
+        Ok(Self { name, settings, asked, expect })
+    }
 }
 
 /// An upstream, and how it does.
@@ -133,13 +159,13 @@ pub(super) trait Asks: Abi {
 
 impl Asks for Registry {
     fn question(case: &Case) -> Result<RegistryRequest, String> {
-        case.registry()
+        case.asked.registry()
     }
 }
 
 impl Asks for Trust {
     fn question(case: &Case) -> Result<TrustRequest, String> {
-        case.trust()
+        case.asked.trust()
     }
 }
 
@@ -208,7 +234,7 @@ impl File {
         let text = std::str::from_utf8(text).map_err(|error| format!("it is no UTF-8 text: {error}"))?;
         let mut file: Self = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
         for case in &mut file.cases {
-            case.upstreams.get_or_insert_with(|| file.upstreams.clone());
+            case.asked.upstreams.get_or_insert_with(|| file.upstreams.clone());
         }
         Ok(file)
     }
@@ -219,7 +245,15 @@ impl File {
     }
 }
 
-impl Case {
+impl Asked {
+    /// Reads the keys of a case without `name`, `settings` and `expect`, YAML or JSON.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        serde_saphyr::from_str(text).map_err(|error| error.to_string())
+    }
+
     /// The question to a policy of the registry world.
     ///
     /// # Errors
@@ -261,7 +295,9 @@ impl Case {
             now: SystemTime::now(),
         })
     }
+}
 
+impl Case {
     /// Compares what was said by one instance, by it again, and by a fresh one.
     pub fn judge(&self, said: &[String; 3]) -> Tested {
         let [first, again, fresh] = said;

@@ -24,7 +24,7 @@ use super::chain::Answers;
 use super::{Failure, Node};
 
 pub(super) use inspect::Unfit;
-pub use inspect::{SIZE_LIMIT, world};
+pub use inspect::{Facts, SIZE_LIMIT, facts, world};
 pub(super) use v0_1::Abi;
 
 /// Memory of one instance, in bytes.

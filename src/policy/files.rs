@@ -16,6 +16,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat, openat2, readlinkat};
 use rustix::io::Errno;
 
+use super::engine::SIZE_LIMIT;
+
 /// All files of a generation, in bytes: 16 of the largest components. ConfigMaps have 1 MiB.
 const TOTAL: u64 = 64 << 20;
 /// How often a generation is begun anew because its folders were swapped while it was read.
@@ -61,6 +63,17 @@ pub(super) fn read(roots: &[PathBuf], wanted: &[Wanted<'_>]) -> Result<HashMap<P
             result => return result,
         }
     }
+}
+
+/// A component that is no part of a generation, with one byte of what is larger than [`SIZE_LIMIT`]. A pipe in its place is not waited
+/// for.
+///
+/// # Errors
+/// It cannot be read, or is no regular file.
+pub fn component(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = open(path, flags, Mode::empty())?;
+    whole(&File::from(file), SIZE_LIMIT)
 }
 
 /// Where files are read from if nobody says so: their folders, without those that are beneath another.

@@ -72,7 +72,9 @@ const CONTAINERDS: [Containerd; 3] = [
 pub(crate) fn install() -> Result<()> {
     install_for_build()?;
     packages(&TESTS);
-    install_for_policies();
+    wasm();
+    // Also beside rustup's target: policies are built without it too.
+    packages(&POLICIES);
     for containerd in &CONTAINERDS {
         if containerd.is_missing() {
             let version = containerd.version;
@@ -226,6 +228,17 @@ fn packages(packages: &[Package]) {
     });
     if let Err(error) = installed {
         println!("setup: cannot install {}: {error:#}", names.join(" "));
+    }
+}
+
+/// rustup's target of policies, where there is a rustup.
+fn wasm() {
+    if has_wasm() || program("rustup").is_none() {
+        return;
+    }
+    println!("setup: wasm32-unknown-unknown: policies are built with it, and without");
+    if let Err(error) = checked(Command::new("rustup").args(["target", "add", "wasm32-unknown-unknown"])) {
+        println!("setup: cannot add it: {error:#}");
     }
 }
 

@@ -47,6 +47,8 @@
     unsafe_code,
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::unwrap_used,
     reason = "generated; the documentation is in the contract"
 )]
 #[doc(hidden)]

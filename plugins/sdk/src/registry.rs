@@ -1,30 +1,17 @@
 //! The `registry-policy` world: what is mirrored, from where and for whom.
 
-/// The contract as Rust, made from `wit/policy.wit`.
+/// The contract as Rust, made from `wit/policy.wit` by `tests/bindings.rs`.
 #[allow(
     missing_docs,
     unsafe_code,
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::unwrap_used,
     reason = "generated; the documentation is in the contract"
 )]
 pub mod bindings {
-    wit_bindgen::generate!({
-        path: "../../wit/policy.wit",
-        inline: "
-            package peili:sdk;
-            world registry-only {
-                export peili:policy/registry@0.1.0;
-            }
-        ",
-        world: "peili:sdk/registry-only",
-        pub_export_macro: true,
-        export_macro_name: "export_registry_bindings",
-        default_bindings_module: "peili_policy::registry::bindings",
-        additional_derives: [PartialEq, Clone],
-        generate_all,
-        with: { "peili:policy/types@0.1.0": crate::contract::peili::policy::types },
-    });
+    include!("../bindings/registry.rs");
 }
 
 pub use bindings::exports::peili::policy::registry::{

@@ -39,31 +39,18 @@
 
 use std::time::Duration;
 
-/// The contract as Rust, made from `wit/policy.wit`.
+/// The contract as Rust, made from `wit/policy.wit` by `tests/bindings.rs`.
 #[allow(
     missing_docs,
     unsafe_code,
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::unwrap_used,
     reason = "generated; the documentation is in the contract"
 )]
 pub mod bindings {
-    wit_bindgen::generate!({
-        path: "../../wit/policy.wit",
-        inline: "
-            package peili:sdk;
-            world trust-only {
-                export peili:policy/trust@0.1.0;
-            }
-        ",
-        world: "peili:sdk/trust-only",
-        pub_export_macro: true,
-        export_macro_name: "export_trust_bindings",
-        default_bindings_module: "peili_policy::trust::bindings",
-        additional_derives: [PartialEq, Clone],
-        generate_all,
-        with: { "peili:policy/types@0.1.0": crate::contract::peili::policy::types },
-    });
+    include!("../bindings/trust.rs");
 }
 
 pub use bindings::exports::peili::policy::trust::{

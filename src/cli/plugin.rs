@@ -1,0 +1,363 @@
+//! `peili plugin`: what its commands take, and what they print.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use super::Failure;
+use super::commands::{print, print_json};
+use crate::oci::Reference;
+use crate::plugin::{self, Component, Fit, InspectError, Inspected, Manifest, NewError};
+
+/// What `peili plugin` can be asked for.
+#[derive(Debug, Subcommand)]
+pub(super) enum Plugin {
+    /// Write the crate of a new policy
+    ///
+    /// The crate is whole: an example that decides, its tests, cases, the SDK and all crates that it stands on. It builds without
+    /// network. What is there already is never written over.
+    #[command(after_help = "Examples:\n  peili plugin new only-signed --world registry\n  \
+        peili plugin new gpu-peers --world trust --path policies/gpu-peers --json\n\n\
+        Exit codes: 0 done, 1 failed (the folder is there already, or cannot be written), 2 wrong usage.")]
+    New {
+        /// Its name: lower-case letters, digits and dashes
+        name: String,
+        /// What it decides about
+        #[arg(long, value_enum)]
+        world: World,
+        /// Where the crate is written [default: a folder of its name]
+        #[arg(long, value_name = "DIR")]
+        path: Option<PathBuf>,
+        /// Print name, world and folder as JSON
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Build the component of a policy from its crate
+    ///
+    /// Needs cargo, and either the target wasm32-unknown-unknown or the sources of Rust's standard library and LLVM's linker.
+    #[command(
+        after_help = "Examples:\n  peili plugin build plugins/allow-list\n  peili plugin build . --out allow-list.wasm --json\n\nExit codes: 0 done, 1 failed, 2 wrong usage."
+    )]
+    Build {
+        /// Folder of the crate
+        folder: PathBuf,
+        /// Where the component is written; beside what cargo made unless told otherwise
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Print what was built as JSON
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Load a component as a node would, and say what it is or why a node would refuse it
+    ///
+    /// Also says which ways into a cluster are open to a component of its size.
+    #[command(after_help = "Examples:\n  peili plugin check allow-list.wasm\n  \
+        peili plugin check allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}'\n\nExit codes: 0 a node would take it, 1 it would not, 2 wrong usage.")]
+    Check {
+        #[command(flatten)]
+        subject: Subject,
+    },
+
+    /// Ask a policy the questions of a file, and compare its verdicts with those that are expected
+    ///
+    /// Each is asked twice of one instance and once of a fresh one, in the engine of a node.
+    #[command(
+        after_help = "Examples:\n  peili plugin test allow-list.wasm plugins/allow-list/cases.yaml\n\nExit codes: 0 all passed, 1 failed, 2 wrong usage."
+    )]
+    Test {
+        /// The component
+        file: PathBuf,
+        /// The cases, as docs/writing-policies.md describes them
+        cases: PathBuf,
+        /// Print what was expected and said as JSON
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Ask a policy one question
+    ///
+    /// The question has the keys of a case of `peili plugin test`, without name, settings and expect.
+    #[command(
+        after_help = "Examples:\n  peili plugin run allow-list.wasm '{image: nginx:1.27}' --settings '{\"deny\": [\"quay.io/**\"]}'\n  \
+        peili plugin run node-allow.wasm '{peer: {name: gpu-1}, observed: [10.0.0.7]}' --json\n\n\
+        Exit codes: 0 it answered, whatever it said, or failed as the verdict then says; 1 it cannot be asked, 2 wrong usage."
+    )]
+    Run {
+        #[command(flatten)]
+        subject: Subject,
+        /// The question, as YAML or JSON
+        request: String,
+    },
+
+    /// Ask two components the questions of a file, and show where they say different things
+    #[command(
+        after_help = "Examples:\n  peili plugin diff allow-list.old.wasm allow-list.wasm cases.yaml\n\n\
+        Exit codes: 0 they say the same, 1 they do not, or cannot be asked; 2 wrong usage."
+    )]
+    Diff {
+        /// A component
+        old: PathBuf,
+        /// The other one
+        new: PathBuf,
+        /// The cases; what they expect does not count
+        cases: PathBuf,
+        /// Print the differences as JSON
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Measure how long a policy takes to load and to answer
+    ///
+    /// A registry policy is asked about an image, a trust policy about a peer that was just met.
+    #[command(
+        after_help = "Examples:\n  peili plugin bench allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}' nginx:1.27\n\nExit codes: 0 done, 1 failed, 2 wrong usage."
+    )]
+    Bench {
+        #[command(flatten)]
+        subject: Subject,
+        /// The image that is asked about
+        #[arg(default_value = "docker.io/library/nginx:1.27")]
+        image: Reference,
+    },
+
+    /// Say what is in a component, without running it
+    #[command(
+        after_help = "Examples:\n  peili plugin inspect allow-list.wasm\n  peili plugin inspect allow-list.wasm --json | jq .imports\n\n\
+        Exit codes: 0 done, 1 it cannot be read or is no component, 2 wrong usage."
+    )]
+    Inspect {
+        /// The component
+        file: PathBuf,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Print a component as a ConfigMap, with the lines of configuration that name and pin it
+    ///
+    /// The lines of configuration are comments before the ConfigMap, and so are the ways into a cluster that it is too large for.
+    #[command(
+        after_help = "Examples:\n  peili plugin manifest allow-list.wasm --namespace kube-system | kubectl apply --server-side -f -\n  \
+        peili plugin manifest allow-list.wasm --settings '{\"deny\": [\"quay.io/**\"]}' --json | jq .configuration\n\n\
+        Exit codes: 0 done, 1 it cannot be read or is no policy, 2 wrong usage."
+    )]
+    Manifest {
+        #[command(flatten)]
+        subject: Subject,
+        /// Name of the policy and of the ConfigMap [default: the file's]
+        #[arg(long)]
+        name: Option<String>,
+        /// Namespace of the ConfigMap
+        #[arg(long)]
+        namespace: Option<String>,
+    },
+}
+
+/// A component with its settings.
+#[derive(Args, Debug)]
+pub(super) struct Subject {
+    /// The component
+    file: PathBuf,
+    /// Settings as JSON
+    #[arg(long, default_value = "{}")]
+    settings: String,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum World {
+    /// Which registries and repositories are mirrored
+    Registry,
+    /// Which peers are trusted, with what, and how much they get
+    Trust,
+}
+
+/// Does what was asked for.
+pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
+    match command {
+        Plugin::New { name, world, path, json } => new(&name, world, path.as_deref(), json),
+        Plugin::Build { folder, out, json } => {
+            show(&plugin::build(&folder, out.as_deref()).context("no component")?, json)
+        }
+        Plugin::Check { subject } => {
+            let component = plugin::check(&subject.file, subject.settings()?);
+            show(&component.context("a node would refuse it")?, subject.json)
+        }
+        Plugin::Test { file, cases, json } => test(&file, &cases, json),
+        Plugin::Run { subject, request } => {
+            let answer = plugin::run(&subject.file, subject.settings()?, &request);
+            let answer = answer.context("it cannot be asked")?;
+            if subject.json { print_json(&answer) } else { print(&format!("{}\n", answer.verdict)) }
+        }
+        Plugin::Diff { old, new, cases, json } => diff(&old, &new, &cases, json),
+        Plugin::Bench { subject, image } => bench(&subject, &image),
+        Plugin::Inspect { file, json } => inspect(&file, json),
+        Plugin::Manifest { subject, name, namespace } => {
+            let made =
+                plugin::manifest(&subject.file, name.as_deref(), namespace.as_deref(), &subject.settings()?)?;
+            if subject.json { print_json(&made) } else { print(&manifest(&made)?) }
+        }
+    }
+}
+
+impl Subject {
+    fn settings(&self) -> Result<Value, Failure> {
+        serde_json::from_str(&self.settings)
+            .map_err(|error| Failure::Usage(format!("--settings is not JSON: {error}")))
+    }
+}
+
+impl From<NewError> for Failure {
+    fn from(error: NewError) -> Self {
+        match error {
+            NewError::Name(..) => Self::Usage(error.to_string()),
+            error => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<InspectError> for Failure {
+    fn from(error: InspectError) -> Self {
+        match error {
+            InspectError::Name(_) => Self::Usage(error.to_string()),
+            error => Self::Failed(error.into()),
+        }
+    }
+}
+
+fn new(name: &str, world: World, path: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let world = match world {
+        World::Registry => plugin::World::Registry,
+        World::Trust => plugin::World::Trust,
+    };
+    let made = plugin::new(name, world, path)?;
+    if json {
+        return print_json(&made);
+    }
+    let path = made.path.display();
+    print(&format!(
+        "{path}: a policy of the {world} world; src/lib.rs decides, README.md says the rest\n\
+         next:   cd {path} && peili plugin build . --out {name}.wasm && peili plugin test {name}.wasm cases.yaml\n"
+    ))
+}
+
+fn show(component: &Component, json: bool) -> Result<(), Failure> {
+    if json { print_json(component) } else { print(&lines(component)) }
+}
+
+fn lines(component: &Component) -> String {
+    let Component { path, size, sha256, world, contract, imports, summary, fits } = component;
+    let mut text =
+        format!("file:     {}\nsize:     {} KiB\nsha256:   {sha256}\n", path.display(), size.div_ceil(1024));
+    for (name, value) in [("world", world), ("contract", contract), ("does", summary)] {
+        if let Some(value) = value {
+            let _ = writeln!(text, "{:<9} {value}", format!("{name}:"));
+        }
+    }
+    let imports = if imports.is_empty() { "nothing".into() } else { imports.join(", ") };
+    let _ = writeln!(text, "imports:  {imports}");
+    for (index, fit) in fits.iter().enumerate() {
+        let _ = writeln!(text, "{:<9} {}", if index == 0 { "fits:" } else { "" }, fit.line());
+    }
+    text
+}
+
+fn inspect(file: &Path, json: bool) -> Result<(), Failure> {
+    let inspected = plugin::inspect(file)?;
+    if json {
+        return print_json(&inspected);
+    }
+    let Inspected { component, exports, functions, sections } = inspected;
+    let sections: Vec<String> =
+        sections.iter().map(|(name, size)| format!("{name} ({size} bytes)")).collect();
+    print(&format!(
+        "{}exports:  {}\ncode:     {functions} functions\nsections: {}\n",
+        lines(&component),
+        exports.join(", "),
+        sections.join(", ")
+    ))
+}
+
+/// As YAML. JSON is YAML too, and the configuration is for people, so that alone is written in its usual form.
+fn manifest(manifest: &Manifest) -> Result<String, Failure> {
+    let write = |value: &Value| serde_saphyr::to_string(value).context("cannot write YAML");
+    let mut text =
+        String::from("# In Peili's configuration, with this ConfigMap mounted at the folder of `path`:\n");
+    for line in write(&manifest.configuration)?.lines() {
+        let _ = writeln!(text, "#   {line}");
+    }
+    for fit in manifest.fits.iter().filter(|fit| !Fit::is_within(fit)) {
+        let _ = writeln!(text, "# {}", fit.line());
+    }
+    text.push_str(&write(&manifest.config_map)?);
+    Ok(text)
+}
+
+fn test(file: &Path, cases: &Path, json: bool) -> Result<(), Failure> {
+    let tested = plugin::test(file, cases).context("the cases cannot be run")?;
+    if json {
+        print_json(&tested)?;
+    } else {
+        tested.iter().try_for_each(|tested| print(&format!("{tested}\n")))?;
+    }
+    let failed = tested.iter().filter(|tested| !tested.passed).count();
+    if failed > 0 {
+        return Err(anyhow::anyhow!("{failed} of {} cases failed", tested.len()).into());
+    }
+    Ok(())
+}
+
+fn diff(old: &Path, new: &Path, cases: &Path, json: bool) -> Result<(), Failure> {
+    let (count, differences) = plugin::diff(old, new, cases).context("the cases cannot be run")?;
+    if json {
+        print_json(&differences)?;
+    } else if differences.is_empty() {
+        print(&format!("they say the same in {count} cases\n"))?;
+    } else {
+        differences.iter().try_for_each(|difference| print(&format!("{difference}\n")))?;
+    }
+    if !differences.is_empty() {
+        return Err(anyhow::anyhow!("they differ in {} of {count} cases", differences.len()).into());
+    }
+    Ok(())
+}
+
+fn bench(subject: &Subject, image: &Reference) -> Result<(), Failure> {
+    let measured = plugin::bench(&subject.file, subject.settings()?, image);
+    let measured = measured.context("a node would refuse it")?;
+    if subject.json {
+        return print_json(&measured);
+    }
+    let plugin::Measured { requests, load, median, p99, allowed } = measured;
+    print(&format!(
+        "load:   {:.1} ms\nanswer: {median:.2} us in the median, {p99:.2} us p99 ({requests} requests, {allowed} allowed)\n",
+        load / 1000.0
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards that a long value is on one line: YAML would put spaces into it.
+    #[test]
+    fn the_yaml_is_the_object() {
+        let object = serde_json::json!({"binaryData": {"a.wasm": "AGFz".repeat(50_000)}});
+        let configuration = serde_json::json!({"policies": {"registry": [{"name": "a"}]}});
+        let made = Manifest { config_map: object.clone(), configuration, fits: Vec::new() };
+        let text = manifest(&made).unwrap();
+        assert!(
+            text.starts_with("# ") && text.lines().any(|line| line == "#     - name: a"),
+            "{}",
+            &text[..200]
+        );
+        assert_eq!(serde_saphyr::from_str::<Value>(&text).unwrap(), object);
+    }
+}
