@@ -114,10 +114,6 @@ impl App {
         telemetry::register_runtime(&mut metrics, tokio::runtime::Handle::current());
         log.register(&mut metrics);
 
-        let registry_sockets = config.registry.bind()?;
-        let admin_sockets = config.admin.bind()?;
-        let transfer_sockets = Sockets::bind("transfer.listen", &config.transfer.listen)?;
-
         let (identity, identity_problem) = identity(&config);
         let problems = Arc::new(Problems { identity: identity_problem, ..Problems::default() });
         tracing::info!(
@@ -148,6 +144,10 @@ impl App {
         let policies = policies(&config, &identity, metrics.sub_registry_with_prefix("policy"));
         // Nobody gets anything before it was judged.
         gate.judge_first(policies.enforces());
+        // Not before the policies are compiled: who connects to a socket that nobody reads waits, where it would have gone elsewhere.
+        let registry_sockets = config.registry.bind()?;
+        let admin_sockets = config.admin.bind()?;
+        let transfer_sockets = Sockets::bind("transfer.listen", &config.transfer.listen)?;
         let following = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&policies).follow()));
         let book = facts::PeerBook::default();
         let serve = || {

@@ -37,9 +37,12 @@ impl App {
         self.registry.apply(&registry)?;
         self.settings.replace(&config.mirror, config.trust.unowned)?;
         self.upstreams.reconfigure(&config.upstreams);
-        if self.config.policies != config.policies {
-            // It compiles. What cannot be loaded leaves the last good ones, and the policies say so themselves.
-            let _ = tokio::task::block_in_place(|| self.policies.apply(&config.policies));
+        if self.config.policies == config.policies {
+            self.policies.again();
+        } else {
+            // It compiles: nothing here waits for that, a signal least of all. What cannot be loaded leaves the last good ones, and
+            // the policies say so themselves.
+            self.policies.want(&config.policies);
         }
         self.log.apply(&config.log)?;
         self.prober.reconfigure(config.upstream.clone());

@@ -209,8 +209,14 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
 
 impl Subject {
     fn settings(&self) -> Result<Value, Failure> {
-        serde_json::from_str(&self.settings)
-            .map_err(|error| Failure::Usage(format!("--settings is not JSON: {error}")))
+        let settings: Value = serde_json::from_str(&self.settings)
+            .map_err(|error| Failure::Usage(format!("--settings is not JSON: {error}")))?;
+        // What a node's configuration takes.
+        if settings.is_object() || settings.is_null() {
+            Ok(settings)
+        } else {
+            Err(Failure::Usage("--settings is not keys and values, such as {\"deny\": []}".into()))
+        }
     }
 }
 

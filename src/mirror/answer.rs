@@ -58,8 +58,10 @@ pub enum NotHere {
     PeersFailed,
     /// All holders are busy.
     PeersBusy,
-    /// The upstreams that a policy names do not give it.
+    /// The upstreams that a policy names fail.
     UpstreamsFailed,
+    /// They do not let this node have it.
+    UpstreamsRefused,
     /// It is held here but cannot be read now.
     StoreFailed,
     /// No answer in time.

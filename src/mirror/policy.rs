@@ -228,9 +228,19 @@ impl Plan {
             return Refusal::NotHere(cause);
         }
         let why = match cause {
+            NotHere::Unknown if self.routes().next().is_some() => "no node and no upstream has it",
+            NotHere::Unknown => "no node has it",
+            NotHere::PeersFailed => "all nodes that have it failed",
+            NotHere::PeersBusy => "all nodes that have it are busy",
             NotHere::UpstreamsFailed => "its upstreams fail (see `peili status`)",
-            _ if self.routes().next().is_some() => "no node and no upstream has it",
-            _ => "no node has it",
+            NotHere::UpstreamsRefused => "its upstreams refuse it (see `peili status`)",
+            NotHere::StoreFailed => "it cannot be read here",
+            NotHere::Deadline => "it did not come in time",
+            NotHere::TagDisputed => "nodes disagree about the tag",
+            NotHere::TagUpstream => "its tag is for the registry to resolve",
+            NotHere::Private => "it is private",
+            NotHere::Bypassed => "nothing is left to be asked",
+            NotHere::Unsupported => "no mirror serves it",
         };
         let message = format!("{why}, and policy keeps the registry from being asked");
         Refusal::Denied(Reason { code: "not-mirrored".into(), message })

@@ -41,9 +41,15 @@ struct Part<'a> {
 }
 
 /// Content in memory with its share of the budget, which is given back when nobody has the bytes any more.
-struct Collected {
+pub(super) struct Collected {
     content: Bytes,
     _share: OwnedSemaphorePermit,
+}
+
+impl Collected {
+    pub(super) fn new(content: Bytes, share: OwnedSemaphorePermit) -> Self {
+        Self { content, _share: share }
+    }
 }
 
 impl AsRef<[u8]> for Collected {
@@ -168,12 +174,16 @@ impl Shared {
     /// Reads and verifies the whole of a small content; `None` if it was wrong or did not come.
     async fn collect(&self, part: &Part<'_>, flow: Flow, limit: Duration) -> Result<Option<Bytes>, NotHere> {
         let size = flow.size();
-        let kib = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX);
-        let share = Arc::clone(&self.collected).try_acquire_many_owned(kib);
-        let share = share.map_err(|_| NotHere::PeersBusy)?;
+        let share = self.share(size).ok_or(NotHere::PeersBusy)?;
         let download = self.download(part, flow, ByteRange::whole(size), true);
         let content = download.collect(limit).await.ok();
-        Ok(content.map(|content| Bytes::from_owner(Collected { content, _share: share })))
+        Ok(content.map(|content| Bytes::from_owner(Collected::new(content, share))))
+    }
+
+    /// The share of so many bytes in the budget of what is in memory whole; none: it is used up.
+    pub(super) fn share(&self, size: u64) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX);
+        Arc::clone(&self.collected).try_acquire_many_owned(kib).ok()
     }
 
     /// Sizes that `digest` may have; none: not known.

@@ -60,14 +60,19 @@ impl Shared {
             }
             return match self.upstream_tag(name, tag, plan).await {
                 Ok(target) => Ok(target),
-                // As where a registry does not answer.
-                Err(NotHere::UpstreamsFailed) if asks_peers => {
+                // As where a registry does not answer; and if there is one that may be asked, it must not.
+                Err(NotHere::UpstreamsFailed)
+                    if asks_peers
+                        && !(plan.leaves_to_origin() && self.upstream.answers(&name.registry).await) =>
+                {
                     self.known_tag(name, tag).await.map_err(|cause| cause.or(NotHere::UpstreamsFailed))
                 }
                 Err(cause) => Err(cause),
             };
         }
-        if !asks_peers || !peers_first && self.upstream.answers(&name.registry).await {
+        // A registry that must not be asked is not looked at either.
+        let may_answer = !peers_first && plan.leaves_to_origin();
+        if !asks_peers || may_answer && self.upstream.answers(&name.registry).await {
             self.metrics.tag(TagAnswer::Upstream);
             return Err(NotHere::TagUpstream);
         }

@@ -3,8 +3,9 @@
 //!
 //! Nothing is kept: what comes is the runtime's, and is there for peers once the runtime has it.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::discard::Discarding;
 use super::download::DISCARD;
 use super::metrics::{TagAnswer, Verification};
+use super::remote::Collected;
 use super::verify::Verifier;
 use super::{Answer, BlobRequest, NotHere, Refusal, Shared, Source, empty, resolve};
 use crate::oci::{
@@ -27,8 +29,35 @@ use crate::upstream::{FetchError, Fetched, Health, Route, Upstreams, Want};
 const MANIFEST_BODY: Duration = Duration::from_secs(5);
 /// How often the rest of one content is asked for.
 const RESUMES: u32 = 8;
+/// So many bytes of one answer are progress, after which it may be asked for anew as often as at first.
+const PROGRESS: u64 = 8 << 20;
+/// Wrong contents that are remembered, and for how long.
+const LIES: usize = 256;
+const LEFT_OUT: Duration = Duration::from_secs(600);
 /// Pause before all upstreams are asked again for the rest: their own first pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Contents that were wrong, and from which upstreams: those are not asked for them again, as peers are not.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Liars(Arc<Mutex<VecDeque<Lie>>>);
+
+/// An upstream, what it sent wrong, and when.
+type Lie = (Arc<str>, Digest, Instant);
+
+impl Liars {
+    fn add(&self, upstream: &Arc<str>, digest: &Digest) {
+        let mut liars = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if liars.len() >= LIES {
+            liars.pop_front();
+        }
+        liars.push_back((Arc::clone(upstream), *digest, Instant::now()));
+    }
+
+    fn has(&self, upstream: &Arc<str>, digest: &Digest) -> bool {
+        let liars = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        liars.iter().any(|(known, of, at)| known == upstream && of == digest && at.elapsed() < LEFT_OUT)
+    }
+}
 
 /// The upstreams, as policies see them.
 pub(super) fn described(upstreams: &dyn Upstreams) -> Arc<[policy::Upstream]> {
@@ -64,6 +93,7 @@ fn cause(route: &Route, digest: &dyn std::fmt::Display, error: &FetchError) -> N
     tracing::debug!(upstream = %route.upstream, repository = %route.repository, content = %digest, %error, "not from an upstream");
     match error {
         FetchError::NotFound | FetchError::Range => NotHere::Unknown,
+        FetchError::Refused(_) => NotHere::UpstreamsRefused,
         _ => NotHere::UpstreamsFailed,
     }
 }
@@ -95,14 +125,18 @@ impl Shared {
         at: &Route,
         digest: &Digest,
     ) -> Result<(Descriptor, Bytes), NotHere> {
+        if self.liars.has(&at.upstream, digest) {
+            return Err(NotHere::UpstreamsFailed);
+        }
         let want = Want { digest: *digest, is_manifest: true, start: 0, end: None, head: false };
         let fetched = self.upstreams.fetch(at, &want).await.map_err(|error| cause(at, digest, &error))?;
         let size = fetched.descriptor.size;
         if size > MANIFEST_LIMIT {
             return Err(NotHere::Unsupported);
         }
+        let share = self.share(size).ok_or(NotHere::UpstreamsFailed)?;
         let content = match timeout(MANIFEST_BODY, whole(fetched.body, size)).await {
-            Ok(Ok(content)) => content,
+            Ok(Ok(content)) => Bytes::from_owner(Collected::new(content, share)),
             Ok(Err(error)) => return Err(cause(at, digest, &FetchError::Failed(error.to_string()))),
             Err(_) => return Err(cause(at, digest, &FetchError::Failed("it takes too long".into()))),
         };
@@ -129,6 +163,9 @@ impl Shared {
         first: &Route,
     ) -> Result<Answer, Refusal> {
         let digest = &request.digest;
+        if self.liars.has(&first.upstream, digest) {
+            return Err(Refusal::NotHere(NotHere::UpstreamsFailed));
+        }
         let fail = |error: &FetchError| Refusal::NotHere(cause(first, digest, error));
         let (start, end) = match request.range {
             // Where a suffix begins is known only with the size.
@@ -170,10 +207,12 @@ impl Shared {
             self.metrics.verified(Verification::Unverified);
         }
         let mut routes: Vec<Route> = plan.routes().map(|at| route(at, &request.name)).collect();
-        routes.retain(|at| at != first);
+        routes.retain(|at| at != first && !self.liars.has(&at.upstream, digest));
         routes.insert(0, first.clone());
         let pour = Pour {
             upstreams: Arc::clone(&self.upstreams),
+            liars: self.liars.clone(),
+            contributors: vec![Arc::clone(&first.upstream)],
             discarding: self.discarding.clone(),
             digest: *digest,
             size,
@@ -194,6 +233,7 @@ impl Shared {
     fn wrong(&self, at: &Route, wanted: &Digest, found: &Digest) {
         self.metrics.verified(Verification::Mismatch);
         tracing::error!(%wanted, %found, upstream = %at.upstream, "an upstream sent wrong content");
+        self.liars.add(&at.upstream, wanted);
         self.upstreams.blame(&at.upstream, &format!("it sent wrong content for {wanted}"));
     }
 }
@@ -209,6 +249,9 @@ async fn whole(mut body: BoxStream<'static, io::Result<Bytes>>, size: u64) -> io
 /// A range of a content that flows from upstreams. Driven by its reader alone, so that memory does not grow with its size.
 struct Pour {
     upstreams: Arc<dyn Upstreams>,
+    liars: Liars,
+    /// Whose bytes are in it.
+    contributors: Vec<Arc<str>>,
     discarding: Discarding,
     digest: Digest,
     size: u64,
@@ -276,6 +319,9 @@ impl Pour {
             head: false,
         };
         let skip = usize::from(self.position == self.began);
+        if self.position - self.began >= PROGRESS {
+            self.resumes = 0;
+        }
         while self.resumes < RESUMES {
             self.resumes += 1;
             for turn in 0..self.routes.len() {
@@ -284,6 +330,10 @@ impl Pour {
                     Ok(Fetched { descriptor, range, body }) if self.goes_on(&descriptor, range) => {
                         tracing::debug!(digest = %self.digest, upstream = %self.routes[at].upstream, at = self.position, "resumed");
                         (self.at, self.body, self.began) = (at, Some(body), self.position);
+                        let upstream = &self.routes[at].upstream;
+                        if !self.contributors.contains(upstream) {
+                            self.contributors.push(Arc::clone(upstream));
+                        }
                         return Ok(());
                     }
                     Ok(_) | Err(_) => {}
@@ -316,9 +366,11 @@ impl Pour {
     /// Whoever had a part in it is left alone for a while, and what the runtime got is discarded before its next attempt.
     async fn wrong(&mut self, found: &Digest) {
         self.discarding.metrics.verified(Verification::Mismatch);
-        let upstream = &self.routes[self.at].upstream;
-        tracing::error!(wanted = %self.digest, %found, %upstream, "an upstream sent wrong content");
-        self.upstreams.blame(upstream, &format!("it sent wrong content for {}", self.digest));
+        tracing::error!(wanted = %self.digest, %found, upstreams = ?self.contributors, "wrong content from upstreams");
+        for upstream in &self.contributors {
+            self.liars.add(upstream, &self.digest);
+            self.upstreams.blame(upstream, &format!("it had a part in wrong content for {}", self.digest));
+        }
         // In a task, since the client may go away meanwhile.
         let (discarding, digest) = (self.discarding.clone(), self.digest);
         let discarded = self.discarding.tasks.spawn(async move { discarding.now(&digest).await });
@@ -335,11 +387,14 @@ impl Drop for Pour {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (discarding, digest, upstreams) =
             (self.discarding.clone(), self.digest, Arc::clone(&self.upstreams));
-        let upstream = Arc::clone(&self.routes[self.at].upstream);
+        let (liars, contributors) = (self.liars.clone(), std::mem::take(&mut self.contributors));
         let look_after = async move {
             if discarding.if_stuck(&digest).await {
-                tracing::error!(%digest, %upstream, "a download from an upstream came to a wrong end");
-                upstreams.blame(&upstream, &format!("it sent wrong content for {digest}"));
+                tracing::error!(%digest, upstreams = ?contributors, "a download from upstreams came to a wrong end");
+                for upstream in &contributors {
+                    liars.add(upstream, &digest);
+                    upstreams.blame(upstream, &format!("it had a part in wrong content for {digest}"));
+                }
             }
         };
         self.discarding.tasks.spawn_on(look_after, &runtime);

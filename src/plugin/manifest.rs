@@ -30,8 +30,6 @@ const REQUEST: u64 = 1_572_864;
 const STORED: u64 = 4 << 10;
 /// Where the folder of policies is mounted.
 const MOUNTED: &str = "/etc/peili/policies";
-/// Longest key of a ConfigMap, in bytes; also that of a name.
-const KEY: usize = 253;
 
 /// A way into a cluster, and what the component takes there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -128,8 +126,9 @@ pub fn manifest(
     let component = Component::of(path, &bytes);
     let world = component.world.filter(|world| world != "election");
     let world = world.ok_or_else(|| InspectError::World(path.to_owned()))?;
-    let own = path.file_stem().unwrap_or_default().to_string_lossy();
-    let name = name.unwrap_or(&own);
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let own = file.strip_suffix(".wasm").unwrap_or(&file);
+    let name = name.unwrap_or_else(|| own.strip_suffix(".component").unwrap_or(own));
     if !is_name(name) || !namespace.is_none_or(is_name) {
         return Err(InspectError::Name(namespace.filter(|_| is_name(name)).unwrap_or(name).to_owned()));
     }
@@ -168,13 +167,13 @@ fn release(object: &Value) -> u64 {
     (gzip.finish().unwrap_or_default().len() as u64).div_ceil(3) * 4
 }
 
-/// A label of DNS, or several with dots between.
+/// A label of DNS: what a namespace has to be, and a policy of the configuration.
 fn is_name(name: &str) -> bool {
     let is_plain = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == b'-';
-    let is_label = |label: &str| {
-        !label.is_empty() && label.bytes().all(is_plain) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    name.len() + ".wasm".len() <= KEY && name.split('.').all(is_label)
+    (1..=63).contains(&name.len())
+        && name.bytes().all(is_plain)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 #[cfg(test)]
@@ -207,10 +206,10 @@ mod tests {
 
     #[test]
     fn names_are_those_of_kubernetes() {
-        for name in ["a", "allow-list", "a.b-c", "1"] {
+        for name in ["a", "allow-list", "1"] {
             assert!(is_name(name), "{name}");
         }
-        for name in ["", "-a", "a-", "A", "a_b", "a..b", "a/b", &"a".repeat(249)] {
+        for name in ["", "-a", "a-", "A", "a_b", "a.b", "a/b", &"a".repeat(64)] {
             assert!(!is_name(name), "{name}");
         }
     }

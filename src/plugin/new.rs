@@ -168,6 +168,8 @@ pub fn new(name: &str, world: World, path: Option<&Path>) -> Result<Made, NewErr
         return Err(NewError::NoArchive);
     }
     let path = path.map_or_else(|| PathBuf::from(name), Path::to_owned);
+    // Without `.` and a slash at the end, so that what is written first is beside it.
+    let path: PathBuf = std::path::absolute(&path).unwrap_or(path).components().collect();
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| NewError::File { path, source }
@@ -179,9 +181,12 @@ pub fn new(name: &str, world: World, path: Option<&Path>) -> Result<Made, NewErr
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(NewError::Exists(path)),
         Err(error) => return Err(at(&path)(error)),
     }
-    let mut unfinished = path.clone().into_os_string();
-    unfinished.push(format!(".{}", std::process::id()));
-    let unfinished = PathBuf::from(unfinished);
+    let unfinished = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(at(parent))?;
+    }
+    // New: nothing of another's is written to, or removed.
+    fs::create_dir(&unfinished).map_err(at(&unfinished))?;
     let written = write(&unfinished, name, world).and_then(|()| fs::rename(&unfinished, &path));
     if let Err(error) = written {
         // The error that matters is the first one.

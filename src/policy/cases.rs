@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,9 @@ pub struct Asked {
     image: Option<String>,
     /// Registry world: those of the configuration.
     upstreams: Option<Vec<Known>>,
+    /// Those of the file, where it has none of its own.
+    #[serde(skip)]
+    shared: Arc<[Known]>,
     /// Registry world: who asks, if not the runtime. Trust world: who is judged.
     peer: Option<Who>,
     #[serde(default)]
@@ -233,8 +237,10 @@ impl File {
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(text).map_err(|error| format!("it is no UTF-8 text: {error}"))?;
         let mut file: Self = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        // Shared: a file of many upstreams and many cases would be their product.
+        let shared: Arc<[Known]> = std::mem::take(&mut file.upstreams).into();
         for case in &mut file.cases {
-            case.asked.upstreams.get_or_insert_with(|| file.upstreams.clone());
+            case.asked.shared = Arc::clone(&shared);
         }
         Ok(file)
     }
@@ -266,7 +272,7 @@ impl Asked {
             None => Requester::Runtime,
         };
         let availability = Availability { local: self.peer.is_some(), peers: 0 };
-        let upstreams = self.upstreams.iter().flatten().map(|known| Upstream {
+        let upstreams = self.upstreams.as_deref().unwrap_or(&self.shared).iter().map(|known| Upstream {
             name: known.name.as_str().into(),
             repositories: known.repositories.clone().into(),
             health: known.health,

@@ -103,15 +103,15 @@ impl<W: World> Chain<W> {
         (ruling, said)
     }
 
-    /// What all say of a request from before, and the first that fails as no policy should. It counts nowhere, not even for
-    /// the quarantine. `limit`: for each try of each policy.
+    /// What all say of a request from before, and which fail as no policy should. It counts nowhere, not even for the
+    /// quarantine. `limit`: for each try of each policy.
     pub(super) fn replay(
         &self,
         request: &W::Request,
         limit: Duration,
-    ) -> (W::Ruling, Option<(Arc<str>, Failure)>) {
+    ) -> (W::Ruling, Vec<(Arc<str>, Failure)>) {
         let mut merge = W::Merge::default();
-        let mut failed = None;
+        let mut failed = Vec::new();
         for entry in &self.entries {
             let ask = || entry.policy.decide(request, Instant::now() + limit);
             // That the machine is busy is not the policy's fault.
@@ -122,7 +122,7 @@ impl<W: World> Chain<W> {
             if let Err(failure) = &answer
                 && failure.is_trap()
             {
-                failed.get_or_insert_with(|| (Arc::clone(&entry.name), failure.clone()));
+                failed.push((Arc::clone(&entry.name), failure.clone()));
             }
             if entry.mode == Mode::Enforce {
                 W::add(&mut merge, &entry.name, answer, entry.failing);

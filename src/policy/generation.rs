@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::chain::Chain;
 use super::config::{Failing, Mode};
@@ -48,6 +49,9 @@ pub struct Policies {
     recent: Recent,
     /// Whoever changes what is in force; held while components are read and compiled.
     loader: Mutex<Loader>,
+    /// What is to be loaded next, by who does not wait for it.
+    wanted: Mutex<Option<Config>>,
+    wake: Notify,
     /// Held for a moment only: who asks for the status must not wait for a compiler.
     problem: Mutex<Option<LoadError>>,
     /// Whether they must be loaded before the node is ready, and never were.
@@ -71,6 +75,8 @@ impl Policies {
             state: ArcSwap::default(),
             recent: Recent::default(),
             loader: Mutex::default(),
+            wanted: Mutex::default(),
+            wake: Notify::new(),
             problem: Mutex::default(),
             is_required: AtomicBool::new(false),
         }
@@ -85,6 +91,22 @@ impl Policies {
         let mut loader = self.loader();
         loader.configure(config);
         self.load(&mut loader)
+    }
+
+    /// Lets [`Policies::follow`] put the policies of `config` in force, which may take seconds. Does not wait.
+    pub fn want(&self, config: &Config) {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(config.clone());
+        self.wake.notify_one();
+    }
+
+    /// Tries again soon what could not be taken over, if anything.
+    pub fn again(&self) {
+        // Whoever holds it is at it.
+        if let Ok(mut loader) = self.loader.try_lock()
+            && self.last_problem().is_some()
+        {
+            loader.retry = Some(Instant::now());
+        }
     }
 
     /// The policies in force.
@@ -106,7 +128,8 @@ impl Policies {
     pub async fn follow(self: Arc<Self>) {
         let mut last = Stamps::new();
         loop {
-            tokio::time::sleep(INTERVAL).await;
+            // An error is the end of the interval.
+            let _ = tokio::time::timeout(INTERVAL, self.wake.notified()).await;
             let policies = Arc::clone(&self);
             let seen = last.clone();
             // A panic is logged by the hook, and the next look is a new one.
@@ -119,9 +142,17 @@ impl Policies {
     /// Takes over files that changed and have settled; returns what is there now.
     fn look(&self, last: &Stamps) -> Stamps {
         let mut loader = self.loader();
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(config) = wanted {
+            loader.configure(&config);
+            // The error is logged there.
+            let _ = self.load(&mut loader);
+            return loader.look();
+        }
         let now = loader.look();
         let again = loader.retry.is_some_and(|at| Instant::now() >= at);
-        if again || (now == *last && now != loader.stamps) {
+        // Files that are being written are not taken, however long a retry is due.
+        if now == *last && (again || now != loader.stamps) {
             // The error is logged there.
             let _ = self.load(&mut loader);
         }
@@ -155,7 +186,8 @@ impl Policies {
             Err(error) => {
                 let error = loader.refused(error, Instant::now());
                 self.metrics.pending.set(error.pending.into());
-                let is_new = self.last_problem().replace(error.clone()).as_ref() != Some(&error);
+                let is_new =
+                    !self.last_problem().replace(error.clone()).is_some_and(|last| last.is_like(&error));
                 let kept = if is_first { "the failure verdicts" } else { "the last good policies" };
                 if is_new && error.pending {
                     tracing::warn!(%error, "policies are waited for; {kept} stand");
@@ -187,8 +219,11 @@ impl Policies {
             trust: Chain::new(trust.entries),
             loaded: [registry.loaded, trust.loaded].concat(),
         };
-        // Without a last good one there is nothing that would be better.
-        if loader.number > 0 && loader.config.accept != revision {
+        // Without a last good one there is nothing that would be better; and whoever goes back, or does without policies, is not
+        // kept from it.
+        let may_be =
+            next.registry.is_empty() || [&loader.config.accept, &loader.previous].contains(&&revision);
+        if loader.number > 0 && !may_be {
             let before = self.state.load_full();
             let limit = loader.config.max_change;
             shadow::compare(&self.recent.all(), &before.registry, &next.registry, limit)
@@ -271,13 +306,17 @@ fn objected(objection: &Objection, config: &Config, revision: &str) -> LoadError
         Objection::Fails { policy, failure, .. } => (Some(policy), *failure == Failure::Time),
         Objection::Changes { by, .. } => (by.as_ref(), false),
     };
+    let or = match objection {
+        Objection::Fails { .. } => "",
+        Objection::Changes { .. } => ", or raise policies.max-change",
+    };
     let path = config.plugins().find(|plugin| Some(plugin.name.as_str()) == policy.map(AsRef::as_ref));
     LoadError {
         policy: policy.map(ToString::to_string).unwrap_or_default(),
         path: path.map(|plugin| plugin.path.clone()).unwrap_or_default(),
         stage: Stage::Shadow,
         message: clean(&objection.to_string(), 1024),
-        hint: Some(format!("if that is what you want, set policies.accept: \"{revision}\"")),
+        hint: Some(format!("if that is what you want, set policies.accept: \"{revision}\"{or}")),
         pending: false,
         is_passing: is_late,
         may_wait: false,

@@ -43,8 +43,9 @@ pub(super) struct Loader {
     pub(super) stamps: Stamps,
     /// Of the generation in force; 0: none.
     pub(super) number: i64,
-    /// Of the generation in force.
+    /// Of the generation in force, and of the one before it.
     pub(super) revision: String,
+    pub(super) previous: String,
     /// When what could not be loaded is tried again.
     pub(super) retry: Option<Instant>,
     /// How long files that match their pins are waited for.
@@ -69,6 +70,7 @@ impl Default for Loader {
             stamps: Stamps::new(),
             number: 0,
             revision: String::new(),
+            previous: String::new(),
             retry: None,
             patience: PENDING,
             waiting: None,
@@ -169,7 +171,9 @@ impl Loader {
             self.forget();
         }
         self.standing = self.config.files().map(Into::into).collect();
-        self.revision = revision;
+        if self.revision != revision {
+            self.previous = std::mem::replace(&mut self.revision, revision);
+        }
         self.retry = None;
         self.waiting = None;
     }

@@ -83,6 +83,7 @@ impl Cause {
                 NotHere::PeersFailed => "peers-failed",
                 NotHere::PeersBusy => "peers-busy",
                 NotHere::UpstreamsFailed => "upstreams-failed",
+                NotHere::UpstreamsRefused => "upstreams-refused",
                 NotHere::StoreFailed => "store-failed",
                 NotHere::Deadline => "deadline",
                 NotHere::Unsupported => "unsupported",
@@ -105,9 +106,8 @@ impl Cause {
                 NotHere::TagDisputed => b"Not Here (peili: peers disagree about the tag)",
                 NotHere::PeersFailed => b"Not Here (peili: all peers that hold it failed)",
                 NotHere::PeersBusy => b"Not Here (peili: all peers that hold it are busy)",
-                NotHere::UpstreamsFailed => {
-                    b"Not Here (peili: the upstreams that policy names do not give it)"
-                }
+                NotHere::UpstreamsFailed => b"Not Here (peili: the upstreams that policy names fail)",
+                NotHere::UpstreamsRefused => b"Not Here (peili: the upstreams that policy names refuse it)",
                 NotHere::StoreFailed => b"Not Here (peili: the local store cannot read it)",
                 NotHere::Deadline => b"Not Here (peili: no answer in time)",
                 NotHere::Unsupported => b"Not Here (peili: not served by a mirror)",

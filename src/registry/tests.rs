@@ -274,6 +274,7 @@ async fn whatever_cannot_be_served_is_not_here() {
         (NotHere::PeersFailed, "peers-failed"),
         (NotHere::PeersBusy, "peers-busy"),
         (NotHere::UpstreamsFailed, "upstreams-failed"),
+        (NotHere::UpstreamsRefused, "upstreams-refused"),
         (NotHere::StoreFailed, "store-failed"),
         (NotHere::Unsupported, "unsupported"),
     ];

@@ -4,7 +4,7 @@
 //! Read whenever a registry asks, so that a rotated secret counts at once. Credential helpers and identity tokens are not
 //! supported.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ pub struct Credentials {
 
 #[derive(Deserialize)]
 struct File {
-    auths: HashMap<String, Entry>,
+    auths: BTreeMap<String, Entry>,
 }
 
 #[derive(Deserialize)]
@@ -77,11 +77,19 @@ fn parse(bytes: &[u8], authority: &str) -> Result<String, String> {
     let file: File = serde_json::from_slice(bytes)
         .map_err(|error| format!("line {}: not Docker's config.json with `auths`", error.line()))?;
     let is_hub = DOCKER_HUB.contains(&authority);
-    let entry = file.auths.into_iter().find(|(key, _)| {
-        let key = key.split_once("://").map_or(key.as_str(), |(_, rest)| rest);
-        let host = key.split('/').next().unwrap_or(key);
-        host == authority || is_hub && DOCKER_HUB.contains(&host)
+    let parts = |key: &str| -> (String, String) {
+        let key = key.split_once("://").map_or(key, |(_, rest)| rest);
+        let (host, path) = key.split_once('/').unwrap_or((key, ""));
+        (host.to_owned(), path.trim_matches('/').to_owned())
+    };
+    let of_it = file.auths.into_iter().filter(|(key, _)| {
+        let (host, path) = parts(key);
+        // What Docker Desktop keeps beside its passwords.
+        let is_token = path.ends_with("access-token") || path.ends_with("refresh-token");
+        !is_token && (host == authority || is_hub && DOCKER_HUB.contains(&host.as_str()))
     });
+    // The one for the host itself before those for a part of it.
+    let entry = of_it.min_by_key(|(key, _)| parts(key).1.len());
     let (_, entry) = entry.ok_or_else(|| format!("`auths` has no entry for {authority}"))?;
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
     match (filled(entry.auth), filled(entry.username), filled(entry.password)) {
@@ -101,7 +109,8 @@ mod tests {
     #[test]
     fn entries_are_found_by_host() {
         let file = br#"{"auths": {
-            "https://index.docker.io/v1/": {"auth": "aHViOng="},
+            "https://index.docker.io/v1/access-token": {"auth": "eDp5"},
+            "https://index.docker.io/v1/": {"auth": "aHViOng="}, "r.test:5000/a": {"auth": "eDp5"},
             "r.test:5000": {"username": "me", "password": "secret"},
             "t.test": {"identitytoken": "secret"}, "e.test": {}
         }}"#;

@@ -55,6 +55,8 @@ pub struct Endpoint {
 pub enum SendError {
     /// A status above 399, and how long the host wants to be left alone.
     Status(StatusCode, Option<Duration>),
+    /// The same of the server that gives its tokens.
+    Token(StatusCode, Option<Duration>),
     /// It cannot be reached, does not answer in time, or does not speak as it should.
     Failed(String),
 }
@@ -154,7 +156,7 @@ impl Endpoint {
         if let Some(registry) = &self.about {
             url.query_pairs_mut().append_pair("ns", registry.as_str());
         }
-        let mut asked = false;
+        let (mut asked, mut dropped) = (false, false);
         loop {
             let mut request = self.host.client.request(method.clone(), url.clone()).header(ACCEPT, accept);
             if let Some(range) = range {
@@ -165,8 +167,15 @@ impl Endpoint {
             }
             let response = self.within(request.send()).await?;
             let status = response.status();
+            // Some registries say so of a token that has ended.
+            if status == StatusCode::FORBIDDEN && !dropped && self.forget() {
+                dropped = true;
+                continue;
+            }
+            // Who is asked elsewhere, by a redirect, is not told who asks.
             if status == StatusCode::UNAUTHORIZED
                 && !asked
+                && response.url().origin() == url.origin()
                 && let Some(authorization) = self.authorize(response.headers()).await?
             {
                 asked = true;
@@ -184,12 +193,17 @@ impl Endpoint {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Drops what was asked for last; tells whether there was something.
+    fn forget(&self) -> bool {
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
+    }
+
     /// What the host wants to see; `None`: it does not say, or wants a password that nobody has.
-    async fn authorize(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, String> {
+    async fn authorize(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, SendError> {
         match challenge(headers) {
             Some(Asked::Token(challenge)) => self.fetch_token(&challenge).await.map(Some),
             Some(Asked::Password) => match &self.credentials {
-                Some(credentials) => credentials.basic().await.map(Some),
+                Some(credentials) => Ok(Some(credentials.basic().await?)),
                 None => Ok(None),
             },
             None => Ok(None),
@@ -206,12 +220,13 @@ impl Endpoint {
         }
     }
 
-    async fn fetch_token(&self, challenge: &Challenge) -> Result<HeaderValue, String> {
-        let mut url = Url::parse(&challenge.realm).map_err(|_| "asks for a token from what is no URL")?;
+    async fn fetch_token(&self, challenge: &Challenge) -> Result<HeaderValue, SendError> {
+        let mut url =
+            Url::parse(&challenge.realm).map_err(|_| "asks for a token from what is no URL".to_owned())?;
         let is_own = Url::parse(&self.host.url).is_ok_and(|own| own.origin() == url.origin());
         let is_secret = self.credentials.is_some() && !is_own;
         if url.scheme() != "https" && (self.host.url.starts_with("https:") || is_secret) {
-            return Err("asks for a token over plain HTTP".into());
+            return Err("asks for a token over plain HTTP".to_owned().into());
         }
         let scope = format!("repository:{}:pull", self.repository);
         url.query_pairs_mut().append_pair("scope", challenge.scope.as_deref().unwrap_or(&scope));
@@ -233,7 +248,7 @@ impl Endpoint {
         }
         let response = self.within(request.send()).await.map_err(prefix)?;
         if !response.status().is_success() {
-            return Err(prefix(format!("answers {}", response.status())));
+            return Err(SendError::Token(response.status(), retry_after(response.headers())));
         }
         let body = timeout(self.header_limit, read(response, TOKEN_LIMIT))
             .await
@@ -259,6 +274,7 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status, _) => write!(f, "answers {status}"),
+            Self::Token(status, _) => write!(f, "its token server: answers {status}"),
             Self::Failed(reason) => f.write_str(reason),
         }
     }

@@ -127,7 +127,7 @@ impl Upstreams for Named {
         let known = |one: &Arc<One>| Known {
             name: Arc::clone(&one.name),
             repositories: Arc::clone(&one.repositories),
-            state: one.state().clone(),
+            state: one.state().now(Instant::now()),
         };
         set.iter().map(known).collect()
     }
@@ -237,37 +237,40 @@ impl One {
         let began = Instant::now();
         let endpoint = self.endpoint(repository).await.map_err(|reason| self.unreachable(reason))?;
         let accept = if is_manifest { MANIFEST_MEDIA_TYPES.join(", ") } else { "*/*".into() };
-        match endpoint.send(method, path, &accept, range).await {
+        let error = match endpoint.send(method, path, &accept, range).await {
             Ok(response) => {
-                self.state().answered(began.elapsed());
-                Ok(response)
+                self.state().answered(began.elapsed(), began);
+                return Ok(response);
             }
-            Err(error @ SendError::Status(status, pause)) => Err(match status {
-                StatusCode::NOT_FOUND | StatusCode::GONE => {
-                    self.state().answered(began.elapsed());
-                    FetchError::NotFound
-                }
-                StatusCode::RANGE_NOT_SATISFIABLE => {
-                    self.state().answered(began.elapsed());
-                    FetchError::Range
-                }
-                StatusCode::TOO_MANY_REQUESTS => {
-                    self.state().limited(pause, Instant::now());
-                    FetchError::Held
-                }
-                status if status.is_client_error() => {
-                    let problem = format!("{error} for {repository}");
-                    self.note(&problem);
-                    self.state().refused(problem);
-                    FetchError::Refused(error.to_string())
-                }
-                _ => {
-                    self.failed(Health::Degraded, error.to_string());
-                    FetchError::Failed(error.to_string())
-                }
-            }),
-            Err(SendError::Failed(reason)) => Err(self.unreachable(reason)),
-        }
+            Err(error) => error,
+        };
+        Err(match error {
+            SendError::Status(StatusCode::NOT_FOUND | StatusCode::GONE, _) => {
+                self.state().answered(began.elapsed(), began);
+                FetchError::NotFound
+            }
+            SendError::Status(StatusCode::RANGE_NOT_SATISFIABLE, _) => {
+                self.state().answered(began.elapsed(), began);
+                FetchError::Range
+            }
+            SendError::Status(StatusCode::TOO_MANY_REQUESTS, pause)
+            | SendError::Token(StatusCode::TOO_MANY_REQUESTS, pause) => {
+                self.state().limited(pause, Instant::now());
+                FetchError::Held
+            }
+            // Of this repository, and not of all.
+            SendError::Status(status, _) | SendError::Token(status, _) if status.is_client_error() => {
+                let problem = format!("{error} for {repository}");
+                self.note(&problem);
+                self.state().refused(problem, began.elapsed(), began);
+                FetchError::Refused(error.to_string())
+            }
+            SendError::Status(..) | SendError::Token(..) => {
+                self.failed(Health::Degraded, error.to_string());
+                FetchError::Failed(error.to_string())
+            }
+            SendError::Failed(reason) => self.unreachable(reason),
+        })
     }
 
     fn unreachable(&self, reason: String) -> FetchError {
@@ -300,18 +303,25 @@ impl One {
         // Registries need not send the digest: then the content tells it.
         let response = self.send(repository, Method::GET, &path, None, true).await?;
         let media_type = media_type(response.headers()).to_owned();
-        let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
-        let content = match timeout(STALL, endpoint::read(response, limit)).await {
-            Ok(Ok(content)) => content,
-            Ok(Err(reason)) => return Err(self.cut(reason)),
-            Err(_) => return Err(self.cut("the body of a manifest stalls".into())),
-        };
+        let content = self.manifest(response).await?;
         Ok(Descriptor::new(Digest::sha256(&content), content.len() as u64, &media_type))
     }
 
+    /// An answer of no use, which says nothing about others.
     fn cut(&self, reason: String) -> FetchError {
-        self.failed(Health::Degraded, reason.clone());
+        self.note(&reason);
+        self.state().noted(reason.clone(), Instant::now());
         FetchError::Failed(reason)
+    }
+
+    /// The whole body of a manifest, which need not say how long it is.
+    async fn manifest(&self, response: Response) -> Result<Vec<u8>, FetchError> {
+        let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
+        match timeout(STALL, endpoint::read(response, limit)).await {
+            Ok(Ok(content)) => Ok(content),
+            Ok(Err(reason)) => Err(self.cut(reason)),
+            Err(_) => Err(self.cut("the body of a manifest stalls".into())),
+        }
     }
 
     async fn fetch(self: &Arc<Self>, repository: &Repository, want: &Want) -> Result<Fetched, FetchError> {
@@ -331,6 +341,14 @@ impl One {
             (start, Some(end)) => Some(RangeHeader::Between(start, end.saturating_sub(1))),
         };
         let response = self.send(repository, Method::GET, &path, range, is_manifest).await?;
+        if is_manifest {
+            let media_type = media_type(response.headers()).to_owned();
+            let content = self.manifest(response).await?;
+            let descriptor = Descriptor::new(digest, content.len() as u64, &media_type);
+            let range = ByteRange::whole(descriptor.size);
+            let body = futures::stream::iter([Ok(content.into())]).boxed();
+            return Ok(Fetched { descriptor, range, body });
+        }
         let (skip, size) = endpoint::begin(&response, start, None).map_err(|reason| self.cut(reason))?;
         if start > size || (start == size && size > 0) {
             return Err(FetchError::Range);
@@ -386,7 +404,7 @@ impl Body {
     /// No reason to leave it alone: the rest is asked for at once.
     fn cut(&self, reason: String) -> io::Error {
         self.one.note(&reason);
-        self.one.state().refused(reason.clone());
+        self.one.state().noted(reason.clone(), Instant::now());
         io::Error::other(reason)
     }
 }

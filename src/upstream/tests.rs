@@ -14,6 +14,7 @@ use super::probe::Prober;
 use super::{Config, Upstream, memory::Memory};
 use crate::oci::Registry;
 
+mod endpoint;
 mod tls;
 
 const LIMIT: Duration = Duration::from_millis(300);

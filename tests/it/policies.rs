@@ -206,14 +206,21 @@ async fn replaced_live() {
 
     let absent = json!({"policies": {"registry": [{"name": "absent", "path": "/no/such/policy.wasm"}]}});
     let slip = Some("recent requests would be answered otherwise");
+    // So many images that a share of them means something.
+    let asks = async |node: &peili_lab::Node| {
+        for number in 0..60 {
+            let name = format!("/v2/special/app-{number}/manifests/v1?ns={REGISTRY}");
+            node.fetch(&name).await.unwrap();
+        }
+    };
     for (config, most, status, problem) in [
         (deny("first"), 20, 403, None),
         (absent, 20, 403, Some("No such file")),
-        // All that was asked for is this image, a hundred times at the least.
         (guest("bypass", "deny"), 20, 403, slip),
         (guest("bypass", "deny"), 100, 404, None),
         (json!({"policies": {"registry": []}}), 100, 200, None),
     ] {
+        asks(node).await;
         node.plan.merge(&config);
         node.plan.merge(&json!({"policies": {"max-change": most}}));
         node.rewrite().unwrap();

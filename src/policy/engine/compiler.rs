@@ -4,7 +4,7 @@
 use std::io;
 use std::thread;
 
-use rustix::process::setpriority_process;
+use rustix::process::{getpriority_process, setpriority_process};
 
 /// How much it gives way: where all processors are busy, it gets about a quarter of one.
 const NICE: i32 = 5;
@@ -17,7 +17,8 @@ pub(super) fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<Opti
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("policy-compiler".into()).spawn_scoped(scope, || {
             // Of this thread alone; where it may not, it compiles all the same.
-            let _ = setpriority_process(None, NICE);
+            let own = getpriority_process(None).unwrap_or(0);
+            let _ = setpriority_process(None, own.max(NICE));
             work()
         })?;
         Ok(thread.join().ok())
@@ -26,8 +27,6 @@ pub(super) fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<Opti
 
 #[cfg(test)]
 mod tests {
-    use rustix::process::getpriority_process;
-
     use super::*;
 
     #[test]
