@@ -33,6 +33,7 @@
 mod descriptor;
 mod digest;
 mod gate;
+mod health;
 mod membership;
 mod pattern;
 mod range;
@@ -43,6 +44,7 @@ pub use descriptor::{
 };
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use gate::{Action, Gate, Level, PeerId, PeerIdError, UploadLimits};
+pub use health::Health;
 pub use membership::{KeyId, KeyIdError, Members, Proof};
 pub use pattern::{PatternError, Patterns};
 pub use range::{ByteRange, RangeError, RangeHeader};

@@ -15,7 +15,7 @@ mod tests;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::{ByteRange, Descriptor, Digest, Registry, Repository, Tag};
 
-pub use health::{Health, State};
+pub use health::State;
 
 /// Tells whether registries answer.
 #[async_trait]
@@ -37,6 +37,11 @@ pub trait Upstream: Send + Sync {
 
     /// Whether the runtime has another host for `registry` than this node, by its configuration. Asks nobody.
     async fn is_open(&self, registry: &Registry) -> bool;
+}
+
+/// Whoever panicked with it has left nothing half done: each change is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Fetches from the upstreams of the configuration.

@@ -8,9 +8,9 @@ use bytesize::ByteSize;
 use super::{Status, StoreHealth};
 use crate::network::admission::{self, Mode};
 use crate::network::{MemberState, PeerStatus};
+use crate::oci::Health;
 use crate::registry::Amount;
 use crate::telemetry::Cause;
-use crate::upstream::Health;
 use crate::{mirror, policy, trust};
 
 /// Causes that are shown; `/status` has all.

@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::network;
+use crate::oci;
 use crate::policy;
 use crate::registry::{self, Amount};
 use crate::store::Health;
 use crate::telemetry::Cause;
-use crate::upstream;
 
 /// The state of a node. Fields are only ever added; a change of meaning is a new version.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ pub struct Upstream {
     /// Its name.
     pub name: String,
     /// How it does.
-    pub health: upstream::Health,
+    pub health: oci::Health,
     /// Milliseconds from a request to the head of its answer, smoothed.
     pub latency_millis: Option<u64>,
 }

@@ -10,7 +10,6 @@ use crate::oci::Level;
 use crate::policy;
 use crate::registry::Amount;
 use crate::telemetry::Cause;
-use crate::upstream;
 
 fn sample() -> Status {
     let peer = |node: &str, id: &str, problem: &str| PeerStatus {
@@ -79,7 +78,7 @@ fn sample() -> Status {
         }],
         upstreams: vec![Upstream {
             name: "corp".into(),
-            health: upstream::Health::Healthy,
+            health: crate::oci::Health::Healthy,
             latency_millis: Some(12),
         }],
         served: Served {

@@ -67,13 +67,24 @@ impl Shared {
     ) -> Result<(Descriptor, Bytes), NotHere> {
         let busy = self.rules.load().busy_wait.min(MANIFEST_BUSY);
         let (claimed, content) = self.small(digest, busy, limits).await?;
-        // What the manifest says of itself is bound to its digest; a peer's word is not.
-        let manifest = Manifest::parse(&content).unwrap_or_default();
-        let media_type = manifest.media_type.as_deref().unwrap_or(&claimed);
+        Ok((self.keep_manifest(digest, &claimed, &content, Source::Peers), content))
+    }
+
+    /// What a verified manifest is, which is kept for the next request. What it says of itself is bound to its digest; `claimed`,
+    /// its source's word, is not.
+    pub(super) fn keep_manifest(
+        &self,
+        digest: &Digest,
+        claimed: &str,
+        content: &Bytes,
+        source: Source,
+    ) -> Descriptor {
+        let manifest = Manifest::parse(content).unwrap_or_default();
+        let media_type = manifest.media_type.as_deref().unwrap_or(claimed);
         let descriptor = Descriptor::new(*digest, content.len() as u64, media_type);
-        self.cache.put(descriptor.clone(), content.clone(), Source::Peers, Instant::now());
+        self.cache.put(descriptor.clone(), content.clone(), source, Instant::now());
         self.cache.learn(&manifest.children);
-        Ok((descriptor, content))
+        descriptor
     }
 
     /// Content of at most [`MANIFEST_LIMIT`] bytes from peers, with the media type that its peer claims. A peer that

@@ -19,11 +19,9 @@ use super::metrics::{TagAnswer, Verification};
 use super::remote::Collected;
 use super::verify::Verifier;
 use super::{Answer, BlobRequest, NotHere, Refusal, Shared, Source, empty, resolve};
-use crate::oci::{
-    ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Manifest, Name, RangeHeader, Tag, is_manifest,
-};
+use crate::oci::{ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Name, RangeHeader, Tag, is_manifest};
 use crate::policy::registry::{self as policy, Plan};
-use crate::upstream::{FetchError, Fetched, Health, Route, Upstreams, Want};
+use crate::upstream::{FetchError, Fetched, Route, Upstreams, Want};
 
 /// How long a manifest may take from its head to its end.
 const MANIFEST_BODY: Duration = Duration::from_secs(5);
@@ -53,6 +51,14 @@ impl Liars {
         liars.push_back((Arc::clone(upstream), *digest, Instant::now()));
     }
 
+    /// Leaves all out for it that had a part in it, and alone for a while.
+    fn blame(&self, upstreams: &dyn Upstreams, contributors: &[Arc<str>], digest: &Digest) {
+        for upstream in contributors {
+            self.add(upstream, digest);
+            upstreams.blame(upstream, &format!("it had a part in wrong content for {digest}"));
+        }
+    }
+
     fn has(&self, upstream: &Arc<str>, digest: &Digest) -> bool {
         let liars = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         liars.iter().any(|(known, of, at)| known == upstream && of == digest && at.elapsed() < LEFT_OUT)
@@ -68,13 +74,7 @@ pub(super) fn described(upstreams: &dyn Upstreams) -> Arc<[policy::Upstream]> {
     let described = known.iter().map(|known| policy::Upstream {
         name: Arc::clone(&known.name),
         repositories: Arc::clone(&known.repositories),
-        health: match known.state.health {
-            Health::Unknown => policy::Health::Unknown,
-            Health::Healthy => policy::Health::Healthy,
-            Health::Degraded => policy::Health::Degraded,
-            Health::RateLimited => policy::Health::RateLimited,
-            Health::Unreachable => policy::Health::Unreachable,
-        },
+        health: known.state.health,
         latency: known.state.latency,
     });
     described.collect()
@@ -146,13 +146,8 @@ impl Shared {
             return Err(NotHere::UpstreamsFailed);
         }
         self.metrics.verified(Verification::Right);
-        // What the manifest says of itself is bound to its digest; a header is not.
-        let manifest = Manifest::parse(&content).unwrap_or_default();
-        let media_type = manifest.media_type.as_deref().unwrap_or(&fetched.descriptor.media_type);
-        let descriptor = Descriptor::new(*digest, size, media_type);
-        self.cache.put(descriptor.clone(), content.clone(), Source::Upstream, Instant::now());
-        self.cache.learn(&manifest.children);
-        Ok((descriptor, content))
+        let claimed = &fetched.descriptor.media_type;
+        Ok((self.keep_manifest(digest, claimed, &content, Source::Upstream), content))
     }
 
     /// A blob from the upstream `first`, and from all others of the plan where that breaks off.
@@ -233,8 +228,7 @@ impl Shared {
     fn wrong(&self, at: &Route, wanted: &Digest, found: &Digest) {
         self.metrics.verified(Verification::Mismatch);
         tracing::error!(%wanted, %found, upstream = %at.upstream, "an upstream sent wrong content");
-        self.liars.add(&at.upstream, wanted);
-        self.upstreams.blame(&at.upstream, &format!("it sent wrong content for {wanted}"));
+        self.liars.blame(&*self.upstreams, std::slice::from_ref(&at.upstream), wanted);
     }
 }
 
@@ -367,10 +361,7 @@ impl Pour {
     async fn wrong(&mut self, found: &Digest) {
         self.discarding.metrics.verified(Verification::Mismatch);
         tracing::error!(wanted = %self.digest, %found, upstreams = ?self.contributors, "wrong content from upstreams");
-        for upstream in &self.contributors {
-            self.liars.add(upstream, &self.digest);
-            self.upstreams.blame(upstream, &format!("it had a part in wrong content for {}", self.digest));
-        }
+        self.liars.blame(&*self.upstreams, &self.contributors, &self.digest);
         // In a task, since the client may go away meanwhile.
         let (discarding, digest) = (self.discarding.clone(), self.digest);
         let discarded = self.discarding.tasks.spawn(async move { discarding.now(&digest).await });
@@ -391,10 +382,7 @@ impl Drop for Pour {
         let look_after = async move {
             if discarding.if_stuck(&digest).await {
                 tracing::error!(%digest, upstreams = ?contributors, "a download from upstreams came to a wrong end");
-                for upstream in &contributors {
-                    liars.add(upstream, &digest);
-                    upstreams.blame(upstream, &format!("it had a part in wrong content for {digest}"));
-                }
+                liars.blame(&*upstreams, &contributors, &digest);
             }
         };
         self.discarding.tasks.spawn_on(look_after, &runtime);

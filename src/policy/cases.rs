@@ -15,10 +15,10 @@ use serde_json::{Map, Value};
 use super::chain::Answers as _;
 use super::config::json;
 use super::engine::{Abi, Policy, Refused};
-use super::registry::{Availability, Health, Registry, Request as RegistryRequest, Requester, Upstream};
+use super::registry::{Availability, Registry, Request as RegistryRequest, Requester, Upstream};
 use super::trust::{Conduct, Evidence, Request as TrustRequest, Trust};
 use super::{Failure, Node, Provenance, zone};
-use crate::oci::{Level, PeerId, Reference as Image, ReferenceError};
+use crate::oci::{Health, Level, PeerId, Reference as Image, ReferenceError};
 
 /// Largest file that a node reads, in bytes: a ConfigMap has no more.
 pub(super) const SIZE_LIMIT: u64 = 1 << 20;

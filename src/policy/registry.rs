@@ -4,12 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
-
 use super::text::clean;
 use super::world::World;
 use super::{Config, Failing, Failure, Node, Plugin, Reason, Said, describe, least};
-use crate::oci::{Digest, Level, Name, Repository, Tag};
+use crate::oci::{Digest, Health, Level, Name, Repository, Tag};
 
 /// What is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,23 +57,6 @@ pub struct Availability {
     pub local: bool,
     /// At so many trusted peers.
     pub peers: u32,
-}
-
-/// How an upstream does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Health {
-    /// It was not asked yet.
-    #[default]
-    Unknown,
-    /// Its last request was answered.
-    Healthy,
-    /// It answers, but not as it should.
-    Degraded,
-    /// It asked for a pause.
-    RateLimited,
-    /// It cannot be reached.
-    Unreachable,
 }
 
 /// A registry that a plan may name.

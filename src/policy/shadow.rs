@@ -126,14 +126,15 @@ impl fmt::Display for Objection {
 /// Those that differ in more than the time of day, and how upstreams did then.
 fn distinct(requests: &[Request]) -> Vec<&Request> {
     let mut distinct: Vec<&Request> = Vec::new();
-    let names = |request: &Request| -> Vec<Arc<str>> {
-        request.upstreams.iter().map(|upstream| Arc::clone(&upstream.name)).collect()
-    };
     let is_alike = |one: &Request, other: &Request| {
         (&one.reference, &one.name, one.operation) == (&other.reference, &other.name, other.operation)
             && (&one.requester, &one.descriptor, one.availability)
                 == (&other.requester, &other.descriptor, other.availability)
-            && names(one) == names(other)
+            && one
+                .upstreams
+                .iter()
+                .map(|known| &known.name)
+                .eq(other.upstreams.iter().map(|known| &known.name))
     };
     for request in requests {
         if !distinct.iter().any(|known| is_alike(known, request)) {

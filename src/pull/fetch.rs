@@ -13,7 +13,7 @@ use super::{Error, Failure, Fetched, Options, Part, millis};
 use crate::oci::{
     Descriptor, Digest, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, ManifestError, RangeHeader, Reference,
 };
-use crate::upstream::endpoint::{self, Endpoint, content_length, describe, header, media_type, read};
+use crate::upstream::endpoint::{self, Endpoint, describe, media_type, read};
 
 /// How often one host may resume one content; containerd gives up after the third time without progress.
 const RESUMES: u32 = 5;
@@ -91,13 +91,10 @@ impl<'a> Session<'a> {
     ) -> Result<Descriptor, String> {
         let (path, accept) = (format!("manifests/{object}"), accept_manifests());
         let response = ask(endpoint, Method::HEAD, &path, &accept).await?;
-        let headers = response.headers();
-        let digest = header(headers, "docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
-        let size = content_length(headers);
-        let target = match (digest, size) {
-            (Some(digest), Some(size)) if size > 0 => Descriptor::new(digest, size, media_type(headers)),
-            // Registries need not send the digest: then the content tells it.
-            _ => {
+        let target = match endpoint::described(response.headers()) {
+            Some(target) => target,
+            // The content tells it.
+            None => {
                 let response = ask(endpoint, Method::GET, &path, &accept).await?;
                 let media_type = media_type(response.headers()).to_owned();
                 let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::credentials::Credentials;
 use super::hosts;
-use crate::oci::{ByteRange, Name, OCTET_STREAM, RangeHeader, Registry, Repository};
+use crate::oci::{ByteRange, Descriptor, Digest, Name, OCTET_STREAM, RangeHeader, Registry, Repository};
 
 /// Largest answer of a token server that is read. Docker Hub's have 3 to 5 KiB.
 const TOKEN_LIMIT: usize = 256 << 10;
@@ -312,13 +312,20 @@ pub fn begin(response: &Response, offset: u64, size: Option<u64>) -> Result<(u64
 }
 
 /// A header as text.
-pub fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
 }
 
 /// `Content-Length`.
 pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     header(headers, CONTENT_LENGTH.as_str())?.parse().ok()
+}
+
+/// What the head of an answer about a manifest says that it is; registries need not say.
+pub fn described(headers: &HeaderMap) -> Option<Descriptor> {
+    let digest: Digest = header(headers, "docker-content-digest")?.parse().ok()?;
+    let size = content_length(headers).filter(|size| *size > 0)?;
+    Some(Descriptor::new(digest, size, media_type(headers)))
 }
 
 /// The media type without parameters.

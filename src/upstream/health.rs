@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+
+use crate::oci::Health;
 
 /// First pause after a failure, and the longest.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -20,23 +21,6 @@ const LIMITED_LONGEST: Duration = Duration::from_secs(300);
 const FORGET: Duration = Duration::from_secs(60);
 /// Weight of the newest latency in the average, as 1 of this.
 const SMOOTH: u32 = 4;
-
-/// How an upstream does (`health` of the contract).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Health {
-    /// It was not asked yet.
-    #[default]
-    Unknown,
-    /// Its last request was answered.
-    Healthy,
-    /// It answers, but not as it should.
-    Degraded,
-    /// It asked for a pause.
-    RateLimited,
-    /// It cannot be reached.
-    Unreachable,
-}
 
 /// What is known of an upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
 use super::credentials::Credentials;
-use super::endpoint::{self, Endpoint, Host, SendError, content_length, describe, header, media_type};
-use super::health::{Health, State};
+use super::endpoint::{self, Endpoint, Host, SendError, content_length, describe, media_type};
+use super::health::State;
 use super::hosts;
 use super::metrics::Metrics;
-use super::{FetchError, Fetched, Known, Route, Upstreams, Want};
+use super::{FetchError, Fetched, Known, Route, Upstreams, Want, lock};
 use crate::oci::{
-    ByteRange, Descriptor, Digest, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, RangeHeader, Repository, Tag,
+    ByteRange, Descriptor, Digest, Health, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, RangeHeader, Repository, Tag,
 };
 
 /// How long a connection may take to be there.
@@ -295,12 +295,11 @@ impl One {
     async fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Descriptor, FetchError> {
         let path = format!("manifests/{tag}");
         let response = self.send(repository, Method::HEAD, &path, None, true).await?;
-        let headers = response.headers();
-        let digest = header(headers, "docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
-        if let (Some(digest), Some(size @ 1..=MANIFEST_LIMIT)) = (digest, content_length(headers)) {
-            return Ok(Descriptor::new(digest, size, media_type(headers)));
+        let said = endpoint::described(response.headers());
+        if let Some(target) = said.filter(|target| target.size <= MANIFEST_LIMIT) {
+            return Ok(target);
         }
-        // Registries need not send the digest: then the content tells it.
+        // The content tells it.
         let response = self.send(repository, Method::GET, &path, None, true).await?;
         let media_type = media_type(response.headers()).to_owned();
         let content = self.manifest(response).await?;
@@ -407,8 +406,4 @@ impl Body {
         self.one.state().noted(reason.clone(), Instant::now());
         io::Error::other(reason)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,7 +9,7 @@ use std::error::Error as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use reqwest::{StatusCode, Url};
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::hosts::{self, Host};
-use super::{Config, Upstream};
+use super::{Config, Upstream, lock};
 use crate::oci::Registry;
 
 /// Registries whose answer is kept: requests name them, so their number is the client's.
@@ -267,8 +267,4 @@ fn is_of_this_machine(address: IpAddr) -> bool {
         socket.local_addr()
     });
     source.is_ok_and(|source| source.ip() == address)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

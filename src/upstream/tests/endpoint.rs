@@ -3,9 +3,10 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::oci::Health;
 use crate::upstream::metrics::Metrics;
 use crate::upstream::named::{self, Named};
-use crate::upstream::{FetchError, Health, Route, Upstreams, Want};
+use crate::upstream::{FetchError, Route, Upstreams, Want};
 
 /// A server that answers each request by a function of its head, and remembers the heads.
 struct Server {

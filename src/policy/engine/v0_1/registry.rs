@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use self::bindings::exports::peili::policy::registry as abi;
 use super::{milliseconds, reason, timestamp};
+use crate::oci::Health;
 use crate::policy::registry::{self as domain, Registry};
 use crate::policy::text::clean;
 
@@ -53,11 +54,11 @@ fn request(request: &domain::Request) -> abi::Request {
             .map(|upstream| abi::Upstream {
                 name: upstream.name.to_string(),
                 health: match upstream.health {
-                    domain::Health::Unknown => abi::Health::Unknown,
-                    domain::Health::Healthy => abi::Health::Healthy,
-                    domain::Health::Degraded => abi::Health::Degraded,
-                    domain::Health::RateLimited => abi::Health::RateLimited,
-                    domain::Health::Unreachable => abi::Health::Unreachable,
+                    Health::Unknown => abi::Health::Unknown,
+                    Health::Healthy => abi::Health::Healthy,
+                    Health::Degraded => abi::Health::Degraded,
+                    Health::RateLimited => abi::Health::RateLimited,
+                    Health::Unreachable => abi::Health::Unreachable,
                 },
                 latency: upstream.latency.map(milliseconds),
             })
