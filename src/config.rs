@@ -23,7 +23,9 @@ use std::{env, fs, io};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{admin, mirror, network, policy, registry, store, telemetry, transfer, trust, upstream};
+use crate::{
+    admin, election, mirror, network, policy, registry, store, telemetry, transfer, trust, upstream,
+};
 
 pub use error::{Error, Fault, Origin};
 pub use reload::{Reload, diff};
@@ -61,6 +63,8 @@ pub struct Config {
     pub trust: trust::Config,
     /// Policies: WebAssembly components that decide what is mirrored.
     pub policies: policy::Config,
+    /// Who does for all nodes what one of them should do.
+    pub election: election::Config,
     /// Where health, metrics and status are served.
     pub admin: admin::Config,
     /// How the process logs.

@@ -7,6 +7,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod configure;
+pub mod election;
 pub mod listener;
 pub mod mirror;
 pub mod network;

@@ -34,6 +34,7 @@ mod descriptor;
 mod digest;
 mod gate;
 mod health;
+mod home;
 mod membership;
 mod pattern;
 mod range;
@@ -45,6 +46,7 @@ pub use descriptor::{
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use gate::{Action, Gate, Level, PeerId, PeerIdError, UploadLimits};
 pub use health::Health;
+pub use home::{Home, Homes};
 pub use membership::{KeyId, KeyIdError, Members, Proof};
 pub use pattern::{PatternError, Patterns};
 pub use range::{ByteRange, RangeError, RangeHeader};

@@ -87,6 +87,7 @@ fn in_force(old: &Config, new: Config) -> Config {
         upstream: new.upstream,
         upstreams: new.upstreams,
         policies: new.policies,
+        election: new.election,
         trust: new.trust,
     }
 }
@@ -119,6 +120,7 @@ trust: {allow: [a/b], deny: [a/b], unowned: true}
 policies:
   {registry: [{name: a, path: /x/a}], trust: [{name: a, path: /x/a}], startup: require, roots: [/x], max-change: 5,
   accept: 0123456789abcdef}
+election: {backend: static, nodes: [a], introducers: 2, labels: {a: b}}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
 log: {level: debug, format: json}
 ";

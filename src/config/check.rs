@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use super::Config;
 use super::error::Fault;
 use super::tree::Node;
+use crate::election::{self, Backend};
 use crate::network::admission::certificate::is_cluster;
 use crate::oci::{Patterns, Registry, Repository};
 use crate::policy::{Failing, Plugin};
@@ -38,6 +39,7 @@ pub(super) fn check(config: &Config, tree: &Node) -> Vec<Fault> {
     check.network(config);
     check.upstreams(config);
     check.policies(config);
+    check.election(config);
     check.ports(config);
     check.faults.sort_by_key(|fault| fault.origin.line());
     check.faults
@@ -305,6 +307,54 @@ impl Check<'_> {
             if !(policy.settings.is_null() || policy.settings.is_object()) {
                 self.fault(&path("settings"), "must be keys and values", None);
             }
+        }
+    }
+
+    fn election(&mut self, config: &Config) {
+        let election = &config.election;
+        let most = election::INTRODUCERS;
+        self.range("election.introducers", election.introducers, 1, most, &format!("1 to {most}"));
+        let is_name = |text: &str| {
+            !text.is_empty()
+                && text.len() <= 253
+                && !text.chars().any(|c| c.is_control() || c.is_whitespace())
+        };
+        for (index, name) in election.nodes.iter().enumerate() {
+            let path = format!("election.nodes[{index}]");
+            if !is_name(name) {
+                self.fault(
+                    &path,
+                    format!("`{name}` is no name of a node"),
+                    Some("as `node.name` of that node"),
+                );
+            } else if election.nodes[..index].contains(name) {
+                self.fault(&path, format!("`{name}` is named twice"), None);
+            }
+        }
+        let named = !election.nodes.is_empty();
+        if election.nodes.len() > election::NODES {
+            self.fault("election.nodes", format!("more than {} nodes", election::NODES), None);
+        } else if election.backend == Backend::Static && !named {
+            self.fault(
+                "election.nodes",
+                "must name a node for `backend: static`",
+                Some("as `node.name` of it"),
+            );
+        } else if election.backend != Backend::Static && named {
+            self.fault("election.nodes", "is of use with `backend: static` only", None);
+        }
+        let text = |text: &str| text.len() <= election::LABEL_LIMIT && !text.chars().any(char::is_control);
+        for (key, value) in &election.labels {
+            if key.is_empty() || !text(key) || !text(value) {
+                let words = format!("a key and a value have at most {} bytes", election::LABEL_LIMIT);
+                self.fault(&format!("election.labels.{key}"), words, None);
+            }
+        }
+        let bytes: usize = election.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let (labels, limit) = (election::LABELS, election::LABELS_LIMIT);
+        if election.labels.len() > labels || bytes > limit {
+            let hint = Some("each member tells all others of them: leave out what no policy asks for");
+            self.fault("election.labels", format!("more than {labels} labels, or than {limit} bytes"), hint);
         }
     }
 

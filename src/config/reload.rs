@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Config;
 
 /// Keys, and sections by their first part with a dot, that are applied while the process runs.
-const LIVE: [&str; 19] = [
+const LIVE: [&str; 20] = [
     "network.peers",
     "network.cluster-key",
     "network.cluster",
@@ -15,6 +15,7 @@ const LIVE: [&str; 19] = [
     "network.dns",
     "trust.",
     "policies.",
+    "election.",
     "mirror.private",
     "mirror.tags-peers-first",
     "mirror.verify",
