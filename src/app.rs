@@ -20,12 +20,12 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::admin::{self, Sources, Status};
 use crate::config::{Config, Loaded, watch};
 use crate::listener::Sockets;
-use crate::mirror::{self, Mirror, Parts, Serve, Settings};
+use crate::mirror::{self, Mirror, Parts, Serve, Settings, Tags};
 use crate::network::admission::{self, Admission, Mode};
 use crate::network::identity::{Identity, IdentityError};
 use crate::network::swarm::{self, Announcement, Swarm, SwarmNetwork};
 use crate::network::{self, Network, versions};
-use crate::oci::{Gate, Members};
+use crate::oci::{Gate, Home, Members};
 use crate::policy::registry::RegistryPolicy;
 use crate::policy::trust::TrustPolicy;
 use crate::policy::{self, Policies, Provenance};
@@ -150,10 +150,12 @@ impl App {
         let transfer_sockets = Sockets::bind("transfer.listen", &config.transfer.listen)?;
         let following = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&policies).follow()));
         let book = facts::PeerBook::default();
+        let prober = Arc::new(Prober::new(config.upstream.clone(), registry_sockets.addresses()));
+        let tags = Tags::new(Arc::clone(&prober) as _, Arc::new(upstreams.clone()), mirror_metrics.clone());
         let serve = || {
             let gate = Arc::clone(&gate) as Arc<dyn Gate>;
             let policies = Arc::clone(&policies) as Arc<dyn RegistryPolicy>;
-            Serve::new(&settings, Arc::clone(&store), gate, mirror_metrics.clone()).under(
+            Serve::new(&settings, Arc::clone(&store), gate, tags.clone(), mirror_metrics.clone()).under(
                 policies,
                 Arc::new(book.clone()),
                 Arc::new(upstreams.clone()),
@@ -187,7 +189,6 @@ impl App {
         let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
         book.open(network.clone());
 
-        let prober = Arc::new(Prober::new(config.upstream.clone(), registry_sockets.addresses()));
         let client = Client::presenting(admission.clone(), &identity, transfer_metrics)
             .context("cannot start the peer client")?;
         let held = Arc::clone(&store);
@@ -198,6 +199,8 @@ impl App {
             transfer: Arc::new(client),
             upstream: Arc::clone(&prober) as _,
             upstreams: Arc::new(upstreams.clone()),
+            tags: tags.clone(),
+            homes: Arc::new(|_: &[u8]| Home::Nobody),
             gate: Arc::clone(&gate) as Arc<dyn Gate>,
             policy: Arc::clone(&policies) as Arc<dyn RegistryPolicy>,
             zone: config.node.zone.clone(),

@@ -7,11 +7,13 @@
 
 mod advertise;
 mod advisory;
+mod ages;
 mod answer;
 mod cache;
 mod discard;
 mod download;
 mod fetch;
+mod home;
 mod metrics;
 mod peers;
 mod pieces;
@@ -38,7 +40,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::network::Network;
 use crate::oci::{
-    Descriptor, Digest, Gate, MANIFEST_LIMIT, Name, PatternError, Patterns, PeerId, RangeHeader, Tag,
+    Descriptor, Digest, Gate, Homes, MANIFEST_LIMIT, Name, PatternError, Patterns, PeerId, RangeHeader, Tag,
     is_manifest,
 };
 use crate::policy::registry::{self as policies, Operation, Plan, Reference, RegistryPolicy};
@@ -53,6 +55,7 @@ use answer::{empty, resolve, whole};
 use cache::Cache;
 use discard::Discarding;
 use fetch::Fetcher;
+pub use home::Tags;
 pub use metrics::Metrics;
 use peers::Peers;
 pub use peers::{Conduct, Faults};
@@ -68,6 +71,8 @@ const COLLECTED: usize = 32 << 10;
 
 /// How long a request may take that an upstream answers: a token, the head of two answers, and a manifest.
 const UPSTREAM_DEADLINE: Duration = Duration::from_secs(15);
+/// How long one may take that the home of a tag answers, or the next one after it.
+const HOME_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How the mirror decides and fetches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -122,6 +127,10 @@ pub struct Parts {
     pub upstream: Arc<dyn Upstream>,
     /// Registries that policies may name.
     pub upstreams: Arc<dyn Upstreams>,
+    /// What is known of tags.
+    pub tags: Tags,
+    /// Who asks a registry about a tag for all nodes.
+    pub homes: Arc<dyn Homes>,
     /// How far peers are trusted.
     pub gate: Arc<dyn Gate>,
     /// What is mirrored, and how.
@@ -142,6 +151,8 @@ struct Shared {
     store: Arc<dyn Provider>,
     upstream: Arc<dyn Upstream>,
     upstreams: Arc<dyn Upstreams>,
+    tags: Tags,
+    homes: Arc<dyn Homes>,
     gate: Arc<dyn Gate>,
     policy: Arc<dyn RegistryPolicy>,
     plans: policy::Plans,
@@ -197,6 +208,8 @@ impl Mirror {
             store: parts.store,
             upstream: parts.upstream,
             upstreams: parts.upstreams,
+            tags: parts.tags,
+            homes: parts.homes,
             gate: parts.gate,
             policy: parts.policy,
             plans: policy::Plans::default(),
@@ -263,9 +276,15 @@ impl Mirror {
         Ok(referrers)
     }
 
-    /// How long a request may take where a plan names upstreams; zero where there are none.
+    /// How long a request may take where a plan names upstreams, or the home of a tag; zero where none can.
     pub fn allowance(&self) -> Duration {
-        if self.shared.upstreams.is_empty() { Duration::ZERO } else { UPSTREAM_DEADLINE }
+        if !self.shared.upstreams.is_empty() {
+            UPSTREAM_DEADLINE
+        } else if self.shared.policy.is_active() {
+            HOME_DEADLINE
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// Answers a request for a manifest, in `limit`, or in [`Mirror::allowance`] where a plan names upstreams.
@@ -283,7 +302,9 @@ impl Mirror {
             Target::Tag(tag) => Reference::Tag(tag.clone()),
             Target::Digest(digest) => Reference::Digest(*digest),
         };
-        let plan = self.shared.plan_manifest(name, reference).map_err(|refusal| match (target, refusal) {
+        let plan = self.shared.plan_manifest(name, reference);
+        let plan = plan.inspect_err(|refusal| self.shared.sent(name, target, refusal));
+        let plan = plan.map_err(|refusal| match (target, refusal) {
             // A list of referrers by its old name: any answer but 404 ends what containerd is about.
             (Target::Tag(tag), Refusal::Denied(_)) if tag.is_referrers() => {
                 Refusal::NotHere(NotHere::Bypassed)
@@ -296,6 +317,7 @@ impl Mirror {
         answer
             .map_err(Refusal::NotHere)
             .map_err(|refusal| if is_list { refusal } else { plan.closes(refusal) })
+            .inspect_err(|refusal| self.shared.sent(name, target, refusal))
     }
 
     /// Answers a request for a blob, in `limit`, or in [`Mirror::allowance`] where a plan names upstreams.
@@ -350,9 +372,12 @@ impl Shared {
         if self.rules.load().is_private(name) {
             return Err(NotHere::Private);
         }
-        let digest = match target {
-            Target::Digest(digest) => *digest,
-            Target::Tag(tag) => self.tag(name, tag, plan).await?.digest,
+        let (digest, told) = match target {
+            Target::Digest(digest) => (*digest, None),
+            Target::Tag(tag) => {
+                let (target, by_home) = self.tag(name, tag, plan).await?;
+                (target.digest, by_home.then_some(target))
+            }
         };
         // The name in the request is the client's word; the repositories that this node knows the manifest under count too.
         if self.is_private_content(&digest) {
@@ -365,6 +390,10 @@ impl Shared {
                 // A store that fails here is no reason not to ask the peers; should they fail too, they are the cause.
                 Err(_) => tracing::debug!(%digest, "the store failed, peers are asked"),
             }
+        }
+        // The runtime wants to know what the tag means, and gets the content by its digest then, wherever it is.
+        if let Some(target) = told.filter(|_| head && plan.leaves_to_origin()) {
+            return Ok(whole(target, Bytes::new(), true, Source::Peers));
         }
         if plan.steps().next().is_none() {
             return Err(NotHere::Bypassed);

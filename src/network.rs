@@ -46,22 +46,48 @@ pub trait Network: Send + Sync {
     /// Tells the peers of a change in what this node holds. Coalesced and sent in the background.
     fn advertise(&self, change: Advertisement);
 
-    /// Asks `peer` what `name` means to it; `Ok(None)`: it does not know.
+    /// Asks `peer` what a tag means to it; `Ok(None)`: it does not know.
     async fn resolve(
         &self,
         peer: &PeerId,
-        name: &Reference,
+        question: &TagQuestion,
         limit: Duration,
-    ) -> Result<Option<Descriptor>, ResolveError>;
+    ) -> Result<Option<Tagged>, ResolveError>;
 
     /// A snapshot for people and metrics.
     fn status(&self) -> Status;
 }
 
+/// A question about a tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagQuestion {
+    /// The tag, with its repository.
+    pub name: Reference,
+    /// Who is asked is the tag's home: it asks the registry, unless it did within this time.
+    pub home: Option<Duration>,
+}
+
+/// What a tag means to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tagged {
+    /// The manifest that it stands for.
+    pub target: Descriptor,
+    /// Since its registry said so; `None`: that is not known.
+    pub age: Option<Duration>,
+}
+
 /// What a peer may ask of this node over the control plane; implemented by `mirror`, which knows what may be told to whom.
+#[async_trait]
 pub trait TagSource: Send + Sync {
     /// What `name` means here, if `peer` may know. Must not block.
-    fn tag(&self, peer: &PeerId, name: &Reference) -> Option<Descriptor>;
+    fn tag(&self, peer: &PeerId, name: &Reference) -> Option<Tagged>;
+
+    /// The same, by its registry's word if what is known here is older than `fresh`. `None` also where this node has no right
+    /// to ask there: the peer does it itself.
+    async fn home_tag(&self, peer: &PeerId, name: &Reference, fresh: Duration) -> Option<Tagged> {
+        let _ = fresh;
+        self.tag(peer, name)
+    }
 }
 
 /// Another node, as far as others need to know it.

@@ -8,6 +8,7 @@ pub mod hosts;
 pub mod memory;
 pub mod metrics;
 pub mod named;
+mod origin;
 pub mod probe;
 
 #[cfg(test)]
@@ -24,7 +25,7 @@ use futures::stream::BoxStream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{ByteRange, Descriptor, Digest, Registry, Repository, Tag};
+use crate::oci::{ByteRange, Descriptor, Digest, Name, Registry, Repository, Tag};
 
 pub use health::State;
 
@@ -37,6 +38,12 @@ pub trait Upstream: Send + Sync {
 
     /// Whether the runtime has another host for `registry` than this node, by its configuration. Asks nobody.
     async fn is_open(&self, registry: &Registry) -> bool;
+
+    /// What a tag stands for at its registry, asked as anybody may, without a password. Takes some seconds at most.
+    ///
+    /// # Errors
+    /// Why it does not say.
+    async fn resolve(&self, name: &Name, tag: &Tag) -> Result<Descriptor, FetchError>;
 }
 
 /// Whoever panicked with it has left nothing half done: each change is one step.

@@ -4,6 +4,7 @@
 #[path = "../fuzz/invariants.rs"]
 mod invariants;
 
+use peili::network::Tagged;
 use peili::network::admission::certificate::{self, Certificate};
 use peili::network::admission::key::Key;
 use peili::network::gossip::record::{Record, Suspicion};
@@ -53,7 +54,8 @@ fn messages() -> impl Strategy<Value = Message> {
     let held = vec(vec(any::<u8>(), 0..40), 0..20)
         .prop_map(|records| Message::Held(records.into_iter().map(Into::into).collect()));
     let resolved = (any::<u64>(), "\\PC{0,30}").prop_map(|(size, media_type)| {
-        Message::Resolved(Some(Descriptor::new(Digest::sha256(&[1]), size, &media_type)))
+        let target = Descriptor::new(Digest::sha256(&[1]), size, &media_type);
+        Message::Resolved(Some(Tagged { target, age: Some(std::time::Duration::from_millis(size)) }))
     });
     prop_oneof![hello, holders, held, resolved]
 }

@@ -18,7 +18,7 @@ use futures::StreamExt;
 use peili::network::admission::Admission;
 use peili::network::identity::Identity;
 use peili::network::swarm::{Announcement, Parts, Swarm};
-use peili::network::{self, Advertisement, Network as _, TagSource};
+use peili::network::{self, Advertisement, Network as _, TagSource, Tagged};
 use peili::oci::{Action, ByteRange, Descriptor, Digest, Gate, Level, Name, PeerId, Reference};
 use peili::transfer::server::{Access, Server};
 use peili::transfer::{self, Segment, Source};
@@ -190,7 +190,7 @@ impl Gate for Everybody {
 }
 
 impl TagSource for Everybody {
-    fn tag(&self, _: &PeerId, _: &Reference) -> Option<Descriptor> {
+    fn tag(&self, _: &PeerId, _: &Reference) -> Option<Tagged> {
         None
     }
 }

@@ -240,8 +240,15 @@ pub fn next_version() -> PathBuf {
 }
 
 /// The policies that `cargo xtask plugins` builds.
-pub const POLICIES: [&str; 6] =
-    ["allow-list", "node-allow", "upstream-order", "zone-boundary", "testguests", "testguests-trust"];
+pub const POLICIES: [&str; 7] = [
+    "allow-list",
+    "node-allow",
+    "tag-freshness",
+    "upstream-order",
+    "zone-boundary",
+    "testguests",
+    "testguests-trust",
+];
 
 /// The component of a policy.
 pub fn policy(name: &str) -> PathBuf {

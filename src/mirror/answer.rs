@@ -54,6 +54,8 @@ pub enum NotHere {
     TagUpstream,
     /// Peers disagree about what the tag means.
     TagDisputed,
+    /// Nobody knows the tag to be as young as a policy wants it.
+    TagTooOld,
     /// All holders failed.
     PeersFailed,
     /// All holders are busy.

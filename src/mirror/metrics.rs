@@ -59,9 +59,13 @@ pub(crate) enum TagAnswer {
     Upstream,
     /// By an upstream of the configuration.
     Resolved,
+    /// By its home node.
+    Home,
     Known,
     Unknown,
     Disputed,
+    /// Known, and older than a policy lets it be.
+    TooOld,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -135,8 +139,8 @@ impl Metrics {
         for verdict in [Verification::Right, Verification::Mismatch, Verification::Unverified] {
             drop(self.verifications.get_or_create(&verdict.into()));
         }
-        let known = [TagAnswer::Resolved, TagAnswer::Known, TagAnswer::Unknown, TagAnswer::Disputed];
-        for answer in [TagAnswer::Upstream].into_iter().chain(known) {
+        let known = [TagAnswer::Known, TagAnswer::Unknown, TagAnswer::Disputed, TagAnswer::TooOld];
+        for answer in [TagAnswer::Upstream, TagAnswer::Resolved, TagAnswer::Home].into_iter().chain(known) {
             drop(self.tags.get_or_create(&answer.into()));
         }
     }
@@ -209,6 +213,8 @@ impl From<TagAnswer> for TagLabels {
             TagAnswer::Known => "known",
             TagAnswer::Unknown => "unknown",
             TagAnswer::Disputed => "disputed",
+            TagAnswer::Home => "home",
+            TagAnswer::TooOld => "too-old",
         };
         Self { answer }
     }

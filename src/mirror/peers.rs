@@ -351,6 +351,12 @@ impl Peers {
         peers.retain(|peer| until(peer).is_none_or(|until| until <= now));
     }
 
+    /// Whether `peer` failed a moment ago.
+    pub(crate) fn is_suspected(&self, peer: &PeerId, now: Instant) -> bool {
+        let table = self.lock();
+        table.records.get(peer).and_then(|record| record.suspected_until).is_some_and(|until| until > now)
+    }
+
     /// How long to wait for a first byte before another holder is asked too: the 95th percentile of what was seen.
     pub(crate) fn hedge_after(&self) -> Duration {
         let mut samples = self.lock().first_bytes.clone();

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::fetch::Limits;
 use super::upstreams::described;
-use super::{Mirror, NotHere, Refusal, Shared, UPSTREAM_DEADLINE};
+use super::{HOME_DEADLINE, Mirror, NotHere, Refusal, Shared, UPSTREAM_DEADLINE};
 use crate::oci::{Digest, Level, Name, RangeHeader, Reference as Image, Registry, is_manifest};
 use crate::policy::registry::{
     Availability, Operation, Plan, Reference, Request, Requester, Ruling, TagResolution, Upstream, Way,
@@ -117,6 +117,12 @@ impl Shared {
     fn request(&self, operation: Operation, name: &Name, reference: Option<Reference>) -> Request {
         let mut descriptor = (None, None);
         let mut availability = Availability::default();
+        if let Some(Reference::Tag(tag)) = &reference {
+            let image = Image::tagged(name.clone(), tag.clone());
+            let here = self.store.resolve(&image);
+            availability.tag_age =
+                here.and_then(|target| self.tags.ages().of(&image, &target, SystemTime::now()));
+        }
         if let Some(Reference::Digest(digest)) = &reference {
             availability.peers = u32::try_from(self.fetcher.holders(digest)).unwrap_or(u32::MAX);
             if let Some(blob) = self.store.describe(digest) {
@@ -163,7 +169,7 @@ impl Mirror {
         let is_tag = matches!(reference, Some(Reference::Tag(_)));
         let request = self.shared.request(Operation::Manifests, &image.name, reference);
         let (ruling, said) = self.shared.policy.explain(&request);
-        let Availability { local, peers } = request.availability;
+        let Availability { local, peers, .. } = request.availability;
         let enforced = match &ruling.way {
             Way::Bypass => "404: the runtime goes to the registry itself".to_owned(),
             Way::Deny(reason) => format!("403: {reason}"),
@@ -216,9 +222,15 @@ impl Plan {
         self.tag_resolution == Some(TagResolution::Peers)
     }
 
-    /// How long a request may take that may take `limit` without upstreams.
+    /// How long a request may take that may take `limit` without upstreams and homes.
     pub(super) fn deadline(&self, limit: Duration) -> Duration {
-        if self.routes().next().is_some() { limit.max(UPSTREAM_DEADLINE) } else { limit }
+        if self.routes().next().is_some() {
+            limit.max(UPSTREAM_DEADLINE)
+        } else if self.home_age().is_some() {
+            limit.max(HOME_DEADLINE)
+        } else {
+            limit
+        }
     }
 
     /// What is said where there is no content: that the registry is to be asked, or that it must not be.
@@ -237,6 +249,7 @@ impl Plan {
             NotHere::StoreFailed => "it cannot be read here",
             NotHere::Deadline => "it did not come in time",
             NotHere::TagDisputed => "nodes disagree about the tag",
+            NotHere::TagTooOld => "nobody knows the tag to be as young as it must be",
             NotHere::TagUpstream => "its tag is for the registry to resolve",
             NotHere::Private => "it is private",
             NotHere::Bypassed => "nothing is left to be asked",
@@ -253,6 +266,7 @@ pub(super) fn peer_request(
     name: &Name,
     reference: Reference,
     descriptor: Option<(&Arc<str>, u64)>,
+    tag_age: Option<Duration>,
     upstreams: Arc<[Upstream]>,
 ) -> Request {
     let operation = match descriptor {
@@ -266,7 +280,7 @@ pub(super) fn peer_request(
         reference: Some(reference),
         descriptor: descriptor
             .map_or((None, None), |(media_type, size)| (Some(media_type.clone()), Some(size))),
-        availability: Availability { local: true, peers: 0 },
+        availability: Availability { local: true, tag_age, ..Availability::default() },
         upstreams,
         now: SystemTime::now(),
     }

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -11,11 +12,11 @@ use futures::StreamExt;
 use super::metrics::Metrics;
 use super::policy::peer_request;
 use super::upstreams::described;
-use super::{Rules, Settings};
-use crate::network::TagSource;
-use crate::oci::{Action, ByteRange, Descriptor, Digest, Gate, Name, PeerId, Reference, is_manifest};
+use super::{Rules, Settings, Tags};
+use crate::network::{TagSource, Tagged};
+use crate::oci::{Action, ByteRange, Digest, Gate, Name, PeerId, Reference, Tag, is_manifest};
 use crate::policy::Node;
-use crate::policy::registry::{self as policy, NoPolicy, RegistryPolicy, Requester, Way};
+use crate::policy::registry::{self as policy, NoPolicy, Plan, RegistryPolicy, Requester, Way};
 use crate::store::{Blob, Error, Provider};
 use crate::transfer::{Segment, Source};
 use crate::upstream::Upstreams;
@@ -38,10 +39,11 @@ pub struct Serve {
     policy: Arc<dyn RegistryPolicy>,
     callers: Arc<dyn Callers>,
     upstreams: Option<Arc<dyn Upstreams>>,
+    tags: Tags,
 }
 
 /// Nothing but their IDs.
-struct Strangers;
+pub(super) struct Strangers;
 
 impl Callers for Strangers {
     fn node(&self, peer: &PeerId) -> Node {
@@ -50,9 +52,16 @@ impl Callers for Strangers {
 }
 
 impl Serve {
-    /// What peers get from `store`, as `settings` and `gate` allow.
-    pub fn new(settings: &Settings, store: Arc<dyn Provider>, gate: Arc<dyn Gate>, metrics: Metrics) -> Self {
+    /// What peers get from `store`, and of `tags`, as `settings` and `gate` allow.
+    pub fn new(
+        settings: &Settings,
+        store: Arc<dyn Provider>,
+        gate: Arc<dyn Gate>,
+        tags: Tags,
+        metrics: Metrics,
+    ) -> Self {
         Self {
+            tags,
             store,
             gate,
             rules: Arc::clone(&settings.0),
@@ -80,6 +89,7 @@ impl Serve {
         name: &Name,
         reference: policy::Reference,
         blob: Option<&Blob>,
+        tag_age: Option<Duration>,
     ) -> bool {
         if !self.policy.is_active() {
             return true;
@@ -88,7 +98,7 @@ impl Serve {
         let requester = Requester::Peer(node, self.gate.level(peer, Action::Serve));
         let descriptor = blob.map(|blob| (&blob.descriptor.media_type, blob.descriptor.size));
         let upstreams = self.upstreams.as_deref().map(described).unwrap_or_default();
-        let request = peer_request(requester, name, reference, descriptor, upstreams);
+        let request = peer_request(requester, name, reference, descriptor, tag_age, upstreams);
         matches!(self.policy.decide(&request).way, Way::Mirror(_))
     }
 
@@ -117,7 +127,7 @@ impl Serve {
         });
         let reference = || policy::Reference::Digest(digest);
         let mut allowed =
-            allowed.take(NAMES).map(|name| self.is_allowed(peer, name, reference(), Some(blob)));
+            allowed.take(NAMES).map(|name| self.is_allowed(peer, name, reference(), Some(blob), None));
         // A manifest is the image, under whatever name; a layer is in many images.
         if is_manifest(&blob.descriptor.media_type) && self.policy.is_active() {
             let first = allowed.next();
@@ -159,14 +169,46 @@ impl Source for Serve {
     }
 }
 
-impl TagSource for Serve {
-    fn tag(&self, peer: &PeerId, name: &Reference) -> Option<Descriptor> {
-        let told = self.gate.allows(peer, Action::Tags)
+impl Serve {
+    /// Whether `peer` may know what a name means, which is known here for so long.
+    fn may_know(&self, peer: &PeerId, name: &Reference, age: Option<Duration>) -> bool {
+        self.gate.allows(peer, Action::Tags)
             && !self.rules.load().is_private(&name.name)
             && self.gate.serves(peer, &name.name)
             && name.tag.as_ref().is_none_or(|tag| {
-                self.is_allowed(peer, &name.name, policy::Reference::Tag(tag.clone()), None)
-            });
-        told.then(|| self.store.resolve(name)).flatten()
+                self.is_allowed(peer, &name.name, policy::Reference::Tag(tag.clone()), None, age)
+            })
+    }
+
+    /// How this node itself would have the tag resolved, if by its home.
+    fn home_plan(&self, name: &Reference) -> Option<(Tag, Plan)> {
+        if !self.policy.is_active() {
+            return None;
+        }
+        let tag = name.tag.clone().filter(|_| name.digest.is_none())?;
+        let upstreams = self.upstreams.as_deref().map(described).unwrap_or_default();
+        let request =
+            policy::Request::manifest(name, Requester::Runtime, policy::Availability::default(), upstreams);
+        match self.policy.decide(&request).way {
+            Way::Mirror(plan) => plan.home_age().map(|_| (tag, plan)),
+            Way::Bypass | Way::Deny(_) => None,
+        }
+    }
+}
+
+#[async_trait]
+impl TagSource for Serve {
+    fn tag(&self, peer: &PeerId, name: &Reference) -> Option<Tagged> {
+        let target = self.store.resolve(name)?;
+        let age = self.tags.ages().of(name, &target, SystemTime::now());
+        self.may_know(peer, name, age).then_some(Tagged { target, age })
+    }
+
+    async fn home_tag(&self, peer: &PeerId, name: &Reference, fresh: Duration) -> Option<Tagged> {
+        if !self.may_know(peer, name, None) {
+            return None;
+        }
+        let (tag, plan) = self.home_plan(name)?;
+        self.tags.at_home(&name.name, &tag, &plan, fresh).await.ok()
     }
 }

@@ -17,7 +17,7 @@ use std::io;
 use super::*;
 use crate::network::memory::{Hub, MemoryNetwork};
 use crate::network::{Advertisement, TagSource as _};
-use crate::oci::{ByteRange, RangeError, Reference};
+use crate::oci::{ByteRange, Home, RangeError, Reference};
 use crate::store::Watcher;
 use crate::store::memory::{Artifact, MemoryStore};
 use crate::transfer::memory::{Fault, Memory};
@@ -30,6 +30,12 @@ const LIMIT: Duration = Duration::from_secs(10);
 const ZONE: &str = "here";
 const MIB: usize = 1 << 20;
 
+/// For what peers get where tags are of no interest.
+fn nothing_of_tags() -> Tags {
+    let upstream = Arc::new(upstream::memory::Memory::default());
+    Tags::new(upstream, Arc::new(MemoryUpstreams::default()), Metrics::default())
+}
+
 /// A node, and others that hold things.
 struct Lab {
     mirror: Mirror,
@@ -40,6 +46,7 @@ struct Lab {
     upstreams: MemoryUpstreams,
     metrics: Metrics,
     id: PeerId,
+    tags: Tags,
     holders: Vec<Holder>,
 }
 
@@ -47,6 +54,7 @@ struct Holder {
     id: PeerId,
     store: Arc<MemoryStore>,
     network: Arc<MemoryNetwork>,
+    tags: Tags,
 }
 
 impl Lab {
@@ -70,7 +78,22 @@ impl Lab {
         own: Option<Arc<dyn Gate>>,
         policy: Arc<dyn RegistryPolicy>,
     ) -> Self {
+        let nobody = Arc::new(|_: &[u8]| Home::Nobody);
+        Self::built(holders, config, own, (policy, Arc::new(crate::policy::registry::NoPolicy)), nobody)
+    }
+
+    /// With policies for the mirror and for what the holders serve, and with homes of tags.
+    fn built(
+        holders: usize,
+        config: &Config,
+        own: Option<Arc<dyn Gate>>,
+        (policy, serving): (Arc<dyn RegistryPolicy>, Arc<dyn RegistryPolicy>),
+        homes: Arc<dyn Homes>,
+    ) -> Self {
         let (hub, id) = (Hub::new(), Hub::new_id());
+        let upstream = Arc::new(upstream::memory::Memory::default());
+        let upstreams = MemoryUpstreams::default();
+        let tags = || Tags::new(upstream.clone(), Arc::new(upstreams.clone()), Metrics::default());
         let ids: Vec<_> = (0..holders).map(|_| Hub::new_id()).collect();
         let transfer = Arc::new(Memory::new(id.clone()));
         let everybody = || ids.iter().chain([&id]).cloned();
@@ -79,20 +102,26 @@ impl Lab {
         let holders = ids
             .iter()
             .map(|id| {
-                let (store, gate) = (Arc::new(MemoryStore::new()), gate());
-                let serve = Arc::new(Serve::new(&settings, store.clone(), gate.clone(), Metrics::default()));
+                let (store, gate, tags) = (Arc::new(MemoryStore::new()), gate(), tags());
+                let serve =
+                    Serve::new(&settings, store.clone(), gate.clone(), tags.clone(), Metrics::default())
+                        .under(
+                            serving.clone(),
+                            Arc::new(super::serve::Strangers),
+                            Arc::new(upstreams.clone()),
+                        );
+                let serve = Arc::new(serve);
                 let network = hub.join(id.clone(), Vec::new(), gate.clone(), serve.clone());
                 transfer.add(id.clone(), serve, gate.clone(), 64);
-                Holder { id: id.clone(), store, network }
+                Holder { id: id.clone(), store, network, tags }
             })
             .collect::<Vec<_>>();
         if let Some(first) = ids.first() {
             hub.set_zone(first, ZONE);
         }
-        let (store, gate, metrics) = (Arc::new(MemoryStore::new()), gate(), Metrics::default());
-        let serve = Arc::new(Serve::new(&settings, store.clone(), gate.clone(), metrics.clone()));
-        let upstream = Arc::new(upstream::memory::Memory::default());
-        let upstreams = MemoryUpstreams::default();
+        let (store, gate, metrics, tags) = (Arc::new(MemoryStore::new()), gate(), Metrics::default(), tags());
+        let serve =
+            Arc::new(Serve::new(&settings, store.clone(), gate.clone(), tags.clone(), metrics.clone()));
         let parts = Parts {
             policy,
             store: store.clone(),
@@ -100,6 +129,8 @@ impl Lab {
             transfer: transfer.clone(),
             upstream: upstream.clone(),
             upstreams: Arc::new(upstreams.clone()),
+            tags: tags.clone(),
+            homes,
             gate: own.unwrap_or(gate),
             zone: ZONE.into(),
             metrics: metrics.clone(),
@@ -113,6 +144,7 @@ impl Lab {
             upstreams,
             metrics,
             id,
+            tags,
             holders,
         }
     }

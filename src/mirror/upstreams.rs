@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::discard::Discarding;
 use super::download::DISCARD;
-use super::metrics::{TagAnswer, Verification};
+use super::metrics::Verification;
 use super::remote::Collected;
 use super::verify::Verifier;
 use super::{Answer, BlobRequest, NotHere, Refusal, Shared, Source, empty, resolve};
-use crate::oci::{ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Name, RangeHeader, Tag, is_manifest};
+use crate::oci::{ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Name, RangeHeader, is_manifest};
 use crate::policy::registry::{self as policy, Plan};
 use crate::upstream::{FetchError, Fetched, Route, Upstreams, Want};
 
@@ -89,7 +89,7 @@ pub(super) fn route(route: &policy::Route, name: &Name) -> Route {
 }
 
 /// Why no upstream gives it.
-fn cause(route: &Route, digest: &dyn std::fmt::Display, error: &FetchError) -> NotHere {
+pub(super) fn cause(route: &Route, digest: &dyn std::fmt::Display, error: &FetchError) -> NotHere {
     tracing::debug!(upstream = %route.upstream, repository = %route.repository, content = %digest, %error, "not from an upstream");
     match error {
         FetchError::NotFound | FetchError::Range => NotHere::Unknown,
@@ -99,26 +99,6 @@ fn cause(route: &Route, digest: &dyn std::fmt::Display, error: &FetchError) -> N
 }
 
 impl Shared {
-    /// What a tag stands for by the first upstream that says so.
-    pub(super) async fn upstream_tag(
-        &self,
-        name: &Name,
-        tag: &Tag,
-        plan: &Plan,
-    ) -> Result<Descriptor, NotHere> {
-        let mut last = NotHere::Unknown;
-        for at in plan.routes().map(|at| route(at, name)) {
-            match self.upstreams.resolve(&at, tag).await {
-                Ok(descriptor) => {
-                    self.metrics.tag(TagAnswer::Resolved);
-                    return Ok(descriptor);
-                }
-                Err(error) => last = cause(&at, tag, &error).or(last),
-            }
-        }
-        Err(last)
-    }
-
     /// A whole, verified manifest from an upstream.
     pub(super) async fn upstream_manifest(
         &self,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Advertisement, Network, ResolveError, TagSource};
+use super::{Advertisement, Network, ResolveError, TagQuestion, TagSource, Tagged};
 use crate::oci::{Action, Descriptor, Digest, Gate, Level, Name, PeerId, Reference};
 
 /// How long a change may take to arrive everywhere; far above the second that is promised, for slow machines.
@@ -41,6 +41,9 @@ pub(crate) struct TestGate {
     pub(crate) levels: RwLock<HashMap<PeerId, Level>>,
 }
 
+/// How old what a node knows of a tag is.
+const AGE: Duration = Duration::from_secs(40);
+
 /// What names mean.
 #[derive(Default)]
 pub(crate) struct TestTags {
@@ -72,10 +75,18 @@ impl TestTags {
     }
 }
 
+#[async_trait]
 impl TagSource for TestTags {
-    fn tag(&self, peer: &PeerId, name: &Reference) -> Option<Descriptor> {
+    fn tag(&self, peer: &PeerId, name: &Reference) -> Option<Tagged> {
         self.asked.lock().unwrap().push(peer.clone());
-        self.names.read().unwrap().get(name).cloned()
+        let target = self.names.read().unwrap().get(name).cloned()?;
+        Some(Tagged { target, age: Some(AGE) })
+    }
+
+    async fn home_tag(&self, peer: &PeerId, name: &Reference, fresh: Duration) -> Option<Tagged> {
+        // The registry takes its time.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.tag(peer, name).map(|tagged| Tagged { age: Some(fresh / 2), ..tagged })
     }
 }
 
@@ -196,13 +207,19 @@ async fn tags_need_the_level_tags<C: Cluster>(cluster: C) {
     let descriptor = Descriptor::new(digest("m"), 7, "application/vnd.oci.image.index.v1+json");
     cluster.controls(1).tags.set(&name, descriptor.clone());
     let (one, id) = (cluster.network(0), cluster.id(1));
-    let ask = |name: &Reference| {
-        let (one, id, name) = (Arc::clone(&one), id.clone(), name.clone());
-        async move { one.resolve(&id, &name, DEADLINE).await }
+    let ask_for = |name: &Reference, home| {
+        let (one, id, question) = (Arc::clone(&one), id.clone(), TagQuestion { name: name.clone(), home });
+        async move { one.resolve(&id, &question, DEADLINE).await }
     };
-    assert_eq!(ask(&name).await.unwrap(), Some(descriptor));
+    let ask = |name: &Reference| ask_for(name, None);
+    assert_eq!(ask(&name).await.unwrap(), Some(Tagged { target: descriptor.clone(), age: Some(AGE) }));
     assert_eq!(ask(&other).await.unwrap(), None);
     assert_eq!(*cluster.controls(1).tags.asked.lock().unwrap(), [cluster.id(0), cluster.id(0)]);
+    // As the home of a tag it takes its time, and the answer is by the registry's word.
+    let fresh = Duration::from_secs(60);
+    let answer = ask_for(&name, Some(fresh)).await.unwrap();
+    assert_eq!(answer, Some(Tagged { target: descriptor, age: Some(fresh / 2) }));
+    cluster.controls(1).tags.asked.lock().unwrap().truncate(2);
     // The other side says no, and its source is not asked.
     cluster.controls(1).gate.set(&cluster.id(0), Level::Blobs);
     cluster.recheck(1);
@@ -223,7 +240,7 @@ async fn a_dead_peer_does_not_delay_a_tag<C: Cluster>(mut cluster: C) {
     cluster.kill(1).await;
     let limit = Duration::from_millis(300);
     let start = Instant::now();
-    let answer = one.resolve(&id, &name, limit).await;
+    let answer = one.resolve(&id, &TagQuestion { name, home: None }, limit).await;
     assert!(matches!(answer, Err(ResolveError::Unreachable(_) | ResolveError::Timeout)), "{answer:?}");
     assert!(start.elapsed() < limit + Duration::from_millis(500), "{:?}", start.elapsed());
 }

@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::timeout;
 
 use super::identity::Identity;
-use super::{Advertisement, MemberState, Network, Peer, PeerStatus, ResolveError, Status, TagSource};
-use crate::oci::{Action, Descriptor, Digest, Gate, PeerId, Reference};
+use super::{
+    Advertisement, MemberState, Network, Peer, PeerStatus, ResolveError, Status, TagQuestion, TagSource,
+    Tagged,
+};
+use crate::oci::{Action, Digest, Gate, PeerId};
 
 /// Joins networks.
 #[derive(Clone, Default)]
@@ -144,9 +148,9 @@ impl Network for MemoryNetwork {
     async fn resolve(
         &self,
         peer: &PeerId,
-        name: &Reference,
-        _limit: Duration,
-    ) -> Result<Option<Descriptor>, ResolveError> {
+        question: &TagQuestion,
+        limit: Duration,
+    ) -> Result<Option<Tagged>, ResolveError> {
         let tags = {
             let nodes = self.hub.lock();
             let unreachable = || ResolveError::Unreachable("it is not connected".into());
@@ -160,7 +164,12 @@ impl Network for MemoryNetwork {
             }
             Arc::clone(&other.tags)
         };
-        Ok(tags.tag(&self.id, name))
+        match question.home {
+            None => Ok(tags.tag(&self.id, &question.name)),
+            Some(fresh) => timeout(limit, tags.home_tag(&self.id, &question.name, fresh))
+                .await
+                .map_err(|_| ResolveError::Timeout),
+        }
     }
 
     fn status(&self) -> Status {

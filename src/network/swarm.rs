@@ -36,8 +36,11 @@ use super::admission::Admission;
 use super::gossip::Limits;
 use super::identity::Identity;
 use super::metrics::Metrics;
-use super::{Advertisement, Config, KnownPeer, Network, Peer, PeerConfig, ResolveError, Status, TagSource};
-use crate::oci::{Action, Descriptor, Digest, Gate, PeerId, Reference};
+use super::{
+    Advertisement, Config, KnownPeer, Network, Peer, PeerConfig, ResolveError, Status, TagQuestion,
+    TagSource, Tagged,
+};
+use crate::oci::{Action, Digest, Gate, PeerId};
 use driver::{Command, Driver, Question, Reply};
 use lookup::{Names, SystemNames};
 use view::Shared;
@@ -221,14 +224,14 @@ impl Network for SwarmNetwork {
     async fn resolve(
         &self,
         peer: &PeerId,
-        name: &Reference,
+        question: &TagQuestion,
         limit: Duration,
-    ) -> Result<Option<Descriptor>, ResolveError> {
+    ) -> Result<Option<Tagged>, ResolveError> {
         if !self.shared.gate.allows(peer, Action::Tags) {
             return Err(ResolveError::Denied);
         }
         let (reply, answer) = oneshot::channel();
-        let question = Question::Tag(name.clone());
+        let question = Question::Tag(question.clone());
         self.ask(Command::Ask { peer: peer.clone(), question, reply: Reply::Tag(reply) }, answer, limit).await
     }
 

@@ -19,6 +19,12 @@ pub enum Home {
 pub trait Homes: Send + Sync {
     /// The home of `key`, any bytes.
     fn home(&self, key: &[u8]) -> Home;
+
+    /// Who does it where the home does not answer.
+    fn runner_up(&self, key: &[u8]) -> Home {
+        let _ = key;
+        Home::Nobody
+    }
 }
 
 /// The twin in memory: each function of a key.

@@ -45,7 +45,7 @@ pub fn bench(path: &Path, settings: serde_json::Value, image: &Image) -> Result<
         let passes = |way: &Standing| matches!(way, Standing::Allow(_) | Standing::BuiltIn);
         measure(|| passes(&policies.evaluate(&request).way))
     } else {
-        let availability = Availability { local: false, peers: 3 };
+        let availability = Availability { peers: 3, ..Availability::default() };
         let request = Request::manifest(image, Requester::Runtime, availability, Arc::default());
         measure(|| matches!(policies.decide(&request).way, Way::Mirror(_)))
     };

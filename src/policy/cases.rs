@@ -71,6 +71,8 @@ pub struct Asked {
     /// Those of the file, where it has none of its own.
     #[serde(skip)]
     shared: Arc<[Known]>,
+    /// Registry world, a tag that this node knows: since its registry said what it stands for.
+    tag_age_seconds: Option<u64>,
     /// Registry world: who asks, if not the runtime. Trust world: who is judged.
     peer: Option<Who>,
     #[serde(default)]
@@ -271,7 +273,11 @@ impl Asked {
             Some(peer) => Requester::Peer(peer.peer(), self.level),
             None => Requester::Runtime,
         };
-        let availability = Availability { local: self.peer.is_some(), peers: 0 };
+        let availability = Availability {
+            local: self.peer.is_some() || self.tag_age_seconds.is_some(),
+            tag_age: self.tag_age_seconds.map(Duration::from_secs),
+            ..Availability::default()
+        };
         let upstreams = self.upstreams.as_deref().unwrap_or(&self.shared).iter().map(|known| Upstream {
             name: known.name.as_str().into(),
             repositories: known.repositories.clone().into(),

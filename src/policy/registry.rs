@@ -57,6 +57,8 @@ pub struct Availability {
     pub local: bool,
     /// At so many trusted peers.
     pub peers: u32,
+    /// Of a tag that this node knows: since its registry said what it stands for, as far as that is known.
+    pub tag_age: Option<Duration>,
 }
 
 /// A registry that a plan may name.
@@ -184,9 +186,9 @@ pub enum Source {
 pub enum TagResolution {
     /// Peers are asked although the registry answers.
     Peers,
-    /// By the tag's home node. There is none yet: as the next.
+    /// By the tag's home node, which asks the registry for all.
     Home,
-    /// Peers only as long as the registry confirms it. It is not asked yet: as the next.
+    /// By the registry, asked for each request: an upstream of the plan, else the runtime asks.
     Revalidated,
     /// Never by peers.
     UpstreamOnly,
@@ -409,11 +411,10 @@ impl Plan {
         !self.without_origin && self.sources.as_ref().is_none_or(|sources| sources.contains(&Source::Origin))
     }
 
-    /// Whether peers may say what a tag means. Nobody knows yet how old what they know is, so a limit of its age is no.
+    /// Whether peers may say what a tag means where its registry does not, as far as they know it to be young enough.
     pub fn asks_peers_for_tags(&self) -> bool {
         self.asks_peers()
-            && self.max_tag_age.is_none()
-            && !matches!(self.tag_resolution, Some(resolution) if resolution > TagResolution::Peers)
+            && !matches!(self.tag_resolution, Some(resolution) if resolution > TagResolution::Home)
     }
 
     /// `self` as it is if `other` counts too: its sources if there are none yet, and of each constraint the stricter one.

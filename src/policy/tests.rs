@@ -19,7 +19,7 @@ fn request(repository: &str) -> Request {
         name: format!("docker.io/{repository}:v1").parse::<crate::oci::Reference>().unwrap().name,
         reference: Some(Reference::Tag("v1".parse().unwrap())),
         descriptor: (Some(Arc::from("application/vnd.oci.image.manifest.v1+json")), Some(1234)),
-        availability: Availability { local: false, peers: 3 },
+        availability: Availability { peers: 3, ..Availability::default() },
         upstreams: Arc::default(),
         now: SystemTime::now(),
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use http::Method;
 use reqwest::Response;
 use tokio::time::{Instant, timeout};
@@ -11,9 +12,10 @@ use super::progress::{Event, Progress};
 use super::sink::Sink;
 use super::{Error, Failure, Fetched, Options, Part, millis};
 use crate::oci::{
-    Descriptor, Digest, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, ManifestError, RangeHeader, Reference,
+    Algorithm, Descriptor, Digest, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, ManifestError, RangeHeader,
+    Reference,
 };
-use crate::upstream::endpoint::{self, Endpoint, describe, media_type, read};
+use crate::upstream::endpoint::{self, Endpoint, describe};
 
 /// How often one host may resume one content; containerd gives up after the third time without progress.
 const RESUMES: u32 = 5;
@@ -90,29 +92,11 @@ impl<'a> Session<'a> {
         wanted: Option<&Digest>,
     ) -> Result<Descriptor, String> {
         let (path, accept) = (format!("manifests/{object}"), accept_manifests());
-        let response = ask(endpoint, Method::HEAD, &path, &accept).await?;
-        let target = match endpoint::described(response.headers()) {
-            Some(target) => target,
-            // The content tells it.
-            None => {
-                let response = ask(endpoint, Method::GET, &path, &accept).await?;
-                let media_type = media_type(response.headers()).to_owned();
-                let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
-                let content = timeout(self.stall_limit, read(response, limit))
-                    .await
-                    .map_err(|_| "stalls in the body of a manifest")??;
-                let digest = match wanted {
-                    Some(wanted) => Digest::of(wanted.algorithm(), &content),
-                    None => Digest::sha256(&content),
-                };
-                Descriptor::new(digest, content.len() as u64, &media_type)
-            }
-        };
+        let ask = |method| ask(endpoint, method, &path, &accept).boxed();
+        let algorithm = wanted.map_or(Algorithm::Sha256, Digest::algorithm);
+        let target = endpoint::target(ask, |reason| reason, algorithm, self.stall_limit).await?;
         if wanted.is_some_and(|wanted| *wanted != target.digest) {
             return Err(format!("answers with the other digest {}", target.digest));
-        }
-        if target.size > MANIFEST_LIMIT {
-            return Err(format!("offers a manifest of {} bytes, more than 4 MiB", target.size));
         }
         Ok(target)
     }

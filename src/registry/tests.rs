@@ -271,6 +271,7 @@ async fn whatever_cannot_be_served_is_not_here() {
     let causes = [
         (NotHere::Private, "private"),
         (NotHere::TagDisputed, "tag-disputed"),
+        (NotHere::TagTooOld, "tag-too-old"),
         (NotHere::PeersFailed, "peers-failed"),
         (NotHere::PeersBusy, "peers-busy"),
         (NotHere::UpstreamsFailed, "upstreams-failed"),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
@@ -18,7 +19,10 @@ use tokio::time::timeout;
 
 use super::credentials::Credentials;
 use super::hosts;
-use crate::oci::{ByteRange, Descriptor, Digest, Name, OCTET_STREAM, RangeHeader, Registry, Repository};
+use crate::oci::{
+    Algorithm, ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Name, OCTET_STREAM, RangeHeader, Registry,
+    Repository,
+};
 
 /// Largest answer of a token server that is read. Docker Hub's have 3 to 5 KiB.
 const TOKEN_LIMIT: usize = 256 << 10;
@@ -321,8 +325,40 @@ pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     header(headers, CONTENT_LENGTH.as_str())?.parse().ok()
 }
 
+/// What a name stands for: by the head of an answer to HEAD, or where that does not tell, by the content. `ask` sends a request,
+/// and `cut` makes an error of a body that is of no use.
+///
+/// # Errors
+/// Those of `ask` and `cut`.
+pub async fn target<'a, E>(
+    ask: impl Fn(Method) -> BoxFuture<'a, Result<Response, E>>,
+    cut: impl Fn(String) -> E,
+    algorithm: Algorithm,
+    stall: Duration,
+) -> Result<Descriptor, E> {
+    let head = ask(Method::HEAD).await?;
+    let said = described(head.headers());
+    let target = match said {
+        Some(target) => target,
+        None => {
+            let response = ask(Method::GET).await?;
+            let media_type = media_type(response.headers()).to_owned();
+            let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
+            let content = match timeout(stall, read(response, limit)).await {
+                Ok(content) => content.map_err(&cut)?,
+                Err(_) => return Err(cut("stalls in the body of a manifest".into())),
+            };
+            Descriptor::new(Digest::of(algorithm, &content), content.len() as u64, &media_type)
+        }
+    };
+    if target.size > MANIFEST_LIMIT {
+        return Err(cut(format!("offers a manifest of {} bytes, more than 4 MiB", target.size)));
+    }
+    Ok(target)
+}
+
 /// What the head of an answer about a manifest says that it is; registries need not say.
-pub fn described(headers: &HeaderMap) -> Option<Descriptor> {
+fn described(headers: &HeaderMap) -> Option<Descriptor> {
     let digest: Digest = header(headers, "docker-content-digest")?.parse().ok()?;
     let size = content_length(headers).filter(|size| *size > 0)?;
     Some(Descriptor::new(digest, size, media_type(headers)))

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use http::{Method, StatusCode};
 use reqwest::{Response, Url};
 use schemars::JsonSchema;
@@ -25,7 +25,8 @@ use super::hosts;
 use super::metrics::Metrics;
 use super::{FetchError, Fetched, Known, Route, Upstreams, Want, lock};
 use crate::oci::{
-    ByteRange, Descriptor, Digest, Health, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, RangeHeader, Repository, Tag,
+    Algorithm, ByteRange, Descriptor, Health, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES, RangeHeader, Repository,
+    Tag,
 };
 
 /// How long a connection may take to be there.
@@ -294,16 +295,8 @@ impl One {
 
     async fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Descriptor, FetchError> {
         let path = format!("manifests/{tag}");
-        let response = self.send(repository, Method::HEAD, &path, None, true).await?;
-        let said = endpoint::described(response.headers());
-        if let Some(target) = said.filter(|target| target.size <= MANIFEST_LIMIT) {
-            return Ok(target);
-        }
-        // The content tells it.
-        let response = self.send(repository, Method::GET, &path, None, true).await?;
-        let media_type = media_type(response.headers()).to_owned();
-        let content = self.manifest(response).await?;
-        Ok(Descriptor::new(Digest::sha256(&content), content.len() as u64, &media_type))
+        let ask = |method| self.send(repository, method, &path, None, true).boxed();
+        endpoint::target(ask, |reason| self.cut(reason), Algorithm::Sha256, STALL).await
     }
 
     /// An answer of no use, which says nothing about others.

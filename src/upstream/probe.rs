@@ -18,8 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::hosts::{self, Host};
-use super::{Config, Upstream, lock};
-use crate::oci::Registry;
+use super::origin::Origins;
+use super::{Config, FetchError, Upstream, lock};
+use crate::oci::{Descriptor, Name, Registry, Tag};
 
 /// Registries whose answer is kept: requests name them, so their number is the client's.
 const REGISTRY_LIMIT: usize = 1000;
@@ -42,6 +43,7 @@ struct Shared {
     permits: Semaphore,
     /// Taken by a reading thread until it ends, whoever still waits for it.
     readers: Arc<Semaphore>,
+    origins: Origins,
 }
 
 struct Entry {
@@ -62,6 +64,7 @@ impl Prober {
             entries: Mutex::default(),
             permits: Semaphore::new(PROBE_LIMIT),
             readers: Arc::new(Semaphore::new(READER_LIMIT)),
+            origins: Origins::default(),
         };
         Self { shared: Arc::new(shared), tasks: Mutex::default() }
     }
@@ -70,6 +73,7 @@ impl Prober {
     pub fn reconfigure(&self, config: Config) {
         *lock(&self.shared.config) = config;
         lock(&self.shared.entries).clear();
+        self.shared.origins.clear();
     }
 
     fn config(&self) -> Config {
@@ -120,6 +124,19 @@ impl Upstream for Prober {
             // No answer in time, or the probe was forgotten.
             Ok(Err(_)) | Err(_) => false,
         }
+    }
+
+    async fn resolve(&self, name: &Name, tag: &Tag) -> Result<Descriptor, FetchError> {
+        let (dirs, own, registry) =
+            (self.config().hosts_dirs, self.shared.own.clone(), name.registry.clone());
+        let Ok(reader) = Arc::clone(&self.shared.readers).try_acquire_owned() else {
+            return Err(FetchError::Failed("the files of hosts cannot be read now".into()));
+        };
+        let load = move || {
+            let _reader = reader;
+            candidates(configured(&dirs, &registry), &own)
+        };
+        self.shared.origins.resolve(name, tag, load).await
     }
 
     async fn is_open(&self, registry: &Registry) -> bool {

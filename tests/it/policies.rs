@@ -2,6 +2,7 @@
 
 mod newcomer;
 mod reload;
+mod tags;
 mod trust;
 mod upstreams;
 
@@ -40,6 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case::new("policies::explained", &[Requirement::Policies], explained));
     cases.extend(newcomer::cases());
     cases.extend(reload::cases());
+    cases.extend(tags::cases());
     cases.extend(trust::cases());
     cases.extend(upstreams::cases());
     cases
@@ -277,7 +279,7 @@ async fn cases_of_the_shipped() {
         (output.status.code().unwrap(), text)
     };
     let plugins = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins");
-    for name in ["allow-list", "node-allow", "upstream-order", "zone-boundary"] {
+    for name in ["allow-list", "node-allow", "tag-freshness", "upstream-order", "zone-boundary"] {
         let (code, text) = test(name, &plugins.join(name).join("cases.yaml"));
         println!("{name}:\n{text}");
         assert_eq!(code, 0, "{name}");

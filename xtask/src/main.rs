@@ -146,8 +146,15 @@ fn programs(release: bool) -> Result<Programs> {
 }
 
 /// The policies, as folders of `plugins` and names of components.
-const POLICIES: [&str; 6] =
-    ["allow-list", "node-allow", "upstream-order", "zone-boundary", "testguests", "testguests-trust"];
+const POLICIES: [&str; 7] = [
+    "allow-list",
+    "node-allow",
+    "tag-freshness",
+    "upstream-order",
+    "zone-boundary",
+    "testguests",
+    "testguests-trust",
+];
 
 /// Builds the policies by this `peili`.
 fn build_policies(peili: &Path) -> Result<()> {

@@ -48,7 +48,13 @@ fn with_larger(artifact: &Artifact, by: u64) -> Lab {
     lab.hold(1, artifact);
     let gate = Arc::new(PinnedTrust::new(trust::Config::default(), [lab.id.clone()]).unwrap());
     let settings = Settings::new(&Config::default(), false).unwrap();
-    let serve = Serve::new(&settings, lab.holders[0].store.clone(), gate.clone(), Metrics::default());
+    let serve = Serve::new(
+        &settings,
+        lab.holders[0].store.clone(),
+        gate.clone(),
+        nothing_of_tags(),
+        Metrics::default(),
+    );
     lab.transfer.add(lab.holders[0].id.clone(), Arc::new(Larger(serve, by)), gate, 64);
     lab
 }
@@ -99,7 +105,13 @@ async fn a_private_manifest_is_no_blob_of_peers() {
     lab.hold(0, &artifact);
     let gate = Arc::new(PinnedTrust::new(trust::Config::default(), [lab.id.clone()]).unwrap());
     let settings = Settings::new(&Config::default(), false).unwrap();
-    let serve = Serve::new(&settings, lab.holders[0].store.clone(), gate.clone(), Metrics::default());
+    let serve = Serve::new(
+        &settings,
+        lab.holders[0].store.clone(),
+        gate.clone(),
+        nothing_of_tags(),
+        Metrics::default(),
+    );
     lab.transfer.add(lab.holders[0].id.clone(), Arc::new(serve), gate, 64);
     let ask = |digest| {
         lab.mirror.blob(BlobRequest { name: name("team/app"), digest, range: None, head: false }, LIMIT)
@@ -129,6 +141,7 @@ async fn the_gate_is_asked_before_a_peer_is_and_before_it_is_told() {
 
     let settings = Settings::new(&Config::default(), false).unwrap();
     let gate = Arc::new(Without(Action::Tags));
-    let serve = Serve::new(&settings, tags.holders[0].store.clone(), gate, Metrics::default());
+    let serve =
+        Serve::new(&settings, tags.holders[0].store.clone(), gate, nothing_of_tags(), Metrics::default());
     assert_eq!(serve.tag(&tags.id, &"registry.test/library/app:v1".parse().unwrap()), None);
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
 use super::*;
-use crate::network::{Network, ResolveError, Status};
+use crate::network::{Network, ResolveError, Status, TagQuestion, Tagged};
 use crate::oci::Level;
 use crate::store::memory::{LAYER, Stored};
 use crate::store::{Change, Health, Watch};
@@ -25,7 +25,7 @@ fn served(trust: trust::Config, private: &[&str]) -> Served {
     let gate = Arc::new(PinnedTrust::new(trust, [peer.clone()]).unwrap());
     let config = Config { private: private.iter().map(ToString::to_string).collect(), ..Config::default() };
     let settings = Settings::new(&config, unowned).unwrap();
-    let serve = Serve::new(&settings, store.clone(), gate.clone(), Metrics::default());
+    let serve = Serve::new(&settings, store.clone(), gate.clone(), nothing_of_tags(), Metrics::default());
     Served { store, serve, gate, peer }
 }
 
@@ -200,9 +200,9 @@ impl Network for Recorder {
     async fn resolve(
         &self,
         _: &PeerId,
-        _: &Reference,
+        _: &TagQuestion,
         _: Duration,
-    ) -> Result<Option<Descriptor>, ResolveError> {
+    ) -> Result<Option<Tagged>, ResolveError> {
         Ok(None)
     }
 

@@ -109,6 +109,8 @@ pub(super) struct Driver {
     dials: HashMap<ConnectionId, (Target, Option<SocketAddr>)>,
     names: Arc<dyn Names>,
     lookups: JoinSet<LookupDone>,
+    /// Questions to this node as the home of a tag.
+    at_home: JoinSet<exchange::AtHome>,
     /// Peers that are not trusted, and when they tried last.
     refused: HashMap<PeerId, Instant>,
     housekeeping: Instant,
@@ -205,6 +207,7 @@ impl Driver {
             dials: HashMap::new(),
             names,
             lookups: JoinSet::new(),
+            at_home: JoinSet::new(),
             refused: HashMap::new(),
             housekeeping: Instant::now() + HOUSEKEEPING,
             keeping: keeping::Keeping::new(parts.keep),
@@ -231,6 +234,7 @@ impl Driver {
                 Some(event) = self.from_streams.recv() => self.on_stream(event),
                 () = shared.wake.notified() => self.on_orders(),
                 Some(done) = self.lookups.join_next(), if !self.lookups.is_empty() => self.on_lookup(done),
+                Some(done) = self.at_home.join_next(), if !self.at_home.is_empty() => self.on_home(done),
                 () = tokio::time::sleep_until(due) => self.on_time(),
             }
         }

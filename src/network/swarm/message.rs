@@ -4,13 +4,14 @@
 //! form, addresses are one comma-separated text. What the gossip says has frames of its own (`network::gossip::wire`).
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
 
 use crate::network::admission::certificate;
 use crate::network::gossip::wire::RECORD_LIMIT;
-use crate::network::{claim, versions};
+use crate::network::{TagQuestion, Tagged, claim, versions};
 use crate::oci::{Descriptor, Digest, Reference};
 
 /// Longest message: the records of some that hold a content.
@@ -26,7 +27,7 @@ pub enum Message {
     /// Request: who this is. Answered by [`Message::Heard`].
     Hello(Hello),
     /// Request: what the name means to the receiver. Answered by [`Message::Resolved`].
-    Resolve(Reference),
+    Resolve(TagQuestion),
     /// Request: who holds the content, by the view of the receiver. Answered by [`Message::Held`].
     Holders(Digest),
     /// Answer: that was heard.
@@ -34,7 +35,7 @@ pub enum Message {
     /// Answer: signed records of some that hold it, as the gossip carries them.
     Held(Vec<Bytes>),
     /// Answer: what the name means; `None`: not known here.
-    Resolved(Option<Descriptor>),
+    Resolved(Option<Tagged>),
     /// Answer: the peer is not trusted for that.
     Denied,
 }
@@ -102,7 +103,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
                 return Err(DecodeError::Field("name"));
             }
             let name = Reference::parse_full(&resolve.name).map_err(|_| DecodeError::Field("name"))?;
-            Ok(Message::Resolve(name))
+            Ok(Message::Resolve(TagQuestion { name, home: resolve.home_ms.map(Duration::from_millis) }))
         }
         wire::Body::Heard(wire::Empty {}) => Ok(Message::Heard),
         wire::Body::Holders(asked) => {
@@ -117,7 +118,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
         wire::Body::Resolved(resolved) if resolved.digest.is_empty() => Ok(Message::Resolved(None)),
         wire::Body::Resolved(resolved) => {
             let digest = resolved.digest.parse().map_err(|_| DecodeError::Field("digest"))?;
-            Ok(Message::Resolved(Some(Descriptor::new(digest, resolved.size, &resolved.media_type))))
+            let target = Descriptor::new(digest, resolved.size, &resolved.media_type);
+            Ok(Message::Resolved(Some(Tagged { target, age: resolved.age_ms.map(Duration::from_millis) })))
         }
         wire::Body::Denied(wire::Empty {}) => Ok(Message::Denied),
     }
@@ -135,19 +137,26 @@ pub fn encode(message: &Message) -> Vec<u8> {
             certificate: hello.certificate.clone(),
             introduction: hello.introduction,
         }),
-        Message::Resolve(name) => wire::Body::Resolve(wire::Resolve { name: name.to_string() }),
+        Message::Resolve(TagQuestion { name, home }) => {
+            wire::Body::Resolve(wire::Resolve { name: name.to_string(), home_ms: home.map(millis) })
+        }
         Message::Heard => wire::Body::Heard(wire::Empty {}),
         Message::Holders(digest) => wire::Body::Holders(wire::Holders { digest: digest.to_string() }),
         Message::Held(records) => wire::Body::Held(wire::Held { records: records.clone() }),
         Message::Resolved(None) => wire::Body::Resolved(wire::Resolved::default()),
-        Message::Resolved(Some(descriptor)) => wire::Body::Resolved(wire::Resolved {
-            digest: descriptor.digest.to_string(),
-            size: descriptor.size,
-            media_type: descriptor.media_type.to_string(),
+        Message::Resolved(Some(Tagged { target, age })) => wire::Body::Resolved(wire::Resolved {
+            digest: target.digest.to_string(),
+            size: target.size,
+            media_type: target.media_type.to_string(),
+            age_ms: age.map(millis),
         }),
         Message::Denied => wire::Body::Denied(wire::Empty {}),
     };
     versions::besides(wire::Envelope { body: Some(body) }.encode_to_vec())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Field numbers are for ever: a number that falls out of use is never used again.
@@ -201,6 +210,8 @@ mod wire {
     pub(super) struct Resolve {
         #[prost(string, tag = "1")]
         pub name: String,
+        #[prost(uint64, optional, tag = "2")]
+        pub home_ms: Option<u64>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -223,6 +234,8 @@ mod wire {
         pub size: u64,
         #[prost(string, tag = "3")]
         pub media_type: String,
+        #[prost(uint64, optional, tag = "4")]
+        pub age_ms: Option<u64>,
     }
 }
 
@@ -242,12 +255,23 @@ mod tests {
                 certificate: vec![1; certificate::LIMIT],
                 introduction: true,
             }),
-            Message::Resolve("ghcr.io/a/b:v1".parse().unwrap()),
+            Message::Resolve(TagQuestion { name: "ghcr.io/a/b:v1".parse().unwrap(), home: None }),
+            Message::Resolve(TagQuestion {
+                name: "ghcr.io/a/b:v1".parse().unwrap(),
+                home: Some(Duration::from_millis(60_001)),
+            }),
             Message::Holders(Digest::of(crate::oci::Algorithm::Sha512, b"x")),
             Message::Heard,
             Message::Held(vec![Bytes::from_static(b"a record"), Bytes::new()]),
             Message::Resolved(None),
-            Message::Resolved(Some(Descriptor::new(Digest::sha256(b""), 5, "application/json"))),
+            Message::Resolved(Some(Tagged {
+                target: Descriptor::new(Digest::sha256(b""), 5, "application/json"),
+                age: None,
+            })),
+            Message::Resolved(Some(Tagged {
+                target: Descriptor::new(Digest::sha256(b""), 5, "application/json"),
+                age: Some(Duration::ZERO),
+            })),
             Message::Denied,
         ] {
             assert_eq!(decode(&encode(&message)).unwrap(), message);

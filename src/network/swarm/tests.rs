@@ -205,6 +205,10 @@ async fn conforms() {
     check_all::<Real>().await;
 }
 
+fn question(tag: &str) -> TagQuestion {
+    TagQuestion { name: format!("ghcr.io/a/b:{tag}").parse().unwrap(), home: None }
+}
+
 #[tokio::test]
 async fn five_nodes_converge_within_a_second_of_a_change() {
     let cluster = Real::start(5).await;
@@ -398,8 +402,7 @@ async fn a_hung_peer_is_given_up_and_delays_no_other() {
     // Before the one that hangs is given up, after 3 s.
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     let limit = Duration::from_millis(200);
-    let name = "ghcr.io/a/b:v1".parse().unwrap();
-    let answer = one.network.resolve(&hung, &name, limit).await;
+    let answer = one.network.resolve(&hung, &question("v1"), limit).await;
     assert!(matches!(answer, Err(ResolveError::Timeout)), "{answer:?}");
     wait_for("it is given up", || holders(&one.view(), &held).is_empty()).await;
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
@@ -417,8 +420,7 @@ async fn a_node_that_shuts_down_is_forgotten_at_once() {
     two.swarm.take().unwrap().shutdown().await;
     one.sees(0).await;
     assert!(one.network.tag_peers().is_empty() && two.network.tag_peers().is_empty());
-    let answer =
-        two.network.resolve(&one.id(), &"ghcr.io/a/b:v1".parse().unwrap(), Duration::from_secs(1)).await;
+    let answer = two.network.resolve(&one.id(), &question("v1"), Duration::from_secs(1)).await;
     assert!(matches!(answer, Err(ResolveError::Unreachable(_))), "{answer:?}");
 }
 

@@ -16,8 +16,8 @@ use peili::network::admission::Admission;
 use peili::network::identity::Identity;
 use peili::network::metrics::Metrics;
 use peili::network::swarm::{Announcement, Parts, Swarm, SwarmNetwork};
-use peili::network::{Advertisement, Config, Network as _, PeerConfig, TagSource};
-use peili::oci::{Algorithm, Descriptor, Digest, Members, PeerId, Reference};
+use peili::network::{Advertisement, Config, Network as _, PeerConfig, TagSource, Tagged};
+use peili::oci::{Algorithm, Digest, Members, PeerId, Reference};
 use peili::trust::{self, PinnedTrust};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
@@ -170,7 +170,7 @@ fn spawn(options: &Options) -> Result<(Swarm, SwarmNetwork)> {
 struct NoTags;
 
 impl TagSource for NoTags {
-    fn tag(&self, _: &PeerId, _: &Reference) -> Option<Descriptor> {
+    fn tag(&self, _: &PeerId, _: &Reference) -> Option<Tagged> {
         None
     }
 }

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use libp2p::PeerId as P2pId;
-use libp2p::request_response::{self, OutboundFailure, OutboundRequestId};
+use libp2p::request_response::{self, OutboundFailure, OutboundRequestId, ResponseChannel};
 use libp2p::swarm::ConnectionId;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::task::JoinError;
+use tokio::time::{Instant, timeout};
 
 use super::super::codec::{Request, either, protocols};
 use super::super::message::{HOLDERS, Hello, Message};
@@ -16,25 +18,52 @@ use super::super::view::{Subject, reachable};
 use super::{Driver, Flight, QUESTIONS, RETRY, WAITING, dialing, proof};
 use crate::network::identity::peer_id;
 use crate::network::metrics::{Answer, TagLabels};
-use crate::network::{Peer, ResolveError};
-use crate::oci::{Action, Descriptor, Digest, PeerId, Reference};
+use crate::network::{Peer, ResolveError, TagQuestion, Tagged};
+use crate::oci::{Action, Digest, PeerId, Reference};
+
+/// Questions to this node as a home that wait for a registry at once; to others it says what it knows.
+const AT_HOME: usize = 64;
+/// How long one may wait: less than its asker does.
+const HOME_LIMIT: Duration = Duration::from_millis(1800);
 
 /// What a peer is asked.
 #[derive(Clone, Debug)]
 pub(in super::super) enum Question {
-    Tag(Reference),
+    Tag(TagQuestion),
     Holders(Digest),
+}
+
+/// What is said to a request: now, or when the tag's registry has answered.
+enum Said {
+    Now(Message),
+    Later(Home),
+}
+
+/// A question to this node as the home of a tag.
+struct Home {
+    peer: PeerId,
+    name: Reference,
+    fresh: Duration,
+}
+
+/// Where the answer of a home goes, and the answer.
+pub(super) type AtHome = (ResponseChannel<Message>, Option<Tagged>);
+
+impl From<Message> for Said {
+    fn from(message: Message) -> Self {
+        Self::Now(message)
+    }
 }
 
 /// What it answered.
 pub(super) enum Answered {
-    Tag(Option<Descriptor>),
+    Tag(Option<Tagged>),
     Holders(Vec<Arc<Peer>>),
 }
 
 /// Who waits for the answer, by the question.
 pub(in super::super) enum Reply {
-    Tag(oneshot::Sender<Result<Option<Descriptor>, ResolveError>>),
+    Tag(oneshot::Sender<Result<Option<Tagged>, ResolveError>>),
     Holders(oneshot::Sender<Result<Vec<Arc<Peer>>, ResolveError>>),
 }
 
@@ -45,9 +74,10 @@ impl Driver {
                 // Dropping the channel resets the stream.
                 request_response::Message::Request { request: Err(error), .. } => self.broke(peer, &error),
                 request_response::Message::Request { request: Ok(request), channel, .. } => {
-                    let answer = self.on_request(peer, connection_id, request);
-                    // An error is a peer that does not wait any more.
-                    let _ = self.swarm.behaviour_mut().control.send_response(channel, answer);
+                    match self.on_request(peer, connection_id, request) {
+                        Said::Now(answer) => self.say(channel, answer),
+                        Said::Later(home) => self.answer_at_home(home, channel),
+                    }
                     self.push(peer);
                     self.open_stream(peer);
                 }
@@ -72,16 +102,16 @@ impl Driver {
         }
     }
 
-    fn on_request(&mut self, peer: P2pId, connection: ConnectionId, request: Message) -> Message {
+    fn on_request(&mut self, peer: P2pId, connection: ConnectionId, request: Message) -> Said {
         // Before anything that it says is believed.
         if !self.hears(peer, &request) {
-            return Message::Denied;
+            return Message::Denied.into();
         }
-        let Some(link) = self.links.get_mut(&peer) else { return Message::Denied };
+        let Some(link) = self.links.get_mut(&peer) else { return Message::Denied.into() };
         let id = link.id.clone();
         let gate = &self.shared.gate;
         match request {
-            Message::Hello(hello) if hello.introduction => Message::Heard,
+            Message::Hello(hello) if hello.introduction => Message::Heard.into(),
             Message::Hello(hello) => {
                 // The address of the connection that speaks comes first.
                 let speaks = link.connections.get(&connection);
@@ -111,25 +141,53 @@ impl Driver {
                     self.metrics.peers.inc();
                     tracing::info!(peer = %id, "connected");
                 }
-                Message::Heard
+                Message::Heard.into()
             }
-            Message::Resolve(name) => {
-                let (answer, message) = if gate.allows(&id, Action::Tags) {
-                    let found = self.tags.tag(&id, &name);
-                    (if found.is_some() { Answer::Found } else { Answer::Unknown }, Message::Resolved(found))
-                } else {
-                    (Answer::Denied, Message::Denied)
-                };
-                self.metrics.tags.get_or_create(&TagLabels { answer }).inc();
-                message
+            Message::Resolve(_) if !gate.allows(&id, Action::Tags) => {
+                self.metrics.tags.get_or_create(&TagLabels { answer: Answer::Denied }).inc();
+                Message::Denied.into()
             }
-            Message::Holders(_) if !gate.allows(&id, Action::Serve) => Message::Denied,
-            Message::Holders(digest) => Message::Held(self.shared.records(&digest, HOLDERS)),
+            Message::Resolve(TagQuestion { name, home: Some(fresh) }) if self.at_home.len() < AT_HOME => {
+                Said::Later(Home { peer: id, name, fresh })
+            }
+            Message::Resolve(TagQuestion { name, .. }) => {
+                let found = self.tags.tag(&id, &name);
+                self.resolved(found).into()
+            }
+            Message::Holders(_) if !gate.allows(&id, Action::Serve) => Message::Denied.into(),
+            Message::Holders(digest) => Message::Held(self.shared.records(&digest, HOLDERS)).into(),
             Message::Heard | Message::Held(_) | Message::Resolved(_) | Message::Denied => {
                 self.broke(peer, "an answer instead of a request");
-                Message::Denied
+                Message::Denied.into()
             }
         }
+    }
+
+    fn say(&mut self, channel: ResponseChannel<Message>, answer: Message) {
+        // An error is a peer that does not wait any more.
+        let _ = self.swarm.behaviour_mut().control.send_response(channel, answer);
+    }
+
+    fn resolved(&self, found: Option<Tagged>) -> Message {
+        let answer = if found.is_some() { Answer::Found } else { Answer::Unknown };
+        self.metrics.tags.get_or_create(&TagLabels { answer }).inc();
+        Message::Resolved(found)
+    }
+
+    /// The registry is asked beside the loop.
+    fn answer_at_home(&mut self, Home { peer, name, fresh }: Home, channel: ResponseChannel<Message>) {
+        let tags = Arc::clone(&self.tags);
+        self.at_home.spawn(async move {
+            let found = timeout(HOME_LIMIT, tags.home_tag(&peer, &name, fresh)).await;
+            (channel, found.unwrap_or_default())
+        });
+    }
+
+    pub(super) fn on_home(&mut self, done: Result<AtHome, JoinError>) {
+        // One that panicked has dropped its channel, which resets the stream.
+        let Ok((channel, found)) = done else { return };
+        let answer = self.resolved(found);
+        self.say(channel, answer);
     }
 
     fn on_answer(&mut self, peer: P2pId, request: OutboundRequestId, answer: Message) {
@@ -293,7 +351,7 @@ impl Driver {
 impl Question {
     pub(super) fn message(&self) -> Message {
         match self {
-            Self::Tag(name) => Message::Resolve(name.clone()),
+            Self::Tag(question) => Message::Resolve(question.clone()),
             Self::Holders(digest) => Message::Holders(*digest),
         }
     }

@@ -176,9 +176,9 @@ async fn many_questions_at_once_are_all_answered() {
     let two = Start::knowing(&[&one]).start().await;
     two.sees(1).await;
     let questions = (0..40).map(|n| {
-        let (name, network) = (format!("ghcr.io/a/b:v{n}").parse().unwrap(), two.network.clone());
+        let (question, network) = (question(&format!("v{n}")), two.network.clone());
         let id = one.id();
-        async move { network.resolve(&id, &name, Duration::from_secs(10)).await }
+        async move { network.resolve(&id, &question, Duration::from_secs(10)).await }
     });
     for answer in futures::future::join_all(questions).await {
         assert!(matches!(answer, Ok(None)), "{answer:?}");

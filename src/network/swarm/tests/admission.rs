@@ -209,7 +209,7 @@ async fn who_shows_nothing_is_closed_in_time() {
     let keys = Keys::new();
     let one = Made::by(&[&keys.first], &[]).start().await;
     let mut raw = raw();
-    let claim = message::encode(&message::Message::Resolve("ghcr.io/a/b:v1".parse().unwrap()));
+    let claim = message::encode(&message::Message::Resolve(question("v1")));
     raw.dial(one.multiaddr()).unwrap();
     let mut since = None;
     let closed = async {

@@ -20,6 +20,7 @@ use super::super::{codec, disk, stream};
 use super::*;
 use crate::network::conformance::TestGate;
 use crate::network::identity::peer_id;
+use crate::oci::Descriptor;
 
 /// Set, the bytes are recorded anew instead: only for a version that was never released.
 const RECORD: &str = "PEILI_RECORD";
@@ -129,11 +130,17 @@ fn messages(record: &Bytes) -> Vec<(&'static str, Message)> {
     };
     vec![
         ("control-hello", Message::Hello(hello)),
-        ("control-resolve", Message::Resolve("ghcr.io/a/b:v1".parse().unwrap())),
+        ("control-resolve", Message::Resolve(question("v1"))),
         ("control-holders", Message::Holders(digest)),
         ("control-heard", Message::Heard),
         ("control-held", Message::Held(vec![record.clone()])),
-        ("control-resolved", Message::Resolved(Some(Descriptor::new(digest, 7, "application/x")))),
+        (
+            "control-resolved",
+            Message::Resolved(Some(Tagged {
+                target: Descriptor::new(digest, 7, "application/x"),
+                age: None,
+            })),
+        ),
         ("control-unknown", Message::Resolved(None)),
         ("control-denied", Message::Denied),
     ]

@@ -46,7 +46,7 @@ fn request(request: &domain::Request) -> abi::Request {
             local: request.availability.local,
             peers: request.availability.peers,
             peers_in_zone: 0,
-            tag_age: None,
+            tag_age: request.availability.tag_age.map(milliseconds),
         },
         upstreams: request
             .upstreams

@@ -1,0 +1,185 @@
+//! What the registry of a tag says, asked by this node: by the upstreams of a plan, or as the home of a tag that asks for all nodes.
+//!
+//! A home asks once per freshness time, however many ask it at once, and keeps in mind for a while that it is not let: then each
+//! node asks for itself. It asks only for tags whose own plan says `home`, so that no peer can send it anywhere else.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::NotHere;
+use super::ages::Ages;
+use super::metrics::{Metrics, TagAnswer};
+use super::upstreams::{cause, route};
+use crate::network::Tagged;
+use crate::oci::{Descriptor, Name, PeerId, Reference, Tag};
+use crate::policy::registry::{Plan, TagResolution};
+use crate::upstream::{FetchError, Upstream, Upstreams};
+
+/// How old a tag's meaning may be where the plan does not say.
+const FRESH: Duration = Duration::from_secs(60);
+/// The least that a peer can ask for: it costs a request to the registry.
+const LEAST: Duration = Duration::from_secs(1);
+/// How long a registry that does not let this node know a tag is not asked about it.
+const REFUSED: Duration = Duration::from_secs(30);
+const REFUSALS: usize = 1024;
+/// How long a home that did not answer is passed over: it costs a tag, and not each.
+const SILENT: Duration = Duration::from_secs(10);
+
+/// What is known of tags and who may be asked about them. Clones share it: the mirror and what peers get from it.
+#[derive(Clone)]
+pub struct Tags(Arc<Shared>);
+
+struct Shared {
+    ages: Ages,
+    upstream: Arc<dyn Upstream>,
+    upstreams: Arc<dyn Upstreams>,
+    metrics: Metrics,
+    /// Whoever asks a registry about a tag has its lock.
+    asking: Mutex<HashMap<Reference, Arc<tokio::sync::Mutex<()>>>>,
+    refused: Mutex<VecDeque<(Reference, Instant, NotHere)>>,
+    /// Homes that did not answer, and when.
+    silent: Mutex<HashMap<PeerId, Instant>>,
+}
+
+impl Tags {
+    /// Nothing is known yet. `upstream`: the registries, asked as anybody may; `upstreams`: those of the configuration.
+    pub fn new(upstream: Arc<dyn Upstream>, upstreams: Arc<dyn Upstreams>, metrics: Metrics) -> Self {
+        Self(Arc::new(Shared {
+            ages: Ages::default(),
+            upstream,
+            upstreams,
+            metrics,
+            asking: Mutex::default(),
+            refused: Mutex::default(),
+            silent: Mutex::default(),
+        }))
+    }
+
+    /// A home did not answer.
+    pub(super) fn silent(&self, home: PeerId) {
+        let mut silent = self.0.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.retain(|_, at| at.elapsed() < SILENT);
+        silent.insert(home, Instant::now());
+    }
+
+    pub(super) fn is_silent(&self, home: &PeerId) -> bool {
+        let silent = self.0.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.get(home).is_some_and(|at| at.elapsed() < SILENT)
+    }
+
+    pub(super) fn ages(&self) -> &Ages {
+        &self.0.ages
+    }
+
+    /// What a tag stands for by the first upstream of the plan that says so.
+    pub(super) async fn by_routes(&self, name: &Name, tag: &Tag, plan: &Plan) -> Result<Descriptor, NotHere> {
+        let mut last = NotHere::Unknown;
+        for at in plan.routes().map(|at| route(at, name)) {
+            match self.0.upstreams.resolve(&at, tag).await {
+                Ok(target) => {
+                    self.0.metrics.tag(TagAnswer::Resolved);
+                    let reference = Reference::tagged(name.clone(), tag.clone());
+                    self.0.ages.resolved(&reference, &target, SystemTime::now());
+                    return Ok(target);
+                }
+                Err(error) => last = cause(&at, tag, &error).or(last),
+            }
+        }
+        Err(last)
+    }
+
+    /// What the registry said within `fresh`, or says now: by the upstreams of the plan, or where it names none, by the registry
+    /// itself, asked as anybody may.
+    pub(super) async fn at_home(
+        &self,
+        name: &Name,
+        tag: &Tag,
+        plan: &Plan,
+        fresh: Duration,
+    ) -> Result<Tagged, NotHere> {
+        let fresh = fresh.max(LEAST);
+        let reference = Reference::tagged(name.clone(), tag.clone());
+        let lock = self.lock(&reference);
+        let answer = {
+            let _alone = lock.lock().await;
+            let known = self.0.ages.within(&reference, fresh, SystemTime::now());
+            match (known, self.refusal(&reference)) {
+                (Some(known), _) => Ok(known),
+                (None, Some(refused)) => Err(refused),
+                // Whoever waits for it may give it up; the answer is for the next one then.
+                (None, None) => {
+                    let (tags, reference, tag, plan) =
+                        (self.clone(), reference.clone(), tag.clone(), plan.clone());
+                    let asked = tokio::spawn(async move { tags.ask(&reference, &tag, &plan).await });
+                    asked.await.unwrap_or(Err(NotHere::UpstreamsFailed))
+                }
+            }
+        };
+        drop(lock);
+        let mut asking = self.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if asking.get(&reference).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            asking.remove(&reference);
+        }
+        answer
+    }
+
+    async fn ask(&self, reference: &Reference, tag: &Tag, plan: &Plan) -> Result<Tagged, NotHere> {
+        let name = &reference.name;
+        let answer = if plan.routes().next().is_some() {
+            self.by_routes(name, tag, plan).await
+        } else if plan.leaves_to_origin() {
+            self.by_origin(name, tag).await
+        } else {
+            Err(NotHere::Bypassed)
+        };
+        let answer = answer.inspect_err(|cause| {
+            let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            if refused.len() >= REFUSALS {
+                refused.pop_front();
+            }
+            refused.push_back((reference.clone(), Instant::now(), *cause));
+        });
+        answer.map(|target| Tagged { target, age: Some(Duration::ZERO) })
+    }
+
+    async fn by_origin(&self, name: &Name, tag: &Tag) -> Result<Descriptor, NotHere> {
+        match self.0.upstream.resolve(name, tag).await {
+            Ok(target) => {
+                self.0.metrics.tag(TagAnswer::Resolved);
+                let reference = Reference::tagged(name.clone(), tag.clone());
+                self.0.ages.resolved(&reference, &target, SystemTime::now());
+                Ok(target)
+            }
+            Err(error) => {
+                tracing::debug!(%name, %tag, %error, "the registry does not tell a home what a tag means");
+                Err(match error {
+                    FetchError::Failed(_) | FetchError::Held => NotHere::UpstreamsFailed,
+                    _ => NotHere::TagUpstream,
+                })
+            }
+        }
+    }
+
+    fn lock(&self, reference: &Reference) -> Arc<tokio::sync::Mutex<()>> {
+        let mut asking = self.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(asking.entry(reference.clone()).or_default())
+    }
+
+    fn refusal(&self, reference: &Reference) -> Option<NotHere> {
+        let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        while refused.front().is_some_and(|(_, at, _)| at.elapsed() >= REFUSED) {
+            refused.pop_front();
+        }
+        refused.iter().find(|(of, ..)| of == reference).map(|(.., cause)| *cause)
+    }
+}
+
+impl Plan {
+    /// How old the meaning of a tag may be, if it is its home that says it.
+    pub(super) fn home_age(&self) -> Option<Duration> {
+        (self.tag_resolution == Some(TagResolution::Home)).then(|| self.max_tag_age.unwrap_or(FRESH))
+    }
+}
