@@ -10,6 +10,7 @@
 pub mod cases;
 mod chain;
 mod config;
+pub mod election;
 mod engine;
 mod files;
 mod generation;

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::chain::Chain;
 use super::config::{Failing, Mode};
+use super::election::{EffectiveHash, ElectionPolicy, Ranked, View};
 use super::load::{self, LoadError, Stage};
 use super::loader::{Loader, Sets, Stamps};
 use super::metrics::Metrics;
@@ -291,6 +292,24 @@ impl TrustPolicy for Policies {
 
     fn explain(&self, request: &trust::Request) -> (trust::Ruling, Vec<Said>) {
         self.state.load().trust.explain(request)
+    }
+}
+
+impl ElectionPolicy for Policies {
+    fn is_active(&self) -> bool {
+        false
+    }
+
+    fn generation(&self) -> i64 {
+        self.state.load().number
+    }
+
+    fn rank(&self, _: &View) -> Ranked {
+        Ranked::default()
+    }
+
+    fn hash(&self, _: Option<&[u8]>) -> EffectiveHash {
+        EffectiveHash::BUILT_IN
     }
 }
 
