@@ -4,6 +4,7 @@
 //! Nothing that may be absent at the start ends it: not containerd, not peers, not DNS, not even a readable identity.
 //! Only what an operator got wrong does: a configuration that cannot be, or an address that is taken.
 
+mod electing;
 mod facts;
 mod reload;
 mod vitals;
@@ -19,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin::{self, Sources, Status};
 use crate::config::{Config, Loaded, watch};
+use crate::election::{self, Election};
 use crate::listener::Sockets;
 use crate::mirror::{self, Mirror, Parts, Serve, Settings};
 use crate::network::admission::{self, Admission, Mode};
@@ -51,6 +53,8 @@ struct App {
     admission: Admission,
     settings: Settings,
     policies: Arc<Policies>,
+    election: Election,
+    looks: Arc<AtomicBool>,
     prober: Arc<Prober>,
     upstreams: Named,
     network: SwarmNetwork,
@@ -62,7 +66,7 @@ struct App {
     listening: Arc<AtomicBool>,
     vitals: Vitals,
     _explaining: Option<admin::ExplainServer>,
-    _tasks: [AbortOnDropHandle<()>; 5],
+    _tasks: [AbortOnDropHandle<()>; 6],
 }
 
 /// What is wrong beside what the parts say of themselves.
@@ -183,6 +187,7 @@ impl App {
             tags: Arc::new(serve()),
             metrics: network_metrics,
             keep: Some(config.node.data_dir.clone()),
+            first: Some(electing::first(identity.peer_id(), &config.election)),
         };
         let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
         book.open(network.clone());
@@ -231,7 +236,24 @@ impl App {
                 recheck_uploads();
             })
         }));
+        let looks = Arc::new(AtomicBool::new(electing::looks(&config.network)));
+        let nodes = electing::Nodes {
+            network: network.clone(),
+            load: Box::new(uploads.load()),
+            looks: Arc::clone(&looks),
+        };
+        let election_metrics = election::Metrics::register(metrics.sub_registry_with_prefix("election"));
+        let election = electing::elections(&config.election, &policies, &admission, nodes, election_metrics);
+        let electing = AbortOnDropHandle::new(tokio::spawn(election.clone().follow()));
         let explainers = admin::Explainers {
+            election: Arc::new({
+                let election = election.clone();
+                move |()| election.status()
+            }),
+            role: Arc::new({
+                let election = election.clone();
+                move |(role, key)| election.explain(*role, key.as_deref())
+            }),
             pull: Arc::new({
                 let mirror = mirror.clone();
                 move |image| mirror.explain(image)
@@ -269,6 +291,7 @@ impl App {
             to_peers: mirror_metrics,
             causes,
             policies: Arc::clone(&policies),
+            election: election.clone(),
             upstreams: upstreams.clone(),
             gate: Arc::clone(&gate),
             problems: Arc::clone(&problems),
@@ -300,6 +323,10 @@ impl App {
             let following = following.abort_handle();
             move || !following.is_finished()
         });
+        vitals.add("elections", {
+            let electing = electing.abort_handle();
+            move || !electing.is_finished()
+        });
         vitals.add("trust", {
             let judging = judging.abort_handle();
             move || !judging.is_finished()
@@ -318,6 +345,8 @@ impl App {
             admission,
             settings,
             policies,
+            election,
+            looks,
             prober,
             upstreams,
             network,
@@ -329,7 +358,7 @@ impl App {
             listening,
             vitals,
             _explaining: explaining,
-            _tasks: [executor, advertising, admitting, judging, following],
+            _tasks: [executor, advertising, admitting, judging, following, electing],
         })
     }
 
@@ -359,6 +388,7 @@ struct Report {
     to_peers: mirror::Metrics,
     causes: Arc<Causes>,
     policies: Arc<Policies>,
+    election: Election,
     upstreams: Named,
     gate: Arc<PinnedTrust>,
     problems: Arc<Problems>,
@@ -375,6 +405,7 @@ impl Report {
             problems.push(format!("store: {reason}"));
         }
         problems.extend(self.policies.problem().map(|problem| format!("policies: {problem}")));
+        problems.extend(self.election.problems());
         problems.extend(self.gate.problems());
         problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
         problems.extend(self.mirror.advisory_denials());
@@ -404,6 +435,7 @@ impl Report {
             },
             network,
             policies: self.policies.loaded(),
+            election: self.election.status(),
             upstreams: known.iter().map(upstream_status).collect(),
             served: admin::Served::new(&self.served.served(), Amount { requests, bytes }),
             problems,

@@ -1,6 +1,8 @@
 //! Applies a changed configuration to what runs; says what needs a restart. What cannot be applied changes nothing.
 
-use super::{App, peers, warn_if_open};
+use std::sync::atomic::Ordering;
+
+use super::{App, electing, peers, warn_if_open};
 use crate::config::{Config, Error, diff};
 use crate::network::admission::Mode;
 use crate::{mirror, network, registry, telemetry};
@@ -44,6 +46,8 @@ impl App {
             // the policies say so themselves.
             self.policies.want(&config.policies);
         }
+        self.election.reconfigure(&config.election);
+        self.looks.store(electing::looks(&config.network), Ordering::Relaxed);
         self.log.apply(&config.log)?;
         self.prober.reconfigure(config.upstream.clone());
         let trust = self.gate.replace(config.trust.clone(), peers(&config.network))?;

@@ -114,6 +114,7 @@ impl Start {
             tags: Arc::clone(&controls.tags) as _,
             metrics: Metrics::default(),
             keep: self.keep,
+            first: None,
         };
         let (swarm, network) =
             Swarm::spawn_with(&self.identity, &config, &announcement, parts, self.names).unwrap();
@@ -476,6 +477,7 @@ async fn a_taken_port_is_a_problem_that_goes_away() {
         tags: Arc::clone(&controls.tags) as _,
         metrics: Metrics::default(),
         keep: None,
+        first: None,
     };
     let (_swarm, network) =
         Swarm::spawn(&Identity::generate(), &config, &Announcement::default(), parts).unwrap();
