@@ -240,8 +240,18 @@ pub fn next_version() -> PathBuf {
 }
 
 /// The policies that `cargo xtask plugins` builds.
-pub const POLICIES: [&str; 6] =
-    ["allow-list", "node-allow", "upstream-order", "zone-boundary", "testguests", "testguests-trust"];
+pub const POLICIES: [&str; 10] = [
+    "allow-list",
+    "api-reachable",
+    "node-allow",
+    "prefer-labels",
+    "upstream-order",
+    "zone-boundary",
+    "zone-spread",
+    "testguests",
+    "testguests-election",
+    "testguests-trust",
+];
 
 /// The component of a policy.
 pub fn policy(name: &str) -> PathBuf {

@@ -8,12 +8,26 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Failure, Reason, Said};
+use aws_lc_rs::hmac;
+use serde_json::Value;
+
+use super::world::World;
+use super::{Config, Failing, Failure, Loaded, Mode, Plugin, Reason, Said, describe};
 
 /// Largest weight that one policy gives (`wit/policy.wit`).
 pub const WEIGHT_MAX: u16 = 1000;
 /// Largest view, in bytes of its texts and of what each candidate takes beside them (`wit/policy.wit`).
 pub const VIEW_LIMIT: usize = 4 << 20;
+/// Longest tenure that a policy may want.
+pub(super) const TENURE_LIMIT: Duration = Duration::from_hours(24);
+/// Instructions for one ranking, and for each candidate of it.
+const FUEL: (u64, u64) = (2_000_000, 4_000);
+/// What rankings depend on besides components and settings: the contract, the engine with its version, since another one may
+/// count instructions otherwise, and what bounds a policy.
+const PROFILE: &str =
+    "peili:policy@0.1 wasmtime@48.0.8 fuel=2000000+4000n memory=16MiB stack=256KiB nan=canonical";
+/// Weights that are shown of a ranking.
+const SHOWN: usize = 16;
 /// Longest text of a view, in bytes (`wit/policy.wit`).
 pub const TEXT_LIMIT: usize = 1024;
 
@@ -216,6 +230,229 @@ impl ElectionPolicy for NoRanking {
 
     fn hash(&self, _: Option<&[u8]>) -> EffectiveHash {
         EffectiveHash::BUILT_IN
+    }
+}
+
+/// The world.
+pub(super) struct Election;
+
+/// What a chain says so far.
+#[derive(Debug, Default)]
+pub(super) struct Merge {
+    weights: Option<Vec<u32>>,
+    min_tenure: Option<Duration>,
+    handover: Option<Handover>,
+    by: Vec<Arc<str>>,
+    is_any: bool,
+    failed: Option<(Arc<str>, Failure)>,
+}
+
+impl World for Election {
+    const NAME: &'static str = "election";
+    const OUTCOMES: &'static [&'static str] = &["abstain", "rank"];
+    const DEADLINE: Duration = Duration::from_millis(20);
+    const IS_COMMON: bool = true;
+
+    type Request = View;
+    type Verdict = Ranking;
+    type Ruling = Ranked;
+    type Merge = Merge;
+
+    fn input(view: &View) -> impl std::hash::Hash {
+        view.clone()
+    }
+
+    fn fuel(view: Option<&View>) -> u64 {
+        let candidates = view.map_or(0, |view| view.candidates.len() as u64);
+        FUEL.0.saturating_add(FUEL.1.saturating_mul(candidates))
+    }
+
+    fn check(view: &View, ranking: &Ranking) -> Result<(), String> {
+        let (weights, candidates) = (&ranking.weights, view.candidates.len());
+        if weights.is_empty() {
+            return Ok(());
+        }
+        if weights.len() != candidates {
+            return Err(format!("{} weights for {candidates} candidates", weights.len()));
+        }
+        if weights.iter().all(|weight| *weight == 0) {
+            return Err("it excludes each candidate".into());
+        }
+        Ok(())
+    }
+
+    fn outcome(ranking: &Ranking) -> usize {
+        usize::from(!ranking.weights.is_empty())
+    }
+
+    fn describe(ranking: &Ranking) -> String {
+        let mut text = if ranking.weights.is_empty() {
+            "abstain".into()
+        } else {
+            format!("weights={}", listed(&ranking.weights))
+        };
+        told(&mut text, ranking.min_tenure, ranking.handover);
+        describe(&text, ranking.reason.as_ref())
+    }
+
+    fn add(merge: &mut Merge, policy: &Arc<str>, answer: Result<Ranking, Failure>, _: Failing) {
+        merge.is_any = true;
+        let ranking = match answer {
+            Ok(ranking) => ranking,
+            Err(failure) => {
+                merge.failed.get_or_insert_with(|| (Arc::clone(policy), failure));
+                return;
+            }
+        };
+        merge.min_tenure = merge.min_tenure.max(ranking.min_tenure);
+        merge.handover = match (merge.handover, ranking.handover) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        if ranking.weights.is_empty() {
+            return;
+        }
+        merge.by.push(Arc::clone(policy));
+        let more = ranking.weights.into_iter().map(u32::from);
+        merge.weights = Some(match merge.weights.take() {
+            None => more.collect(),
+            Some(weights) => weights.into_iter().zip(more).map(|(one, other)| both(one, other)).collect(),
+        });
+    }
+
+    fn ruling(merge: Merge) -> Ranked {
+        let Merge { weights, min_tenure, handover, by, is_any, failed } = merge;
+        let built_in = |why| Ranked { why, ..Ranked::default() };
+        match (failed, weights) {
+            (Some((policy, failure)), _) => built_in(Why::Failed(policy, failure)),
+            (None, Some(weights)) if weights.iter().all(|weight| *weight == 0) => built_in(Why::AllExcluded),
+            (None, weights) => {
+                let why = match (&weights, is_any) {
+                    (Some(_), _) => Why::Policies(by),
+                    (None, true) => Why::Abstained,
+                    (None, false) => Why::NoPolicy,
+                };
+                Ranked { weights, min_tenure, handover, why }
+            }
+        }
+    }
+
+    fn plugins(config: &Config) -> &[Plugin] {
+        &config.election
+    }
+}
+
+/// A weight of two policies: 0 from either excludes.
+fn both(one: u32, other: u32) -> u32 {
+    if one == 0 || other == 0 { 0 } else { one.saturating_add(other) }
+}
+
+impl View {
+    /// Whether policies may get it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let is_long = |text: &str| text.len() > TEXT_LIMIT;
+        // What an entry of a list takes beside its texts.
+        let mut size = 1024_usize;
+        for Candidate { name, version, zone, labels, .. } in &self.candidates {
+            let texts = [name.as_str(), version.as_str(), zone.as_deref().unwrap_or_default()];
+            let labels = labels.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+            for text in texts.into_iter().chain(labels) {
+                if is_long(text) {
+                    return Err("a text of the view has more than 1 KiB");
+                }
+                size = size.saturating_add(text.len());
+            }
+            size = size.saturating_add(64);
+        }
+        if is_long(&self.role.name) {
+            return Err("a text of the view has more than 1 KiB");
+        }
+        if size > VIEW_LIMIT {
+            return Err("the view has more than 4 MiB");
+        }
+        if self.holder.is_some_and(|holder| holder.candidate >= self.candidates.len()) {
+            return Err("the holder is no candidate");
+        }
+        Ok(())
+    }
+}
+
+/// What the policies whose rankings count are, for [`hash`]; empty: there are none. `loaded` and `plugins` in the same order.
+pub(super) fn effective(loaded: &[Loaded], plugins: &[Plugin]) -> Vec<u8> {
+    let counted = loaded.iter().zip(plugins).filter(|(_, plugin)| plugin.mode == Mode::Enforce);
+    let parts: Vec<Value> = counted
+        .map(|(loaded, plugin)| serde_json::json!([loaded.sha256, canonical(&plugin.settings)]))
+        .collect();
+    if parts.is_empty() {
+        return Vec::new();
+    }
+    serde_json::json!([PROFILE, parts]).to_string().into_bytes()
+}
+
+/// The same for settings that are the same, whatever the order of their keys; none are empty ones.
+fn canonical(settings: &Value) -> Value {
+    match settings {
+        Value::Null => Value::Object(serde_json::Map::new()),
+        settings => sorted(settings),
+    }
+}
+
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(keys) => {
+            let keys: BTreeMap<&String, Value> =
+                keys.iter().map(|(key, value)| (key, sorted(value))).collect();
+            Value::Object(keys.into_iter().map(|(key, value)| (key.clone(), value)).collect())
+        }
+        Value::Array(values) => Value::Array(values.iter().map(sorted).collect()),
+        value => value.clone(),
+    }
+}
+
+/// By HMAC, so that who has not got the key cannot try which settings give it.
+pub(super) fn hash(effective: &[u8], key: Option<&[u8]>) -> EffectiveHash {
+    if effective.is_empty() {
+        return EffectiveHash::BUILT_IN;
+    }
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key.unwrap_or_default());
+    let tag = hmac::sign(&key, effective);
+    let mut hash = [0; 32];
+    hash.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+    EffectiveHash(hash)
+}
+
+/// The first weights, and of more their number and a check of all: that two lists differ is seen.
+fn listed<T: fmt::Display>(weights: &[T]) -> String {
+    let shown: Vec<String> = weights.iter().take(SHOWN).map(ToString::to_string).collect();
+    let shown = shown.join(",");
+    if weights.len() <= SHOWN {
+        return shown;
+    }
+    let all: Vec<String> = weights.iter().map(ToString::to_string).collect();
+    let check = crate::oci::Digest::sha256(all.join(",").as_bytes()).hex();
+    format!("{shown},... [{} in all: {}]", weights.len(), check.get(..8).unwrap_or_default())
+}
+
+fn told(text: &mut String, min_tenure: Option<Duration>, handover: Option<Handover>) {
+    use fmt::Write as _;
+    // Text takes all that is written.
+    if let Some(time) = min_tenure {
+        let _ = write!(text, " min-tenure={}s", time.as_secs());
+    }
+    if let Some(handover) = handover {
+        let _ = write!(text, " handover={handover}");
+    }
+}
+
+impl fmt::Display for Ranked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let weights = self.weights.as_ref();
+        let mut text = weights.map_or("built-in".into(), |weights| format!("weights={}", listed(weights)));
+        told(&mut text, self.min_tenure, self.handover);
+        write!(f, "{text} ({})", self.why)
     }
 }
 

@@ -146,8 +146,18 @@ fn programs(release: bool) -> Result<Programs> {
 }
 
 /// The policies, as folders of `plugins` and names of components.
-const POLICIES: [&str; 6] =
-    ["allow-list", "node-allow", "upstream-order", "zone-boundary", "testguests", "testguests-trust"];
+const POLICIES: [&str; 10] = [
+    "allow-list",
+    "api-reachable",
+    "node-allow",
+    "prefer-labels",
+    "upstream-order",
+    "zone-boundary",
+    "zone-spread",
+    "testguests",
+    "testguests-election",
+    "testguests-trust",
+];
 
 /// Builds the policies by this `peili`.
 fn build_policies(peili: &Path) -> Result<()> {
