@@ -33,6 +33,8 @@ use roles::{Input, Output, Roles};
 
 /// Between two evaluations: what changes meanwhile is taken together.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Evaluations take at most one part in so many of the time, where thousands of members change.
+const SHARE: u32 = 50;
 /// Between two looks at this node's own facts: they are told at most so often.
 const LOOK: Duration = Duration::from_secs(1);
 /// An evaluation is made at least so often, for what tells nobody that it has changed.
@@ -238,7 +240,8 @@ impl Election {
                     let facts = Facts {
                         policy,
                         api_server: shared.world.api_server(),
-                        load,
+                        // Nobody asks for it where there are no policies.
+                        load: if policy.is_built_in() { 0 } else { load },
                         uptime: uptime(began.elapsed()),
                         labels: shared.config.load().labels.clone(),
                     };
@@ -256,9 +259,9 @@ impl Election {
             let election = self.clone();
             let evaluation = tokio::task::spawn_blocking(move || {
                 let (world, config) = (&election.shared.world, election.shared.config.load_full());
+                let start = Instant::now();
                 let (members, complete) = (world.members(), world.is_complete());
                 let alone = if members.len() > 1 { Alone::Unreached } else { world.alone() };
-                let start = Instant::now();
                 let output = roles.evaluate(&config, Input { now, members, complete, alone });
                 (roles, output, start.elapsed())
             });
@@ -271,7 +274,7 @@ impl Election {
                 due = due.min(began + at);
             }
             self.take(&output, took);
-            sleep(PAUSE).await;
+            sleep(PAUSE.max(took.saturating_mul(SHARE))).await;
         }
     }
 

@@ -152,7 +152,12 @@ mod tests {
         assert_eq!(body(&|body| body.labels = vec![label("a", &"v".repeat(64))]), None);
         assert_eq!(body(&|body| body.labels = vec![label("a", "\n")]), None);
         assert_eq!(body(&|body| body.labels = (0..9).map(|n| label(&n.to_string(), "")).collect()), None);
-        assert_eq!(Facts::decode(&[0; LIMIT + 1]), None);
+        let long = (0..6).map(|n| label(&n.to_string(), &"v".repeat(60))).collect::<Vec<_>>();
+        assert_eq!(
+            body(&|body| body.labels = long.clone()),
+            None,
+            "no more bytes than a record has room for"
+        );
         assert_eq!(body(&|body| body.api_server = 9).unwrap().api_server, ApiServer::Unknown);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use peili_lab::node::{Plan, binary};
 use peili_lab::scratch::Scratch;
-use peili_lab::{Node, wait};
+use peili_lab::{Node, Requirement, policy, wait};
 use serde_json::{Value, json};
 
 use crate::Case;
@@ -21,6 +21,7 @@ const MOVED: Duration = Duration::from_secs(5);
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("election::owners_are_agreed_on_and_move", &[], agreed),
+        Case::new("election::policies_rank_where_all_have_them", &[Requirement::Policies], ranked),
         Case::new("election::the_configuration_can_name_them", &[], named),
     ]
 }
@@ -33,7 +34,7 @@ struct Rig {
 }
 
 impl Rig {
-    async fn start(count: usize, election: &Value) -> Self {
+    async fn start(count: usize, election: impl Fn(usize) -> Value) -> Self {
         let scratch = Scratch::new().unwrap();
         let key = scratch.path().join("cluster.key");
         std::fs::write(&key, "a key of the cluster for tests, 32 bytes at least").unwrap();
@@ -47,7 +48,7 @@ impl Rig {
             plan.merge(&json!({
                 "node": {"zone": format!("zone-{number}")},
                 "network": {"cluster-key": [key], "dns": first},
-                "election": election,
+                "election": election(number),
             }));
             nodes.push(plan.start().await.unwrap());
         }
@@ -111,7 +112,7 @@ impl Rig {
 
 /// Three nodes agree on the owners of keys and on introducers; one is killed, and only its keys move, soon; one alone says so.
 async fn agreed() {
-    let mut rig = Rig::start(3, &json!({})).await;
+    let mut rig = Rig::start(3, |_| json!({})).await;
     rig.until(&[0, 1, 2], "three members", SAME, |election| {
         election["members"] == 3 && election["mode"] == "gossip"
     })
@@ -177,10 +178,51 @@ async fn agreed() {
     .unwrap();
 }
 
+/// A policy that one of three nodes has ranks nowhere, and it is said why; once all have it, owners follow it on all.
+async fn ranked() {
+    let mut rig =
+        Rig::start(3, |number| json!({"labels": {"pool": if number == 2 { "large" } else { "small" }}}))
+            .await;
+    rig.until(&[0, 1, 2], "three members", SAME, |election| election["members"] == 3).await;
+    let settings = json!({"rules": [{"label": "pool", "value": "large", "weight": 1000}], "otherwise": 0});
+    let policies = json!({"policies": {"election": [
+        {"name": "prefer-labels", "path": policy("prefer-labels"), "settings": settings}
+    ]}});
+    let mount = |node: &mut Node| {
+        node.plan.merge(&policies);
+        node.rewrite().unwrap();
+    };
+    mount(&mut rig.nodes[0]);
+    let role = |election: &Value| election["roles"][1].clone();
+    rig.until(&[0], "the policy ranks nowhere", SAME, |election| {
+        role(election)["fallback"] == "disagreement"
+    })
+    .await;
+    let problems = rig.nodes[0].status().await.unwrap()["problems"].to_string();
+    assert!(problems.contains("1 of 3 members carry this node's election policies"), "{problems}");
+    let roles = rig.same(&[0, 1, 2], "owners").await;
+    assert_eq!(roles[1]["by"], "built-in");
+
+    let began = Instant::now();
+    mount(&mut rig.nodes[1]);
+    mount(&mut rig.nodes[2]);
+    let ranks = |election: &Value| role(election)["by"] == "policy" && election["roles"][0]["by"] == "policy";
+    rig.until(&[0, 1, 2], "the policy ranks", 2 * SAME, ranks).await;
+    println!("election: a policy ranked {:?} after the last node had it", began.elapsed());
+    let roles = rig.same(&[0, 1, 2], "owners").await;
+    assert_eq!(
+        (&roles[0]["holders"][0]["node"], &roles[1]["candidates"]),
+        (&json!("node-2"), &json!(1)),
+        "{roles:?}"
+    );
+    let explained = rig.election(0, &["explain", "tag-home", "docker.io/library/app:v1"]).unwrap();
+    assert_eq!(explained["owners"][0]["node"], "node-2");
+    assert_eq!(explained["said"][0]["policy"], "prefer-labels", "{explained}");
+}
+
 /// Named nodes hold the roles; off is nobody, and both change while a node runs.
 async fn named() {
-    let named = json!({"backend": "static", "nodes": ["node-1"]});
-    let mut rig = Rig::start(2, &named).await;
+    let mut rig = Rig::start(2, |_| json!({"backend": "static", "nodes": ["node-1"]})).await;
     rig.until(&[0, 1], "node-1", SAME, |election| election["roles"][0]["holders"][0]["node"] == "node-1")
         .await;
     let explained = rig.election(0, &["explain", "tag-home", "r.test/a:v1"]).unwrap();
