@@ -191,6 +191,15 @@ impl App {
         };
         let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
         book.open(network.clone());
+        let looks = Arc::new(AtomicBool::new(electing::looks(&config.network)));
+        let nodes = electing::Nodes {
+            network: network.clone(),
+            load: Box::new(uploads.load()),
+            looks: Arc::clone(&looks),
+        };
+        let election_metrics = election::Metrics::register(metrics.sub_registry_with_prefix("election"));
+        let election = electing::elections(&config.election, &policies, &admission, nodes, election_metrics);
+        let electing = AbortOnDropHandle::new(tokio::spawn(election.clone().follow()));
 
         let prober = Arc::new(Prober::new(config.upstream.clone(), registry_sockets.addresses()));
         let client = Client::presenting(admission.clone(), &identity, transfer_metrics)
@@ -236,15 +245,6 @@ impl App {
                 recheck_uploads();
             })
         }));
-        let looks = Arc::new(AtomicBool::new(electing::looks(&config.network)));
-        let nodes = electing::Nodes {
-            network: network.clone(),
-            load: Box::new(uploads.load()),
-            looks: Arc::clone(&looks),
-        };
-        let election_metrics = election::Metrics::register(metrics.sub_registry_with_prefix("election"));
-        let election = electing::elections(&config.election, &policies, &admission, nodes, election_metrics);
-        let electing = AbortOnDropHandle::new(tokio::spawn(election.clone().follow()));
         let explainers = admin::Explainers {
             election: Arc::new({
                 let election = election.clone();
