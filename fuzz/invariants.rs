@@ -6,6 +6,7 @@ use std::path::Path;
 use peili::config::Inputs;
 use peili::configure::runtime;
 use peili::network::admission::certificate;
+use peili::network::facts::Facts;
 use peili::network::gossip::record::{Record, Suspicion};
 use peili::network::gossip::wire;
 use peili::network::swarm::message;
@@ -150,6 +151,13 @@ pub(crate) fn gossip(bytes: &[u8]) {
             let written = record.clone().sealed(record.body(), parts.signature.to_vec());
             let (again, _) = Record::parse(&written.signed).expect("it was written here");
             assert_eq!(Record { signed: record.signed.clone(), ..again }, record);
+            if let Some(facts) = Facts::decode(&record.facts) {
+                assert_eq!(
+                    Facts::decode(&facts.encode()),
+                    Some(facts),
+                    "what one says of itself is written as it is read"
+                );
+            }
         }
         let _ = Suspicion::parse(signed);
     }

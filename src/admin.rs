@@ -30,8 +30,10 @@ use crate::store::Health;
 use crate::watchdog::Watchdog;
 
 pub use client::{FetchError, fetch};
-pub use explain::{ExplainError, ExplainServer, Explainers, explain_peer, explain_pull};
-pub use render::{render, render_peer, render_pull};
+pub use explain::{
+    ExplainError, ExplainServer, Explainers, election_status, explain_peer, explain_pull, explain_role,
+};
+pub use render::{render, render_election, render_explained, render_peer, render_pull};
 pub use status::{Node, Served, Status, Store, StoreHealth, Upstream};
 
 /// The setting that names the addresses, as messages name it.

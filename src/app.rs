@@ -4,6 +4,7 @@
 //! Nothing that may be absent at the start ends it: not containerd, not peers, not DNS, not even a readable identity.
 //! Only what an operator got wrong does: a configuration that cannot be, or an address that is taken.
 
+mod electing;
 mod facts;
 mod reload;
 mod vitals;
@@ -19,13 +20,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin::{self, Sources, Status};
 use crate::config::{Config, Loaded, watch};
+use crate::election::{self, Election};
 use crate::listener::Sockets;
 use crate::mirror::{self, Mirror, Parts, Serve, Settings, Tags};
 use crate::network::admission::{self, Admission, Mode};
 use crate::network::identity::{Identity, IdentityError};
 use crate::network::swarm::{self, Announcement, Swarm, SwarmNetwork};
 use crate::network::{self, Network, versions};
-use crate::oci::{Gate, Home, Members};
+use crate::oci::{Gate, Members};
 use crate::policy::registry::RegistryPolicy;
 use crate::policy::trust::TrustPolicy;
 use crate::policy::{self, Policies, Provenance};
@@ -51,6 +53,8 @@ struct App {
     admission: Admission,
     settings: Settings,
     policies: Arc<Policies>,
+    election: Election,
+    looks: Arc<AtomicBool>,
     prober: Arc<Prober>,
     upstreams: Named,
     network: SwarmNetwork,
@@ -62,7 +66,7 @@ struct App {
     listening: Arc<AtomicBool>,
     vitals: Vitals,
     _explaining: Option<admin::ExplainServer>,
-    _tasks: [AbortOnDropHandle<()>; 5],
+    _tasks: [AbortOnDropHandle<()>; 6],
 }
 
 /// What is wrong beside what the parts say of themselves.
@@ -185,9 +189,19 @@ impl App {
             tags: Arc::new(serve()),
             metrics: network_metrics,
             keep: Some(config.node.data_dir.clone()),
+            first: Some(electing::first(identity.peer_id(), &config.election)),
         };
         let (swarm, network) = Swarm::spawn(&identity, &config.network, &announcement, parts)?;
         book.open(network.clone());
+        let looks = Arc::new(AtomicBool::new(electing::looks(&config.network)));
+        let nodes = electing::Nodes {
+            network: network.clone(),
+            load: Box::new(uploads.load()),
+            looks: Arc::clone(&looks),
+        };
+        let election_metrics = election::Metrics::register(metrics.sub_registry_with_prefix("election"));
+        let election = electing::elections(&config.election, &policies, &admission, nodes, election_metrics);
+        let electing = AbortOnDropHandle::new(tokio::spawn(election.clone().follow()));
 
         let client = Client::presenting(admission.clone(), &identity, transfer_metrics)
             .context("cannot start the peer client")?;
@@ -200,7 +214,7 @@ impl App {
             upstream: Arc::clone(&prober) as _,
             upstreams: Arc::new(upstreams.clone()),
             tags: tags.clone(),
-            homes: Arc::new(|_: &[u8]| Home::Nobody),
+            homes: Arc::new(election.clone()),
             gate: Arc::clone(&gate) as Arc<dyn Gate>,
             policy: Arc::clone(&policies) as Arc<dyn RegistryPolicy>,
             zone: config.node.zone.clone(),
@@ -235,6 +249,14 @@ impl App {
             })
         }));
         let explainers = admin::Explainers {
+            election: Arc::new({
+                let election = election.clone();
+                move |()| election.status()
+            }),
+            role: Arc::new({
+                let election = election.clone();
+                move |(role, key)| election.explain(*role, key.as_deref())
+            }),
             pull: Arc::new({
                 let mirror = mirror.clone();
                 move |image| mirror.explain(image)
@@ -272,6 +294,7 @@ impl App {
             to_peers: mirror_metrics,
             causes,
             policies: Arc::clone(&policies),
+            election: election.clone(),
             upstreams: upstreams.clone(),
             gate: Arc::clone(&gate),
             problems: Arc::clone(&problems),
@@ -303,6 +326,10 @@ impl App {
             let following = following.abort_handle();
             move || !following.is_finished()
         });
+        vitals.add("elections", {
+            let electing = electing.abort_handle();
+            move || !electing.is_finished()
+        });
         vitals.add("trust", {
             let judging = judging.abort_handle();
             move || !judging.is_finished()
@@ -321,6 +348,8 @@ impl App {
             admission,
             settings,
             policies,
+            election,
+            looks,
             prober,
             upstreams,
             network,
@@ -332,7 +361,7 @@ impl App {
             listening,
             vitals,
             _explaining: explaining,
-            _tasks: [executor, advertising, admitting, judging, following],
+            _tasks: [executor, advertising, admitting, judging, following, electing],
         })
     }
 
@@ -362,6 +391,7 @@ struct Report {
     to_peers: mirror::Metrics,
     causes: Arc<Causes>,
     policies: Arc<Policies>,
+    election: Election,
     upstreams: Named,
     gate: Arc<PinnedTrust>,
     problems: Arc<Problems>,
@@ -378,6 +408,7 @@ impl Report {
             problems.push(format!("store: {reason}"));
         }
         problems.extend(self.policies.problem().map(|problem| format!("policies: {problem}")));
+        problems.extend(self.election.problems());
         problems.extend(self.gate.problems());
         problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
         problems.extend(self.mirror.advisory_denials());
@@ -407,6 +438,7 @@ impl Report {
             },
             network,
             policies: self.policies.loaded(),
+            election: self.election.status(),
             upstreams: known.iter().map(upstream_status).collect(),
             served: admin::Served::new(&self.served.served(), Amount { requests, bytes }),
             problems,

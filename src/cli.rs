@@ -65,6 +65,12 @@ enum Command {
     #[command(subcommand, after_help = EXIT_CODES)]
     Explain(Explain),
 
+    /// Show who does what for all nodes, and why
+    ///
+    /// Asks the node that runs here over a socket in its data folder, as explain does. Other nodes may see it otherwise for a moment.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Election(Election),
+
     /// Print this node's peer ID; make its identity if there is none
     ///
     /// Other nodes trust this node by listing the ID under network.peers.
@@ -204,6 +210,32 @@ enum Explain {
     Peer {
         /// Its ID, as `peili status` shows it
         id: PeerId,
+        #[command(flatten)]
+        place: ExplainPlace,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Election {
+    /// How roles are given, who holds each, and whether neighbours see the same
+    #[command(
+        after_help = "Examples:\n  peili election status\n  peili election status --json | jq .mode\n\n\
+        Exit codes: 0 done, 1 failed (no peili runs here), 2 wrong usage or configuration."
+    )]
+    Status {
+        #[command(flatten)]
+        place: ExplainPlace,
+    },
+
+    /// Why a role, or a key of it, is held by those who hold it: the candidates, their weights, and what each policy says
+    #[command(after_help = "Examples:\n  peili election explain introducers\n  \
+        peili election explain tag-home docker.io/library/nginx:1.27 --json\n\n\
+        Exit codes: 0 done, 1 failed (no peili runs here, or there is no such role), 2 wrong usage or configuration.")]
+    Explain {
+        /// The role: introducers, tag-home
+        role: String,
+        /// A key of a role that is held for each key by another node: for tag-home an image with its tag
+        key: Option<String>,
         #[command(flatten)]
         place: ExplainPlace,
     },

@@ -1,15 +1,46 @@
 //! Who does for all nodes what one of them should do: roles, and who holds them.
 //!
 //! Advisory roles are held by rendezvous over the membership: each node computes the same owners from the same facts, asks nobody, and
-//! needs no API server. Where views differ, two nodes do the work of one, and nothing else. Knows no network and no clock of its
-//! own: `app` brings the members and the time, policies come as a trait of `policy`.
+//! needs no API server. Where views differ, two nodes do the work of one, and nothing else. Knows no network: `app` brings the
+//! members by [`World`], policies come as a trait of `policy`, and `mirror` asks by [`Homes`].
+
+mod members;
+mod metrics;
+mod rendezvous;
+mod roles;
+mod table;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-/// Labels of one node, and the longest key or value in bytes.
+use crate::oci::{Home, Homes, PeerId};
+use crate::policy::election::{self as policies, EffectiveHash, ElectionPolicy, Reachability};
+
+pub use members::{Facts, Mark, Member};
+pub use metrics::Metrics;
+pub use roles::{Role, remembered};
+pub use table::{Alone, By, Compared, Explained, Holder, Mode, RoleStatus, Standing, Status, Table};
+
+use members::{Load, uptime};
+use roles::{Input, Output, Roles};
+
+/// Between two evaluations: what changes meanwhile is taken together.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Evaluations take at most one part in so many of the time, where thousands of members change.
+const SHARE: u32 = 50;
+/// Between two looks at this node's own facts: they are told at most so often.
+const LOOK: Duration = Duration::from_secs(1);
+/// An evaluation is made at least so often, for what tells nobody that it has changed.
+const AT_LEAST: Duration = Duration::from_secs(30);
+
+/// Labels of one node.
 pub const LABELS: usize = 8;
 /// Longest key or value of a label, in bytes.
 pub const LABEL_LIMIT: usize = 63;
@@ -52,5 +83,242 @@ pub enum Backend {
 impl Default for Config {
     fn default() -> Self {
         Self { backend: Backend::Auto, nodes: Vec::new(), introducers: 3, labels: BTreeMap::new() }
+    }
+}
+
+/// What elections see of the world, and what they tell it; implemented by `app`. Nothing of it may block.
+pub trait World: Send + Sync {
+    /// Live members that take part, this node among them.
+    fn members(&self) -> Vec<Member>;
+    /// Changes whenever these may be others.
+    fn changes(&self) -> watch::Receiver<u64>;
+    /// Whether a neighbour's whole view was taken.
+    fn is_complete(&self) -> bool;
+    /// Why this node is alone, if it is.
+    fn alone(&self) -> Alone;
+    /// Load of this node, in hundredths of its capacity.
+    fn load(&self) -> u32;
+    /// Whether this node reaches the API server.
+    fn api_server(&self) -> Reachability;
+    /// Tells all members what this node says of itself.
+    fn tell(&self, facts: Facts);
+    /// Takes who holds what.
+    fn lead(&self, table: &Table);
+    /// What neighbours make of their views, as [`Table::opinion`] has it.
+    fn opinions(&self) -> Vec<(u32, u32)>;
+}
+
+/// Elections of this node. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Election {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    here: PeerId,
+    config: ArcSwap<Config>,
+    policy: Arc<dyn ElectionPolicy>,
+    hash: Arc<dyn Fn() -> EffectiveHash + Send + Sync>,
+    world: Arc<dyn World>,
+    metrics: Metrics,
+    table: ArcSwapOption<Table>,
+    /// The configuration is another one.
+    again: Notify,
+}
+
+impl Election {
+    /// Elections that have not begun: until [`Election::follow`] runs nobody holds anything. `hash`: what this node's policies are.
+    pub fn new(
+        here: PeerId,
+        config: &Config,
+        policy: Arc<dyn ElectionPolicy>,
+        hash: impl Fn() -> EffectiveHash + Send + Sync + 'static,
+        world: Arc<dyn World>,
+        metrics: Metrics,
+    ) -> Self {
+        let shared = Shared {
+            here,
+            config: ArcSwap::from_pointee(config.clone()),
+            policy,
+            hash: Arc::new(hash),
+            world,
+            metrics,
+            table: ArcSwapOption::empty(),
+            again: Notify::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Puts another configuration in force.
+    pub fn reconfigure(&self, config: &Config) {
+        if **self.shared.config.load() != *config {
+            self.shared.config.store(Arc::new(config.clone()));
+            self.shared.again.notify_one();
+        }
+    }
+
+    /// Who holds what; `None`: not known yet.
+    pub fn table(&self) -> Option<Arc<Table>> {
+        self.shared.table.load_full()
+    }
+
+    /// For people.
+    pub fn status(&self) -> Status {
+        let backend = self.shared.config.load().backend;
+        let opinions = self.shared.world.opinions();
+        let status = self.table().map(|table| table.status(backend, &opinions));
+        let status = status.unwrap_or_else(|| Status { backend, ..Status::default() });
+        self.shared.metrics.compared(&status);
+        status
+    }
+
+    /// What is wrong, one line each, with what to do about it.
+    pub fn problems(&self) -> Vec<String> {
+        let Some(table) = self.table() else { return Vec::new() };
+        let mut lines: Vec<String> = Role::ALL
+            .iter()
+            .filter_map(|role| table.fallback(*role))
+            .map(|fallback| self.fault(&table, fallback))
+            .collect();
+        lines.dedup();
+        lines
+    }
+
+    fn fault(&self, table: &Table, fallback: roles::Fallback) -> String {
+        match fallback {
+            roles::Fallback::Disagreement => format!(
+                "elections: the built-in ranks, since {} of {} members carry this node's election policies, and more than two \
+                 thirds must have done so for 10 s; mount the same policies with the same settings on all nodes",
+                table.carry(),
+                table.members()
+            ),
+            roles::Fallback::Failed | roles::Fallback::Excluded | roles::Fallback::View => {
+                let status = table.status(self.shared.config.load().backend, &[]);
+                let why = status
+                    .roles
+                    .into_iter()
+                    .find(|role| role.fallback == fallback.name())
+                    .map(|role| role.why);
+                format!("elections: the built-in ranks: {}", why.unwrap_or_default())
+            }
+        }
+    }
+
+    /// Why a role, or the holder of a key of it, is as it is; asks the policies. `None`: nothing is known yet.
+    pub fn explain(&self, role: Role, key: Option<&str>) -> Option<Explained> {
+        let table = self.table()?;
+        let mut said = Vec::new();
+        if self.shared.policy.is_active() {
+            let introducers = self.shared.config.load().introducers;
+            let (role, candidates) = (role.for_policies(introducers), table.candidates());
+            said = self.shared.policy.explain(&policies::View { role, candidates, holder: None }).1;
+        }
+        Some(table.explain(role, key, said))
+    }
+
+    /// Keeps the table right. Ends never.
+    pub async fn follow(self) {
+        let shared = &self.shared;
+        let began = Instant::now();
+        let hash = Arc::clone(&shared.hash);
+        let mut roles = Roles::new(shared.here.clone(), Arc::clone(&shared.policy), move || hash());
+        let mut changes = shared.world.changes();
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut load, mut told, mut mark) = (Load::default(), None, None);
+        let mut generation = shared.policy.generation();
+        let mut due = Instant::now();
+        loop {
+            tokio::select! {
+                Ok(()) = changes.changed() => {}
+                () = shared.again.notified() => {}
+                () = sleep_until(due) => {}
+                _ = looks.tick() => {
+                    let load = load.sample(shared.world.load(), began.elapsed());
+                    // Not before the policies were asked: it would be told twice.
+                    let Some(policy) = mark else { continue };
+                    let facts = Facts {
+                        policy,
+                        api_server: shared.world.api_server(),
+                        // Nobody asks for it where there are no policies.
+                        load: if policy.is_built_in() { 0 } else { load },
+                        uptime: uptime(began.elapsed()),
+                        labels: shared.config.load().labels.clone(),
+                    };
+                    if told.as_ref() != Some(&facts) {
+                        shared.world.tell(facts.clone());
+                        told = Some(facts);
+                    }
+                    if generation == shared.policy.generation() {
+                        continue;
+                    }
+                }
+            }
+            generation = shared.policy.generation();
+            let now = began.elapsed();
+            let election = self.clone();
+            let evaluation = tokio::task::spawn_blocking(move || {
+                let (world, config) = (&election.shared.world, election.shared.config.load_full());
+                let start = Instant::now();
+                let (members, complete) = (world.members(), world.is_complete());
+                let alone = if members.len() > 1 { Alone::Unreached } else { world.alone() };
+                let output = roles.evaluate(&config, Input { now, members, complete, alone });
+                (roles, output, start.elapsed())
+            });
+            // A panic of it ends this task, which the watchdog looks after.
+            let Ok((back, output, took)) = evaluation.await else { return };
+            roles = back;
+            mark = Some(output.mark);
+            due = Instant::now() + AT_LEAST;
+            if let Some(at) = output.due {
+                due = due.min(began + at);
+            }
+            self.take(&output, took);
+            sleep(PAUSE.max(took.saturating_mul(SHARE))).await;
+        }
+    }
+
+    fn take(&self, output: &Output, took: Duration) {
+        let shared = &self.shared;
+        let table = &output.table;
+        let before = shared.table.swap(Some(Arc::clone(table)));
+        shared.metrics.table(table, before.as_deref(), &output.changed, took);
+        shared.metrics.compared(&self.status());
+        shared.world.lead(table);
+        let mode = table.mode();
+        if before.as_ref().is_none_or(|before| before.mode() != mode) {
+            tracing::info!(
+                mode = mode.name(),
+                cause = mode.cause(),
+                remedy = mode.remedy(),
+                "how roles are given"
+            );
+        }
+        for role in Role::ALL {
+            let last = before.as_ref().and_then(|before| before.fallback(role));
+            match table.fallback(role) {
+                fallback if fallback == last => {}
+                Some(fallback) => {
+                    tracing::warn!(role = role.name(), "{}", self.fault(table, fallback));
+                }
+                None => tracing::info!(
+                    role = role.name(),
+                    "no longer: the built-in ranks where there are policies"
+                ),
+            }
+        }
+        if output.changed.contains(&Role::Introducers) {
+            tracing::info!(introducers = ?table.introducers(), here = table.holds(Role::Introducers), "introducers");
+        }
+    }
+}
+
+impl Homes for Election {
+    fn home(&self, key: &[u8]) -> Home {
+        self.shared.table.load().as_ref().map_or(Home::Nobody, |table| table.home(key))
+    }
+
+    fn runner_up(&self, key: &[u8]) -> Home {
+        self.shared.table.load().as_ref().map_or(Home::Nobody, |table| table.runner_up(key))
     }
 }

@@ -10,6 +10,7 @@ pub mod admission;
 mod claim;
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod facts;
 pub mod gossip;
 pub mod identity;
 pub mod memory;
@@ -112,6 +113,17 @@ pub struct KnownPeer {
     pub peer: Arc<Peer>,
     /// Where its live connections come from, or the last ones came from; none: it was met through others.
     pub observed: Vec<std::net::IpAddr>,
+}
+
+/// A live member, this node among them, as elections see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Who it is.
+    pub peer: Arc<Peer>,
+    /// What it says of itself.
+    pub facts: facts::Facts,
+    /// For how long it is silent, if it is suspected.
+    pub suspected: Option<Duration>,
 }
 
 /// What changed in what this node holds.

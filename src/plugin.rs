@@ -34,7 +34,7 @@ pub struct Component {
     pub size: u64,
     /// In hexadecimal, as the configuration pins it.
     pub sha256: String,
-    /// What it decides about: `registry` or `trust`.
+    /// What it decides about: `registry`, `trust` or `election`.
     pub world: Option<String>,
     /// The version of the contract that it is built for.
     pub contract: Option<String>,
@@ -81,7 +81,7 @@ pub enum InspectError {
         reason: String,
     },
     /// It is of no world that a node asks.
-    #[error("{} is no policy of the registry or the trust world", .0.display())]
+    #[error("{} is no policy of a world that this Peili has", .0.display())]
     World(PathBuf),
     /// No name of a policy.
     #[error(
@@ -170,9 +170,15 @@ impl Candidate {
             failure: policy::Failing::default(),
             cases: None,
         };
-        let is_trust = self.world() == Some("trust");
-        let (registry, trust) = if is_trust { (vec![], vec![plugin]) } else { (vec![plugin], vec![]) };
-        policy::Config { registry, trust, ..policy::Config::default() }
+        let mut config = policy::Config::default();
+        // Of none that can be told: loading says so.
+        let world = match self.world() {
+            Some("trust") => &mut config.trust,
+            Some("election") => &mut config.election,
+            _ => &mut config.registry,
+        };
+        world.push(plugin);
+        config
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod cases;
 mod chain;
 mod config;
+pub mod election;
 mod engine;
 mod files;
 mod generation;
@@ -114,6 +115,9 @@ pub enum Failure {
     /// Its time was up.
     #[error("its time was up")]
     Time,
+    /// Its instructions were used up.
+    #[error("its instructions were used up")]
+    Fuel,
     /// It wanted more memory than it may have.
     #[error("it wanted more memory than it may have")]
     Memory,
@@ -139,6 +143,7 @@ impl Failure {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Time => "time",
+            Self::Fuel => "fuel",
             Self::Memory => "memory",
             Self::Stack => "stack",
             Self::Trap(_) => "trap",
@@ -150,7 +155,7 @@ impl Failure {
 
     /// Whether the instance that failed is good for nothing more.
     fn is_trap(&self) -> bool {
-        matches!(self, Self::Time | Self::Memory | Self::Stack | Self::Trap(_))
+        matches!(self, Self::Time | Self::Fuel | Self::Memory | Self::Stack | Self::Trap(_))
     }
 }
 

@@ -170,6 +170,7 @@ async fn live(
         tags: Arc::new(Everybody),
         metrics: network::metrics::Metrics::default(),
         keep: None,
+        first: None,
     };
     let (swarm, network) = Swarm::spawn(identity, &config, &announcement, parts)?;
     network.advertise(Advertisement::All(held));

@@ -240,13 +240,17 @@ pub fn next_version() -> PathBuf {
 }
 
 /// The policies that `cargo xtask plugins` builds.
-pub const POLICIES: [&str; 7] = [
+pub const POLICIES: [&str; 11] = [
     "allow-list",
+    "api-reachable",
     "node-allow",
+    "prefer-labels",
     "tag-freshness",
     "upstream-order",
     "zone-boundary",
+    "zone-spread",
     "testguests",
+    "testguests-election",
     "testguests-trust",
 ];
 

@@ -1,7 +1,7 @@
 //! Why something is decided as it is: asked and answered over a unix socket in the node's data folder, which only its owner may
 //! open. Nothing else is served there.
 //!
-//! `GET /pull?IMAGE` and `GET /peer?ID`; the answers are JSON. An answer takes the policies' time, so there are few at once.
+//! `GET /pull?IMAGE`, `GET /peer?ID`, `GET /election` and `GET /election?ROLE` or `?ROLE&KEY`; the answers are JSON. An answer takes the policies' time, so there are few at once.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::client::get;
+use crate::election::{self, Role};
 use crate::mirror;
 use crate::oci::{PeerId, Reference};
 use crate::trust;
@@ -39,13 +40,17 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Answers about one thing.
 type Explainer<Q, A> = Arc<dyn Fn(&Q) -> A + Send + Sync>;
 
-/// Who knows the answers. Both take up to 20 ms.
+/// Who knows the answers. They take up to 20 ms.
 #[derive(Clone)]
 pub struct Explainers {
     /// How an image would be mirrored.
     pub pull: Explainer<Reference, mirror::Explained>,
     /// How a peer stands; `None`: it is not known.
     pub peer: Explainer<PeerId, Option<trust::Explained>>,
+    /// How elections stand.
+    pub election: Explainer<(), election::Status>,
+    /// Who holds a role, or a key of it; `None`: that is not known yet.
+    pub role: Explainer<(Role, Option<String>), Option<election::Explained>>,
 }
 
 /// Answers as long as it lives, and takes its socket away.
@@ -160,7 +165,21 @@ async fn answer(explainers: Explainers, request: Request<Incoming>) -> http::Res
             },
             Err(error) => (StatusCode::BAD_REQUEST, error.to_string()),
         },
-        _ => (StatusCode::NOT_FOUND, "there are GET /pull?IMAGE and GET /peer?ID".to_owned()),
+        "/election" if is_get && query.is_empty() => json(&(explainers.election)(&())),
+        "/election" if is_get => {
+            let (name, key) = query.split_once('&').map_or((&*query, None), |(name, key)| (name, Some(key)));
+            match Role::named(name) {
+                Some(role) => match (explainers.role)(&(role, key.map(str::to_owned))) {
+                    Some(explained) => json(&explained),
+                    None => (StatusCode::NOT_FOUND, "it is not known yet who holds what".to_owned()),
+                },
+                None => {
+                    let names = Role::ALL.map(Role::name).join(", ");
+                    (StatusCode::NOT_FOUND, format!("there is no role `{name}`\nhint: the roles are {names}"))
+                }
+            }
+        }
+        _ => (StatusCode::NOT_FOUND, "there are GET /pull?IMAGE, /peer?ID and /election?ROLE&KEY".to_owned()),
     });
     let (status, text) = explained.await.unwrap_or_else(|error| {
         (StatusCode::INTERNAL_SERVER_ERROR, format!("it cannot be explained: {error}"))
@@ -189,6 +208,27 @@ pub async fn explain_pull(folder: &Path, image: &Reference) -> Result<mirror::Ex
 /// Why there is no answer, with a hint.
 pub async fn explain_peer(folder: &Path, peer: &PeerId) -> Result<trust::Explained, ExplainError> {
     ask(&folder.join(NAME), &format!("/peer?{peer}")).await
+}
+
+/// Asks the node with this data folder how its elections stand.
+///
+/// # Errors
+/// Why there is no answer, with a hint.
+pub async fn election_status(folder: &Path) -> Result<election::Status, ExplainError> {
+    ask(&folder.join(NAME), "/election").await
+}
+
+/// Asks the node with this data folder who holds a role, or a key of it.
+///
+/// # Errors
+/// Why there is no answer, with a hint.
+pub async fn explain_role(
+    folder: &Path,
+    role: &str,
+    key: Option<&str>,
+) -> Result<election::Explained, ExplainError> {
+    let key = key.map(|key| format!("&{key}")).unwrap_or_default();
+    ask(&folder.join(NAME), &format!("/election?{role}{key}")).await
 }
 
 async fn ask<T: DeserializeOwned>(path: &Path, question: &str) -> Result<T, ExplainError> {

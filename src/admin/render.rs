@@ -1,5 +1,7 @@
 //! The status for people: plain text, aligned, no wider than the terminal where that can be.
 
+mod election;
+
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +14,8 @@ use crate::oci::Health;
 use crate::registry::Amount;
 use crate::telemetry::Cause;
 use crate::{mirror, policy, trust};
+
+pub use election::{render_election, render_explained};
 
 /// Causes that are shown; `/status` has all.
 const CAUSES: usize = 10;
@@ -125,6 +129,9 @@ fn heading(page: &mut Page, status: &Status, now: u64) {
             if index == 0 { "Policies " } else { "         " },
             &format!("{} ({}){mode}: {}", policy.name, policy.world, policy.summary),
         );
+    }
+    if let Some(election) = election::line(&status.election) {
+        page.line("Election ", &election);
     }
     for (index, upstream) in status.upstreams.iter().enumerate() {
         let health = match upstream.health {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::election;
 use crate::network;
 use crate::oci;
 use crate::policy;
@@ -23,6 +24,8 @@ pub struct Status {
     pub network: network::Status,
     /// The policies in force, in their order.
     pub policies: Vec<policy::Loaded>,
+    /// Who does what for all nodes.
+    pub election: election::Status,
     /// The upstreams of the configuration, in their order.
     pub upstreams: Vec<Upstream>,
     /// What it gave, and where that came from.

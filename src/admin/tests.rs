@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::election;
 use crate::listener::tests::{ask, raw};
 use crate::network::admission::{Mode, Status as Admission};
 use crate::network::{self, MemberState, PeerStatus};
@@ -76,6 +77,15 @@ fn sample() -> Status {
             mode: policy::Mode::Monitor,
             failure: policy::Failing::Deny,
         }],
+        election: election::Status {
+            mode: "gossip".into(),
+            roles: vec![election::RoleStatus {
+                role: "introducers".into(),
+                holders: vec![election::Holder { id: "x".into(), node: "worker-2".into() }],
+                ..election::RoleStatus::default()
+            }],
+            ..election::Status::default()
+        },
         upstreams: vec![Upstream {
             name: "corp".into(),
             health: crate::oci::Health::Healthy,
@@ -110,6 +120,7 @@ fn status_for_people() {
     Members  2 live, view complete
     Admits   members of cluster default by key 0123456789abcdef; own certificate good for 12h
     Policies allow-list (registry) (monitored only): allows 2 globs
+    Election gossip; introducers: worker-2
     Upstream corp: healthy, 12 ms
 
     Problems
@@ -155,6 +166,7 @@ fn status_on_a_narrow_terminal() {
              for 12h
     Policies allow-list (registry) (monitored only):
              allows 2 globs
+    Election gossip; introducers: worker-2
     Upstream corp: healthy, 12 ms
 
     Problems

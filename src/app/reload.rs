@@ -1,6 +1,8 @@
 //! Applies a changed configuration to what runs; says what needs a restart. What cannot be applied changes nothing.
 
-use super::{App, peers, warn_if_open};
+use std::sync::atomic::Ordering;
+
+use super::{App, electing, peers, warn_if_open};
 use crate::config::{Config, Error, diff};
 use crate::network::admission::Mode;
 use crate::{mirror, network, registry, telemetry};
@@ -44,6 +46,8 @@ impl App {
             // the policies say so themselves.
             self.policies.want(&config.policies);
         }
+        self.election.reconfigure(&config.election);
+        self.looks.store(electing::looks(&config.network), Ordering::Relaxed);
         self.log.apply(&config.log)?;
         self.prober.reconfigure(config.upstream.clone());
         let trust = self.gate.replace(config.trust.clone(), peers(&config.network))?;
@@ -118,8 +122,8 @@ upstream: {hosts-dirs: [/x], cache: 20s, limit: 1s}
 upstreams: [{name: a, address: 'https://a.test', repositories: [/]}]
 trust: {allow: [a/b], deny: [a/b], unowned: true}
 policies:
-  {registry: [{name: a, path: /x/a}], trust: [{name: a, path: /x/a}], startup: require, roots: [/x], max-change: 5,
-  accept: 0123456789abcdef}
+  {registry: [{name: a, path: /x/a}], trust: [{name: a, path: /x/a}], election: [{name: a, path: /x/a}],
+  startup: require, roots: [/x], max-change: 5, accept: 0123456789abcdef}
 election: {backend: static, nodes: [a], introducers: 2, labels: {a: b}}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
 log: {level: debug, format: json}

@@ -9,7 +9,8 @@ use anyhow::Context;
 use clap::CommandFactory;
 
 use super::{
-    Cli, ClusterKey, Command, Config, Explain, ExplainPlace, Failure, Identity, Pull, Status, node, plugin,
+    Cli, ClusterKey, Command, Config, Election, Explain, ExplainPlace, Failure, Identity, Pull, Status, node,
+    plugin,
 };
 use crate::admin;
 use crate::app;
@@ -27,6 +28,7 @@ impl Cli {
             Command::Pull(arguments) => pull(arguments).await,
             Command::Status(arguments) => status(&arguments).await,
             Command::Explain(command) => explain(command).await,
+            Command::Election(command) => election(command).await,
             Command::Identity(arguments) => identity(arguments),
             Command::Configure(arguments) => node::configure(arguments),
             Command::Cleanup(arguments) => node::cleanup(arguments),
@@ -112,6 +114,22 @@ async fn explain(command: Explain) -> Result<(), Failure> {
             let (folder, json) = place.read()?;
             let explained = admin::explain_peer(&folder, &id).await.context("no explanation")?;
             print_explained(json, &explained, admin::render_peer)
+        }
+    }
+}
+
+async fn election(command: Election) -> Result<(), Failure> {
+    match command {
+        Election::Status { place } => {
+            let (folder, json) = place.read()?;
+            let status = admin::election_status(&folder).await.context("no status")?;
+            print_explained(json, &status, admin::render_election)
+        }
+        Election::Explain { role, key, place } => {
+            let (folder, json) = place.read()?;
+            let explained =
+                admin::explain_role(&folder, &role, key.as_deref()).await.context("no explanation")?;
+            print_explained(json, &explained, admin::render_explained)
         }
     }
 }

@@ -84,7 +84,8 @@ pub(super) enum Plugin {
     /// The question has the keys of a case of `peili plugin test`, without name, settings and expect.
     #[command(
         after_help = "Examples:\n  peili plugin run allow-list.wasm '{image: nginx:1.27}' --settings '{\"deny\": [\"quay.io/**\"]}'\n  \
-        peili plugin run node-allow.wasm '{peer: {name: gpu-1}, observed: [10.0.0.7]}' --json\n\n\
+        peili plugin run node-allow.wasm '{peer: {name: gpu-1}, observed: [10.0.0.7]}' --json\n  \
+        peili plugin run zone-spread.wasm '{role: {name: coordinator}, candidates: [{name: a, zone: x}, {name: b}]}'\n\n\
         Exit codes: 0 it answered, whatever it said, or failed as the verdict then says; 1 it cannot be asked, 2 wrong usage."
     )]
     Run {
@@ -113,9 +114,9 @@ pub(super) enum Plugin {
 
     /// Measure how long a policy takes to load and to answer
     ///
-    /// A registry policy is asked about an image, a trust policy about a peer that was just met.
+    /// A registry policy is asked about an image, a trust policy about a peer that was just met, an election policy to rank.
     #[command(
-        after_help = "Examples:\n  peili plugin bench allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}' nginx:1.27\n\nExit codes: 0 done, 1 failed, 2 wrong usage."
+        after_help = "Examples:\n  peili plugin bench allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}' nginx:1.27\n  peili plugin bench zone-spread.wasm --candidates 5000\n\nExit codes: 0 done, 1 failed, 2 wrong usage."
     )]
     Bench {
         #[command(flatten)]
@@ -123,6 +124,9 @@ pub(super) enum Plugin {
         /// The image that is asked about
         #[arg(default_value = "docker.io/library/nginx:1.27")]
         image: Reference,
+        /// How many candidates an election policy ranks
+        #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+        candidates: u32,
     },
 
     /// Say what is in a component, without running it
@@ -177,6 +181,8 @@ pub(super) enum World {
     Registry,
     /// Which peers are trusted, with what, and how much they get
     Trust,
+    /// Who leads
+    Election,
 }
 
 /// Does what was asked for.
@@ -197,7 +203,7 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
             if subject.json { print_json(&answer) } else { print(&format!("{}\n", answer.verdict)) }
         }
         Plugin::Diff { old, new, cases, json } => diff(&old, &new, &cases, json),
-        Plugin::Bench { subject, image } => bench(&subject, &image),
+        Plugin::Bench { subject, image, candidates } => bench(&subject, &image, candidates),
         Plugin::Inspect { file, json } => inspect(&file, json),
         Plugin::Manifest { subject, name, namespace } => {
             let made =
@@ -242,6 +248,7 @@ fn new(name: &str, world: World, path: Option<&Path>, json: bool) -> Result<(), 
     let world = match world {
         World::Registry => plugin::World::Registry,
         World::Trust => plugin::World::Trust,
+        World::Election => plugin::World::Election,
     };
     let made = plugin::new(name, world, path)?;
     if json {
@@ -335,8 +342,8 @@ fn diff(old: &Path, new: &Path, cases: &Path, json: bool) -> Result<(), Failure>
     Ok(())
 }
 
-fn bench(subject: &Subject, image: &Reference) -> Result<(), Failure> {
-    let measured = plugin::bench(&subject.file, subject.settings()?, image);
+fn bench(subject: &Subject, image: &Reference, candidates: u32) -> Result<(), Failure> {
+    let measured = plugin::bench(&subject.file, subject.settings()?, image, candidates as usize);
     let measured = measured.context("a node would refuse it")?;
     if subject.json {
         return print_json(&measured);

@@ -315,3 +315,35 @@ fn upstreams_are_checked() {
         assert!(matches!(&found[..], [one] if one.contains(part) && one.contains(":2")), "{rest}: {found:?}");
     }
 }
+
+#[test]
+fn elections_are_checked() {
+    let faults = |rest: &str| match Inputs::default().parse(Some(&format!("election:\n  {rest}\n"))) {
+        Ok(_) => Vec::new(),
+        Err(Error::Invalid(faults)) => faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        Err(error) => panic!("{error}"),
+    };
+    let many = |count: usize, length: usize| {
+        let labels: Vec<String> = (0..count).map(|n| format!("k{n}: {}", "v".repeat(length))).collect();
+        format!("labels: {{{}}}", labels.join(", "))
+    };
+    for right in ["backend: gossip", "introducers: 16", "labels: {pool: large, empty: ''}", &many(8, 20)] {
+        assert!(faults(right).is_empty(), "{right}: {:?}", faults(right));
+    }
+    assert!(faults("backend: static\n  nodes: [a, b]").is_empty());
+    for (wrong, part) in [
+        ("backend: king", "king"),
+        ("introducers: 0", "must be 1 to 16"),
+        ("introducers: 17", "must be 1 to 16"),
+        ("backend: static", "must name a node"),
+        ("nodes: [a]", "of use with `backend: static` only"),
+        ("backend: static\n  nodes: [a, a]", "named twice"),
+        ("backend: static\n  nodes: ['a b']", "no name of a node"),
+        (&many(9, 1), "more than 8 labels"),
+        (&many(8, 40), "than 192 bytes"),
+        (&many(1, 64), "at most 63 bytes"),
+    ] {
+        let found = faults(wrong);
+        assert!(matches!(&found[..], [one] if one.contains(part)), "{wrong}: {found:?}");
+    }
+}

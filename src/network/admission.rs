@@ -28,6 +28,7 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use self::certificate::{Certificate, DecodeError, LIFE};
 use self::files::Files;
@@ -290,6 +291,11 @@ impl Admission {
                 changed();
             }
         }
+    }
+
+    /// What all members with this node's first cluster key know and nobody else; `None`: there is none.
+    pub fn secret(&self) -> Option<Zeroizing<[u8; 32]>> {
+        self.shared.state.load().keys.first().map(|key| key.secret())
     }
 
     /// For people.

@@ -152,6 +152,8 @@ pub struct Counts {
     pub refuted: u64,
     /// Comparisons that found a difference.
     pub differences: u64,
+    /// Times that one of those who are dialled first was.
+    pub introduced: u64,
 }
 
 /// What is missing, by the word of a neighbour.
@@ -209,6 +211,10 @@ pub struct Gossip<H> {
     expected: Ms,
     /// Members of which there is another record or state.
     renewed: Vec<u32>,
+    /// Whom a node without neighbours dials first.
+    first: Vec<Key>,
+    /// What the owner makes of the view: see [`wire::Beat`].
+    opinion: (u32, u32),
 }
 
 impl<H: Holdings> Gossip<H> {
@@ -257,6 +263,8 @@ impl<H: Holdings> Gossip<H> {
             floods: false,
             expected: now,
             renewed: Vec::new(),
+            first: Vec::new(),
+            opinion: (0, 0),
             rng,
         }
     }
@@ -294,6 +302,21 @@ impl<H: Holdings> Gossip<H> {
     /// may have gone to another member.
     pub fn renewed(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.renewed)
+    }
+
+    /// Says whom this node dials first when it has no neighbour.
+    pub fn dial_first(&mut self, members: Vec<Key>) {
+        self.first = members;
+    }
+
+    /// Says what this node makes of its view, which comparisons tell neighbours: the candidates of elections, and who leads.
+    pub fn set_opinion(&mut self, candidates: u32, leaders: u32) {
+        self.opinion = (candidates, leaders);
+    }
+
+    /// What each neighbour that has compared made of its view then.
+    pub fn opinions(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.links.iter().filter_map(|link| link.opinion)
     }
 
     /// Contents that this node holds.

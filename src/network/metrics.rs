@@ -53,6 +53,7 @@ enum Event {
     Graft,
     Refutation,
     Difference,
+    Introduced,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -113,7 +114,7 @@ pub fn register(registry: &mut Registry) -> Metrics {
     registry.register(
         "gossip_events",
         "What the gossip has met so far: fresh and duplicate news, refused records, excess over a limit, grafts, refutations \
-         of this node, comparisons with a difference",
+         of this node, comparisons with a difference, introducers that were dialled first",
         metrics.gossip.clone(),
     );
     registry.register("broken_messages", "Messages of peers that could not be read", metrics.broken.clone());
@@ -149,6 +150,7 @@ impl Metrics {
             (Event::Graft, counts.grafts),
             (Event::Refutation, counts.refuted),
             (Event::Difference, counts.differences),
+            (Event::Introduced, counts.introduced),
         ] {
             self.gossip.get_or_create(&GossipLabels { event }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }

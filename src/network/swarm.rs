@@ -29,15 +29,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::admission::Admission;
+use super::facts::Facts;
 use super::gossip::Limits;
 use super::identity::Identity;
 use super::metrics::Metrics;
 use super::{
-    Advertisement, Config, KnownPeer, Network, Peer, PeerConfig, ResolveError, Status, TagQuestion,
+    Advertisement, Config, KnownPeer, Member, Network, Peer, PeerConfig, ResolveError, Status, TagQuestion,
     TagSource, Tagged,
 };
 use crate::oci::{Action, Digest, Gate, PeerId};
@@ -75,7 +76,12 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Folder in which the view is kept over a restart; `None`: nowhere.
     pub keep: Option<PathBuf>,
+    /// Whom of the members that a view on disk has this node dials first; `None`: anyone.
+    pub first: Option<First>,
 }
+
+/// Chooses whom to dial first.
+pub type First = Box<dyn Fn(Vec<Member>) -> Vec<PeerId> + Send + Sync>;
 
 /// Why the network did not start. What is wrong outside the process (an address in use, no route) is never the
 /// reason: that is retried for ever and shown in the status.
@@ -161,6 +167,42 @@ impl SwarmNetwork {
     /// as it says now. Reads of the view obey the gate at once even without this.
     pub fn recheck(&self) {
         self.shared.order(|orders| orders.recheck = true);
+    }
+
+    /// Live members that the gate lets take part, this node included, in no order.
+    pub fn members(&self) -> Vec<Member> {
+        self.shared.members(false)
+    }
+
+    /// Changes whenever another answer of [`Self::members`] is possible.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changed.subscribe()
+    }
+
+    /// Whether what nobody here holds nobody holds, and who is not here is nowhere: a neighbour's whole view was taken.
+    pub fn is_complete(&self) -> bool {
+        self.shared.view().gossip.is_complete()
+    }
+
+    /// Tells all members what this node says of itself. To be changed seldom: it makes a new record.
+    pub fn set_facts(&self, facts: Facts) {
+        self.shared.order(|orders| orders.facts = Some(facts));
+    }
+
+    /// Whom this node dials first when it has no neighbour.
+    pub fn dial_first(&self, peers: &[PeerId]) {
+        self.shared.dial_first(peers);
+    }
+
+    /// What this node makes of its view: hashes of the candidates of elections and of who leads. Neighbours are told when views
+    /// are compared.
+    pub fn set_opinion(&self, candidates: u32, leaders: u32) {
+        self.shared.view_mut().gossip.set_opinion(candidates, leaders);
+    }
+
+    /// What each neighbour that has compared made of its view then.
+    pub fn opinions(&self) -> Vec<(u32, u32)> {
+        self.shared.view().gossip.opinions().collect()
     }
 
     /// The same where its answers changed about these peers only.

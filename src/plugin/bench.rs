@@ -1,4 +1,4 @@
-//! What a policy costs: how long it takes to load, and how long to ask. Both worlds; one question each, again and again.
+//! What a policy costs: how long it takes to load, and how long to ask. One question, again and again.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,12 +8,17 @@ use serde::Serialize;
 
 use super::Candidate;
 use crate::oci::{Level, Reference as Image};
+use crate::policy::election::{self, ElectionPolicy, Role, RoleKind, Selection, View};
 use crate::policy::registry::{Availability, RegistryPolicy, Request, Requester, Way};
 use crate::policy::trust::{Conduct, Evidence, Request as Peer, TrustPolicy, Way as Standing};
 use crate::policy::{LoadError, Node};
 
 /// Requests that are measured, after a tenth as many that are not.
 const REQUESTS: u32 = 20_000;
+/// The same, of rankings that take longer.
+const RANKINGS: u32 = 500;
+/// Zones of the candidates.
+const ZONES: usize = 3;
 
 /// The times of one run, in microseconds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,38 +32,52 @@ pub struct Measured {
     pub median: f64,
     /// 99 of 100 took no longer.
     pub p99: f64,
-    /// How many went through: what is mirrored, a peer that is neither denied nor failed about.
+    /// How many went through: what is mirrored, a peer that is neither denied nor failed about, a
+    /// ranking without a fault.
     pub allowed: u32,
 }
 
-/// Loads `path`, and asks it for the manifest of `image` as a runtime does; a policy of the trust world, about a newcomer.
+/// Loads `path`, and asks it for the manifest of `image` as a runtime does; a policy of the trust world, about a newcomer; one of
+/// the election world, who of so many `candidates` coordinates.
 ///
 /// # Errors
 /// Why a node would not take it.
-pub fn bench(path: &Path, settings: serde_json::Value, image: &Image) -> Result<Measured, LoadError> {
+pub fn bench(
+    path: &Path,
+    settings: serde_json::Value,
+    image: &Image,
+    candidates: usize,
+) -> Result<Measured, LoadError> {
     let began = Instant::now();
     let candidate = Candidate::read(path);
     let policies = candidate.load(settings)?;
     let load = began.elapsed();
-    let measured = if candidate.world() == Some("trust") {
-        let request = newcomer();
-        let passes = |way: &Standing| matches!(way, Standing::Allow(_) | Standing::BuiltIn);
-        measure(|| passes(&policies.evaluate(&request).way))
-    } else {
-        let availability = Availability { peers: 3, ..Availability::default() };
-        let request = Request::manifest(image, Requester::Runtime, availability, Arc::default());
-        measure(|| matches!(policies.decide(&request).way, Way::Mirror(_)))
+    let measured = match candidate.world() {
+        Some("trust") => {
+            let request = newcomer();
+            let passes = |way: &Standing| matches!(way, Standing::Allow(_) | Standing::BuiltIn);
+            measure(REQUESTS, || passes(&policies.evaluate(&request).way))
+        }
+        Some("election") => {
+            let view = view(candidates);
+            measure(RANKINGS, || !policies.rank(&view).why.is_fault())
+        }
+        _ => {
+            let availability = Availability { peers: 3, ..Availability::default() };
+            let request = Request::manifest(image, Requester::Runtime, availability, Arc::default());
+            measure(REQUESTS, || matches!(policies.decide(&request).way, Way::Mirror(_)))
+        }
     };
     Ok(Measured { load: micros(load), ..measured })
 }
 
 /// The times of one question; whether what it asks about went through is counted.
-fn measure(mut ask: impl FnMut() -> bool) -> Measured {
-    for _ in 0..REQUESTS / 10 {
+fn measure(requests: u32, mut ask: impl FnMut() -> bool) -> Measured {
+    for _ in 0..requests / 10 {
         ask();
     }
     let mut allowed = 0;
-    let mut times: Vec<Duration> = (0..REQUESTS)
+    let mut times: Vec<Duration> = (0..requests)
         .map(|_| {
             let began = Instant::now();
             let passes = ask();
@@ -69,7 +88,7 @@ fn measure(mut ask: impl FnMut() -> bool) -> Measured {
         .collect();
     times.sort_unstable();
     let at = |share: usize| micros(times[(times.len() - 1) * share / 100]);
-    Measured { requests: REQUESTS, load: 0.0, median: at(50), p99: at(99), allowed }
+    Measured { requests, load: 0.0, median: at(50), p99: at(99), allowed }
 }
 
 /// A peer that was just met, and is known by its name and an address.
@@ -88,6 +107,21 @@ fn newcomer() -> Peer {
         level: Level::default(),
         now: SystemTime::now(),
     }
+}
+
+/// Nodes of a cluster, in a few zones.
+fn view(candidates: usize) -> View {
+    let candidate = |number: usize| election::Candidate {
+        name: format!("node-{number}.eu-central.example.test"),
+        version: env!("CARGO_PKG_VERSION").into(),
+        zone: Some(format!("eu-central-1{}", number % ZONES)),
+        api_server: election::Reachability::Reachable,
+        uptime: Duration::from_hours(1),
+        ..election::Candidate::default()
+    };
+    let role =
+        Role { name: "coordinator".into(), kind: RoleKind::Strict, selection: Selection::Ranked, seats: 1 };
+    View { role, candidates: (0..candidates).map(candidate).collect(), holder: None }
 }
 
 fn micros(time: Duration) -> f64 {

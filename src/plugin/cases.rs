@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::Candidate;
 use crate::policy::cases::{Asked, Case, File, Tested};
+use crate::policy::election::ElectionPolicy;
 use crate::policy::metrics::Metrics;
 use crate::policy::registry::RegistryPolicy;
 use crate::policy::trust::TrustPolicy;
@@ -29,8 +30,8 @@ pub enum CasesError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The component is of no world, or of one that has no cases.
-    #[error("{} is no policy of the registry or the trust world", .0.display())]
+    /// The component is of no world.
+    #[error("{} is no policy of a world that this Peili has", .0.display())]
     World(PathBuf),
     /// A request that is none.
     #[error("the request: {0}")]
@@ -78,7 +79,7 @@ pub struct Difference {
 /// Policies that are asked the cases of a file.
 struct Subject {
     candidate: Candidate,
-    is_trust: bool,
+    world: &'static str,
     policies: Policies,
 }
 
@@ -139,13 +140,9 @@ pub fn run(path: &Path, settings: Value, request: &str) -> Result<Answer, CasesE
 impl Subject {
     fn new(path: &Path, here: Node) -> Result<Self, CasesError> {
         let candidate = Candidate::read(path);
-        let is_trust = match candidate.world() {
-            Some("registry") => false,
-            Some("trust") => true,
-            _ => return Err(CasesError::World(path.to_owned())),
-        };
+        let world = candidate.world().ok_or_else(|| CasesError::World(path.to_owned()))?;
         let policies = Policies::new(here, Metrics::default());
-        Ok(Self { candidate, is_trust, policies })
+        Ok(Self { candidate, world, policies })
     }
 
     /// A fresh instance with the settings of a case.
@@ -165,10 +162,10 @@ impl Subject {
     }
 
     fn said(&self, asked: &Asked) -> Result<Option<Said>, String> {
-        let said = if self.is_trust {
-            TrustPolicy::explain(&self.policies, &asked.trust()?).1
-        } else {
-            RegistryPolicy::explain(&self.policies, &asked.registry()?).1
+        let said = match self.world {
+            "trust" => TrustPolicy::explain(&self.policies, &asked.trust()?).1,
+            "election" => ElectionPolicy::explain(&self.policies, &asked.election()?).1,
+            _ => RegistryPolicy::explain(&self.policies, &asked.registry()?).1,
         };
         Ok(said.into_iter().next())
     }

@@ -124,8 +124,7 @@ pub fn manifest(
     let bytes = policy::read(path).map_err(|source| InspectError::Read { path: path.to_owned(), source })?;
     policy::facts(&bytes).map_err(|reason| InspectError::Form { path: path.to_owned(), reason })?;
     let component = Component::of(path, &bytes);
-    let world = component.world.filter(|world| world != "election");
-    let world = world.ok_or_else(|| InspectError::World(path.to_owned()))?;
+    let world = component.world.ok_or_else(|| InspectError::World(path.to_owned()))?;
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let own = file.strip_suffix(".wasm").unwrap_or(&file);
     let name = name.unwrap_or_else(|| own.strip_suffix(".component").unwrap_or(own));

@@ -117,6 +117,8 @@ pub enum World {
     Registry,
     /// Which peers are trusted.
     Trust,
+    /// Who leads.
+    Election,
 }
 
 /// What was written, for people and scripts.
@@ -271,6 +273,11 @@ impl World {
                 include_str!("../../plugins/template-trust/cases.yaml"),
                 r#"'{"deny": ["gpu-*"], "claimed": true}'"#,
             ),
+            Self::Election => (
+                include_str!("../../plugins/template-election/src/lib.rs"),
+                include_str!("../../plugins/template-election/cases.yaml"),
+                r#"'{"exclude": ["spot-*"]}'"#,
+            ),
         }
     }
 }
@@ -280,6 +287,7 @@ impl fmt::Display for World {
         f.write_str(match self {
             Self::Registry => "registry",
             Self::Trust => "trust",
+            Self::Election => "election",
         })
     }
 }

@@ -17,6 +17,10 @@ pub struct Config {
     /// Asked about each peer that proved itself, and again when its facts change or its grant ends. Any denial wins; of grants
     /// the strictest of each limit; if all abstain, admission alone decides. Never more than admission gives.
     pub trust: Vec<Plugin>,
+    /// Asked who is to lead, about each role whenever what is known of the candidates changes. Whom one excludes does not lead, the
+    /// weights of all add up; if all abstain, or one fails, all candidates are equal. All nodes need the same policies with the
+    /// same settings: until most of them have, all candidates are equal too.
+    pub election: Vec<Plugin>,
     /// What a node does that starts and cannot load its policies.
     pub startup: Startup,
     /// Folders that files of policies are read from: all beneath one of them are of one state of it. Empty: the folders of the
@@ -34,6 +38,7 @@ impl Default for Config {
         Self {
             registry: Vec::new(),
             trust: Vec::new(),
+            election: Vec::new(),
             startup: Startup::default(),
             roots: Vec::new(),
             max_change: 20,
@@ -71,7 +76,7 @@ pub struct Plugin {
     #[serde(default)]
     pub mode: Mode,
     /// Its verdict where it does not answer. Of the registry world only: of the trust world a peer keeps the grant that it
-    /// has until that ends, and newcomers get nothing.
+    /// has until that ends, and newcomers get nothing; of the election world all candidates are equal.
     #[serde(default)]
     pub failure: Failing,
     /// A file of cases, as `peili plugin test` reads them: what fails one of them with these settings is not taken over. At most
@@ -111,7 +116,7 @@ impl Config {
 
     /// The policies of all worlds.
     pub(super) fn plugins(&self) -> impl Iterator<Item = &Plugin> {
-        self.registry.iter().chain(&self.trust)
+        self.registry.iter().chain(&self.trust).chain(&self.election)
     }
 
     /// The folders that files are read from.

@@ -7,6 +7,7 @@
 mod compiler;
 mod host;
 mod inspect;
+mod profile;
 mod ticker;
 mod v0_1;
 
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, Store, Trap};
+use wasmtime::{Store, Trap};
 
 use self::host::{Host, Voice};
 use self::ticker::Ticker;
@@ -25,12 +26,11 @@ use super::{Failure, Node};
 
 pub(super) use inspect::Unfit;
 pub use inspect::{Facts, SIZE_LIMIT, facts, world};
+pub(super) use profile::{Bound, Code};
 pub(super) use v0_1::Abi;
 
 /// Memory of one instance, in bytes.
 const MEMORY: usize = 16 << 20;
-/// Stack of the guest's code, in bytes: a part of the 2 MiB that a thread has.
-const STACK: usize = 256 << 10;
 /// What a call may make this process allocate: a verdict is at most 64 KiB by the contract.
 const HOST_BYTES: usize = 64 << 10;
 /// How long the first `configure` may take, on a machine that is busy.
@@ -49,6 +49,8 @@ pub(super) struct Engine {
     engine: wasmtime::Engine,
     linker: Linker<Host>,
     ticker: Ticker,
+    bound: Bound,
+    pace: u32,
 }
 
 /// A component that was compiled.
@@ -89,7 +91,8 @@ pub(super) struct Policy<W: Abi> {
     compiled: Compiled<W>,
     voice: Arc<Voice>,
     settings: String,
-    here: v0_1::Node,
+    /// `None`: it is not told.
+    here: Option<v0_1::Node>,
     warm: Mutex<Vec<Instance<W>>>,
 }
 
@@ -100,27 +103,18 @@ struct Instance<W: Abi> {
 }
 
 impl Engine {
-    /// The engine of the worlds that are asked often.
-    pub(super) fn new() -> Result<Self, String> {
-        let mut config = Config::new();
-        config
-            .wasm_component_model(true)
-            // Costs half a microsecond a call, and is for guests that wait.
-            .concurrency_support(false)
-            .epoch_interruption(true)
-            .max_wasm_stack(STACK)
-            // No signal handlers in a process whose signals are tokio's, and no address space that guards reserve.
-            .signals_based_traps(false)
-            .memory_reservation(0)
-            .memory_reservation_for_growth(1 << 20)
-            .memory_guard_size(0)
-            .memory_init_cow(false)
-            .wasm_backtrace_max_frames(None);
-        let engine = wasmtime::Engine::new(&config).map_err(|error| format!("{error:#}"))?;
+    /// The engine of the worlds with this bound.
+    pub(super) fn new(code: Code, bound: Bound) -> Result<Self, String> {
+        let engine = profile::engine(code, bound).map_err(|error| format!("{error:#}"))?;
         let mut linker = Linker::new(&engine);
         v0_1::add_to_linker(&mut linker).map_err(|error| format!("{error:#}"))?;
         let ticker = Ticker::start(engine.clone()).map_err(|error| format!("no thread: {error}"))?;
-        Ok(Self { engine, linker, ticker })
+        Ok(Self { engine, linker, ticker, bound, pace: code.pace() })
+    }
+
+    /// How many times as long as machine code its policies may take.
+    pub(super) fn pace(&self) -> u32 {
+        self.pace
     }
 
     /// Compiles a component, which may take a second for a large one; see [`compiler`].
@@ -152,11 +146,13 @@ impl<W: Abi> Policy<W> {
         here: &Node,
     ) -> Result<(Self, Info), Refused> {
         let voice = Arc::new(Voice::new(name));
-        let policy = Self { engine, compiled, voice, settings, here: here.into(), warm: Mutex::default() };
+        let here = (!W::IS_COMMON).then(|| here.into());
+        let ready = READY * engine.pace;
+        let policy = Self { engine, compiled, voice, settings, here, warm: Mutex::default() };
         let (mut least, mut said) = (Duration::MAX, None);
         for _ in 0..FIRST {
             let began = Instant::now();
-            let (instance, info) = policy.instance(began + CONFIGURE)?;
+            let (instance, info) = policy.instance(began + CONFIGURE, W::fuel(None))?;
             least = least.min(began.elapsed());
             if instance.is_large() {
                 return Err(Refused::Large);
@@ -165,22 +161,26 @@ impl<W: Abi> Policy<W> {
             said = Some(info);
         }
         match said {
-            Some(info) if least <= READY => Ok((policy, info)),
+            Some(info) if least <= ready => Ok((policy, info)),
             _ => Err(Refused::Slow(least)),
         }
     }
 
-    /// A new instance, configured.
-    fn instance(&self, deadline: Instant) -> Result<(Instance<W>, Info), Refused> {
+    /// A new instance, configured. `fuel`: for that and what follows.
+    fn instance(&self, deadline: Instant, fuel: u64) -> Result<(Instance<W>, Info), Refused> {
         let _running = self.engine.ticker.run();
         let mut store = Store::new(&self.engine.engine, Host::new(Arc::clone(&self.voice), MEMORY));
         store.limiter(|host| host);
         store.set_hostcall_fuel(HOST_BYTES);
         store.epoch_deadline_trap();
         self.engine.ticker.limit(&mut store, deadline);
+        let is_counted = self.engine.bound == Bound::Fuel;
         let make = || -> Result<_, wasmtime::Error> {
+            if is_counted {
+                store.set_fuel(fuel)?;
+            }
             let exports = W::instantiate(&self.compiled.pre, &mut store)?;
-            let info = W::configure(&exports, &mut store, &self.settings, &self.here)?;
+            let info = W::configure(&exports, &mut store, &self.settings, self.here.as_ref())?;
             Ok((exports, info))
         };
         let made = catch_unwind(AssertUnwindSafe(make));
@@ -192,12 +192,20 @@ impl<W: Abi> Policy<W> {
         }
     }
 
+    /// How many times as long as machine code it may take.
+    pub(super) fn pace(&self) -> u32 {
+        self.engine.pace
+    }
+
     fn take(&self) -> Option<Instance<W>> {
+        if W::IS_COMMON {
+            return None;
+        }
         self.warm.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     fn keep(&self, instance: Instance<W>) {
-        if instance.calls >= CALLS || instance.is_large() {
+        if W::IS_COMMON || instance.calls >= CALLS || instance.is_large() {
             return;
         }
         let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
@@ -221,7 +229,7 @@ impl<W: Abi> Answers<W> for Policy<W> {
         }
         let mut instance = match self.take() {
             Some(instance) => instance,
-            None => match self.instance(deadline) {
+            None => match self.instance(deadline, W::fuel(Some(request))) {
                 Ok((instance, _)) => instance,
                 Err(Refused::Failed(failure)) => return Err(failure),
                 // It took them before, so it is not what it was.
@@ -252,6 +260,7 @@ impl<W: Abi> Answers<W> for Policy<W> {
 fn failure(error: &wasmtime::Error, host: &Host) -> Failure {
     match error.downcast_ref::<Trap>() {
         Some(Trap::Interrupt) => Failure::Time,
+        Some(Trap::OutOfFuel) => Failure::Fuel,
         Some(Trap::StackOverflow) => Failure::Stack,
         _ if host.was_refused() => Failure::Memory,
         Some(trap) => Failure::Trap(trap.to_string()),

@@ -1,5 +1,6 @@
 //! The policies in force: swapped whole, and kept where what comes after them cannot be used.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::chain::Chain;
 use super::config::{Failing, Mode};
+use super::election::{self, EffectiveHash, Election, ElectionPolicy, Ranked, View, Why};
 use super::load::{self, LoadError, Stage};
 use super::loader::{Loader, Sets, Stamps};
 use super::metrics::Metrics;
@@ -25,7 +27,7 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// A policy in force, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loaded {
-    /// What it decides about: `registry` or `trust`.
+    /// What it decides about: `registry`, `trust` or `election`.
     #[serde(default = "registry_world")]
     pub world: String,
     /// Its name in the configuration.
@@ -63,6 +65,11 @@ struct Generation {
     number: i64,
     registry: Chain<Registry>,
     trust: Chain<Trust>,
+    election: Chain<Election>,
+    /// What its hash is made of.
+    effective: Vec<u8>,
+    /// Roles whose last ranking failed.
+    failing: Mutex<BTreeSet<String>>,
     loaded: Vec<Loaded>,
 }
 
@@ -199,6 +206,7 @@ impl Policies {
                     self.state.store(Arc::new(Generation {
                         registry: Chain::new(load::absent(&loader.config, &self.metrics)),
                         trust: Chain::new(load::absent(&loader.config, &self.metrics)),
+                        election: Chain::new(load::absent(&loader.config, &self.metrics)),
                         ..Generation::default()
                     }));
                 }
@@ -209,25 +217,30 @@ impl Policies {
 
     /// The generation that comes next, if it may, and its revision; none if it is in force already.
     fn next(&self, loader: &Loader, sets: Sets) -> Result<(Option<Generation>, String), LoadError> {
-        let Sets { registry, trust, revision } = sets;
+        let Sets { registry, trust, election, effective, revision } = sets;
         if loader.number > 0 && loader.revision == revision {
             return Ok((None, revision));
         }
+        let pace = loader.pace();
         let next = Generation {
             number: loader.number + 1,
-            registry: Chain::new(registry.entries),
-            trust: Chain::new(trust.entries),
-            loaded: [registry.loaded, trust.loaded].concat(),
+            registry: Chain::new(registry.entries).paced(pace),
+            trust: Chain::new(trust.entries).paced(pace),
+            election: Chain::new(election.entries).paced(pace),
+            effective,
+            failing: Mutex::default(),
+            loaded: [registry.loaded, trust.loaded, election.loaded].concat(),
         };
         // Without a last good one there is nothing that would be better; and whoever goes back, or does without policies, is not
         // kept from it.
-        let may_be =
-            next.registry.is_empty() || [&loader.config.accept, &loader.previous].contains(&&revision);
+        let may_be = [&loader.config.accept, &loader.previous].contains(&&revision);
         if loader.number > 0 && !may_be {
             let before = self.state.load_full();
             let limit = loader.config.max_change;
-            shadow::compare(&self.recent.all(), &before.registry, &next.registry, limit)
-                .map_err(|objection| objected(&objection, &loader.config, &revision))?;
+            let requests = if next.registry.is_empty() { Vec::new() } else { self.recent.all() };
+            let compared = shadow::compare(&requests, &before.registry, &next.registry, limit)
+                .and_then(|()| shadow::rank(&self.recent.views(), &before.election, &next.election));
+            compared.map_err(|objection| objected(&objection, &loader.config, &revision))?;
         }
         Ok((Some(next), revision))
     }
@@ -236,6 +249,12 @@ impl Policies {
     #[cfg(test)]
     pub(super) fn be_patient_for(&self, time: Duration) {
         self.loader().patience = time;
+    }
+
+    /// What runs from now on, whatever can run here.
+    #[cfg(test)]
+    pub(super) fn run_as(&self, code: super::engine::Code) {
+        self.loader().code = Some(code);
     }
 
     /// Components that are kept.
@@ -294,9 +313,50 @@ impl TrustPolicy for Policies {
     }
 }
 
+impl ElectionPolicy for Policies {
+    fn is_active(&self) -> bool {
+        !self.state.load().election.is_empty()
+    }
+
+    fn generation(&self) -> i64 {
+        self.state.load().number
+    }
+
+    fn rank(&self, view: &View) -> Ranked {
+        if let Err(fault) = view.check() {
+            return Ranked { why: Why::View(fault), ..Ranked::default() };
+        }
+        let state = self.state.load();
+        self.recent.keep_view(view);
+        let ranked = state.election.decide(view);
+        let mut failing = state.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_failed = ranked.why.is_fault();
+        if has_failed && failing.insert(view.role.name.clone()) {
+            let (role, why) = (&view.role.name, &ranked.why);
+            tracing::warn!(role, %why, "the built-in ranks; see `peili status`");
+        } else if !has_failed && failing.remove(&view.role.name) {
+            tracing::info!(role = view.role.name, "policies rank again");
+        }
+        ranked
+    }
+
+    fn explain(&self, view: &View) -> (Ranked, Vec<Said>) {
+        match view.check() {
+            Ok(()) => self.state.load().election.explain(view),
+            Err(fault) => (Ranked { why: Why::View(fault), ..Ranked::default() }, Vec::new()),
+        }
+    }
+
+    fn hash(&self, key: Option<&[u8]>) -> EffectiveHash {
+        let state = self.state.load();
+        let has_failed = !state.failing.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if has_failed { EffectiveHash::BUILT_IN } else { election::hash(&state.effective, key) }
+    }
+}
+
 impl Generation {
     fn is_empty(&self) -> bool {
-        self.registry.is_empty() && self.trust.is_empty()
+        self.registry.is_empty() && self.trust.is_empty() && self.election.is_empty()
     }
 }
 
@@ -304,10 +364,11 @@ impl Generation {
 fn objected(objection: &Objection, config: &Config, revision: &str) -> LoadError {
     let (policy, is_late) = match objection {
         Objection::Fails { policy, failure, .. } => (Some(policy), *failure == Failure::Time),
+        Objection::Unranked { .. } => (None, false),
         Objection::Changes { by, .. } => (by.as_ref(), false),
     };
     let or = match objection {
-        Objection::Fails { .. } => "",
+        Objection::Fails { .. } | Objection::Unranked { .. } => "",
         Objection::Changes { .. } => ", or raise policies.max-change",
     };
     let path = config.plugins().find(|plugin| Some(plugin.name.as_str()) == policy.map(AsRef::as_ref));

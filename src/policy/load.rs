@@ -83,6 +83,8 @@ impl<W: World> Default for Set<W> {
 /// What policies are made of.
 pub(super) struct Parts<'a> {
     pub(super) engine: &'a Arc<Engine>,
+    /// Of the worlds whose instructions are counted.
+    pub(super) counting: &'a Arc<Engine>,
     pub(super) config: &'a Config,
     pub(super) here: &'a Node,
     pub(super) metrics: &'a Metrics,
@@ -190,9 +192,10 @@ fn load_one<W: Asks>(
         return Err(Fault::new(Stage::Pin, message)
             .hint("mount the file that is pinned, or pin what sha256sum prints"));
     }
+    let engine = if W::IS_COMMON { parts.counting } else { parts.engine };
     let component = match known.get(&digest) {
         Some(component) => component.clone(),
-        None => parts.engine.compile(bytes).map_err(|unfit| {
+        None => engine.compile(bytes).map_err(|unfit| {
             let stage = match unfit {
                 Unfit::Size(_) | Unfit::Form(_) => Stage::Size,
                 Unfit::World(_) => Stage::World,
@@ -208,7 +211,7 @@ fn load_one<W: Asks>(
     }
     let name: Arc<str> = Arc::from(plugin.name.as_str());
     let configure = |settings: String, here: &Node| {
-        Policy::configure(Arc::clone(parts.engine), component.clone(), Arc::clone(&name), settings, here)
+        Policy::configure(Arc::clone(engine), component.clone(), Arc::clone(&name), settings, here)
     };
     let (policy, info) = configure(settings, parts.here).map_err(|refused| Fault {
         is_passing: refused.is_passing(),

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::engine::{Compiled, Engine};
+use super::election::{self, Election};
+use super::engine::{Bound, Code, Compiled, Engine};
 use super::files::{self, Unread, stamp};
 use super::load::{self, LoadError, Parts, Set, Stage};
 use super::metrics::Metrics;
@@ -29,6 +30,9 @@ const REVISION: usize = 16;
 pub(super) struct Sets {
     pub(super) registry: Set<Registry>,
     pub(super) trust: Set<Trust>,
+    pub(super) election: Set<Election>,
+    /// What [`election::EffectiveHash`] is made of; empty: no ranking counts.
+    pub(super) effective: Vec<u8>,
     /// What tells this set from others: its components, their order, settings, modes and failure verdicts.
     pub(super) revision: String,
 }
@@ -37,8 +41,13 @@ pub(super) struct Loader {
     pub(super) config: Config,
     /// Made with the first policy: without one it costs nothing.
     engine: Option<Arc<Engine>>,
+    /// The same, for the election world.
+    counting: Option<Arc<Engine>>,
+    /// What their code is; `None`: not found out yet.
+    pub(super) code: Option<Code>,
     registry: HashMap<Digest, Compiled<Registry>>,
     trust: HashMap<Digest, Compiled<Trust>>,
+    election: HashMap<Digest, Compiled<Election>>,
     /// Of the files when they were read last.
     pub(super) stamps: Stamps,
     /// Of the generation in force; 0: none.
@@ -65,8 +74,11 @@ impl Default for Loader {
         Self {
             config: Config::default(),
             engine: None,
+            counting: None,
+            code: None,
             registry: HashMap::new(),
             trust: HashMap::new(),
+            election: HashMap::new(),
             stamps: Stamps::new(),
             number: 0,
             revision: String::new(),
@@ -89,6 +101,11 @@ impl Loader {
         self.config = config.clone();
     }
 
+    /// How many times as long as machine code policies may take here.
+    pub(super) fn pace(&self) -> u32 {
+        self.engine.as_ref().map_or(1, |engine| engine.pace())
+    }
+
     /// What the files are now.
     pub(super) fn look(&self) -> Stamps {
         self.config.files().map(stamp).collect()
@@ -99,34 +116,44 @@ impl Loader {
         let config = self.config.clone();
         let Some(first) = config.plugins().next() else {
             self.tried(HashSet::new());
-            return Ok(Sets { registry: Set::default(), trust: Set::default(), revision: revision(&[]) });
+            return Ok(Sets {
+                registry: Set::default(),
+                trust: Set::default(),
+                election: Set::default(),
+                effective: Vec::new(),
+                revision: revision(&[]),
+            });
         };
-        let engine = match &self.engine {
-            Some(engine) => Arc::clone(engine),
-            None => {
-                let engine = Engine::new().map_err(|message| LoadError {
-                    policy: first.name.clone(),
-                    path: first.path.clone(),
-                    stage: Stage::Engine,
-                    message,
-                    hint: None,
-                    pending: false,
-                    is_passing: true,
-                    may_wait: false,
-                })?;
-                Arc::clone(self.engine.insert(Arc::new(engine)))
-            }
+        let failed = |message: String| LoadError {
+            policy: first.name.clone(),
+            path: first.path.clone(),
+            stage: Stage::Engine,
+            message,
+            hint: None,
+            pending: false,
+            is_passing: true,
+            may_wait: false,
+        };
+        let code = *self.code.get_or_insert_with(Code::here);
+        let engine = made(&mut self.engine, code, Bound::Time).map_err(failed)?;
+        // Without a policy of its world it is not needed.
+        let counting = match config.election.as_slice() {
+            [] => Arc::clone(&engine),
+            _ => made(&mut self.counting, code, Bound::Fuel).map_err(failed)?,
         };
         let read = files::read(&config.roots(), &load::wanted(&config));
         let files = read.map_err(|unread| self.unread(&config, unread))?;
-        let parts = Parts { engine: &engine, config: &config, here, metrics, files: &files };
+        let parts =
+            Parts { engine: &engine, counting: &counting, config: &config, here, metrics, files: &files };
         let registry = load::load(&parts, &mut self.registry);
-        let trust = registry.and_then(|registry| Ok((registry, load::load(&parts, &mut self.trust)?)));
+        let sets = registry.and_then(|registry| {
+            Ok((registry, load::load(&parts, &mut self.trust)?, load::load(&parts, &mut self.election)?))
+        });
         self.tried(
             config.plugins().filter_map(|plugin| Some(Digest::sha256(files.get(&plugin.path)?))).collect(),
         );
-        let (registry, trust) = trust?;
-        let loaded = registry.loaded.iter().chain(&trust.loaded);
+        let (registry, trust, election) = sets?;
+        let loaded = registry.loaded.iter().chain(&trust.loaded).chain(&election.loaded);
         let described: Vec<_> = loaded
             .zip(config.plugins())
             .map(|(loaded, plugin)| {
@@ -135,7 +162,8 @@ impl Loader {
             })
             .collect();
         let revision = revision(&serde_json::to_vec(&described).unwrap_or_default());
-        Ok(Sets { registry, trust, revision })
+        let effective = election::effective(&election.loaded, &config.election);
+        Ok(Sets { registry, trust, election, effective, revision })
     }
 
     fn unread(&self, config: &Config, unread: Unread) -> LoadError {
@@ -155,12 +183,13 @@ impl Loader {
         let is_kept = |digest: &Digest| kept.iter().any(|digests| digests.contains(digest));
         self.registry.retain(|digest, _| is_kept(digest));
         self.trust.retain(|digest, _| is_kept(digest));
+        self.election.retain(|digest, _| is_kept(digest));
     }
 
     /// Components that are kept.
     #[cfg(test)]
     pub(super) fn compiled(&self) -> usize {
-        self.registry.len() + self.trust.len()
+        self.registry.len() + self.trust.len() + self.election.len()
     }
 
     /// What was made last is in force.
@@ -195,6 +224,14 @@ impl Loader {
         );
         LoadError { pending: true, hint: Some(hint), ..error }
     }
+}
+
+/// The engine in its place, made where there is none.
+fn made(place: &mut Option<Arc<Engine>>, code: Code, bound: Bound) -> Result<Arc<Engine>, String> {
+    if let Some(engine) = place {
+        return Ok(Arc::clone(engine));
+    }
+    Ok(Arc::clone(place.insert(Arc::new(Engine::new(code, bound)?))))
 }
 
 fn revision(described: &[u8]) -> String {

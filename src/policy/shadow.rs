@@ -3,13 +3,14 @@
 //! Keeps copies of recent questions of the registry world, and compares what the set in force and its successor answer to
 //! them now. It changes nothing, counts nowhere, and asks nobody about peers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::Failure;
 use super::chain::Chain;
+use super::election::{Election, View, Why};
 use super::registry::{Reference, Registry, Request, Requester, Way};
 
 /// Requests that are kept.
@@ -24,15 +25,23 @@ const LIMIT: Duration = Duration::from_millis(50);
 /// For all requests; those that are left then are not asked about.
 const TIME: Duration = Duration::from_secs(5);
 
-/// The last requests.
+/// Views that are kept: the last one of each role.
+const ROLES: usize = 16;
+
+/// The last requests and views.
 #[derive(Debug, Default)]
-pub(super) struct Recent(Mutex<VecDeque<Request>>);
+pub(super) struct Recent {
+    requests: Mutex<VecDeque<Request>>,
+    views: Mutex<BTreeMap<String, View>>,
+}
 
 /// Why a set is not to be taken over.
 #[derive(Debug)]
 pub(super) enum Objection {
     /// A policy of it fails on a request.
     Fails { policy: Arc<str>, failure: Failure, on: String },
+    /// With it the built-in would rank.
+    Unranked { why: String, on: String },
     /// It answers too many otherwise.
     Changes {
         changed: usize,
@@ -51,7 +60,7 @@ impl Recent {
             return;
         }
         let copy = request.clone();
-        let mut kept = match self.0.try_lock() {
+        let mut kept = match self.requests.try_lock() {
             Ok(kept) => kept,
             Err(TryLockError::Poisoned(error)) => error.into_inner(),
             Err(TryLockError::WouldBlock) => return,
@@ -65,7 +74,21 @@ impl Recent {
 
     /// All of them, the oldest first.
     pub(super) fn all(&self) -> Vec<Request> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Keeps a copy of the last view of its role.
+    pub(super) fn keep_view(&self, view: &View) {
+        let copy = view.clone();
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if views.len() < ROLES || views.contains_key(&view.role.name) {
+            views.insert(view.role.name.clone(), copy);
+        }
+    }
+
+    /// The last view of each role.
+    pub(super) fn views(&self) -> Vec<View> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 
@@ -110,10 +133,31 @@ pub(super) fn compare(
     }
 }
 
+/// Asks both sets about each view. That another one leads then is what a change is for; that nobody can be ranked is not.
+pub(super) fn rank(
+    views: &[View],
+    before: &Chain<Election>,
+    after: &Chain<Election>,
+) -> Result<(), Objection> {
+    for view in views {
+        let (then, _) = after.replay(view, LIMIT);
+        if !then.why.is_fault() || before.replay(view, LIMIT).0.why.is_fault() {
+            continue;
+        }
+        let on = format!("the last view of the role {}", view.role.name);
+        return Err(match then.why {
+            Why::Failed(policy, failure) => Objection::Fails { policy, failure, on },
+            why => Objection::Unranked { why: why.to_string(), on },
+        });
+    }
+    Ok(())
+}
+
 impl fmt::Display for Objection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fails { failure, on, .. } => write!(f, "on a recent request, {on}, {failure}"),
+            Self::Unranked { why, on } => write!(f, "on {on}, {why}"),
             Self::Changes { changed, asked, limit, example, .. } => write!(
                 f,
                 "{changed} of {asked} different recent requests would be answered otherwise, more than {limit} of 100 \
@@ -203,7 +247,7 @@ mod tests {
     #[test]
     fn nobody_waits_to_be_kept() {
         let recent = Recent::default();
-        let held = recent.0.lock().unwrap();
+        let held = recent.requests.lock().unwrap();
         recent.keep(&request(1));
         drop(held);
         assert!(recent.all().is_empty());

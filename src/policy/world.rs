@@ -2,6 +2,7 @@
 
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::config::Failing;
 use super::{Config, Failure, Plugin};
@@ -12,6 +13,11 @@ pub(super) trait World: Sized + Send + Sync + 'static {
     const NAME: &'static str;
     /// What a verdict can be, as a label in metrics.
     const OUTCOMES: &'static [&'static str];
+    /// What all policies of a chain may take together (DESIGN.md, "Policies").
+    const DEADLINE: Duration = Duration::from_millis(10);
+    /// Whether all nodes must come to the same verdict. Then policies do not learn which node asks, each verdict is one of a fresh
+    /// instance, and what it may do is counted in instructions, of which it has [`World::fuel`].
+    const IS_COMMON: bool = false;
 
     type Request;
     type Verdict;
@@ -20,6 +26,11 @@ pub(super) trait World: Sized + Send + Sync + 'static {
 
     /// What tells one question from another, for policies that trap: made up after a trap only.
     fn input(request: &Self::Request) -> impl Hash;
+
+    /// Instructions for one verdict, `configure` included; `None`: of `configure` alone.
+    fn fuel(_: Option<&Self::Request>) -> u64 {
+        u64::MAX
+    }
 
     /// Whether a verdict is one that this request may get, beside what its form must be.
     ///

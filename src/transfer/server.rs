@@ -175,6 +175,12 @@ impl ServerHandle {
         move || shared.recheck()
     }
 
+    /// How many hundredths of the upload slots are taken; outlives this borrow.
+    pub fn load(&self) -> impl Fn() -> u32 + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.slots.load()
+    }
+
     /// Requests of peers that wait for an upload slot.
     pub fn queued(&self) -> u32 {
         self.shared.slots.queued()

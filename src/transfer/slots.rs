@@ -103,6 +103,11 @@ impl Slots {
         Err(Busy(self.queued()))
     }
 
+    /// How many hundredths of the slots are taken.
+    pub(super) fn load(&self) -> u32 {
+        saturate(self.lock().used.saturating_mul(100) / self.limits.total.max(1))
+    }
+
     /// Requests that wait.
     pub(super) fn queued(&self) -> u32 {
         saturate(self.lock().queued)

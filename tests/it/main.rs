@@ -20,6 +20,7 @@ mod admission;
 mod cli;
 mod cluster;
 mod configure;
+mod election;
 mod faults;
 mod network;
 mod policies;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
     let mut cases = admission::cases();
     cases.extend(cli::cases());
     cases.extend(configure::cases());
+    cases.extend(election::cases());
     cases.extend(faults::cases());
     cases.extend(network::cases());
     cases.extend(policies::cases());

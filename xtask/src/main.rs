@@ -146,13 +146,17 @@ fn programs(release: bool) -> Result<Programs> {
 }
 
 /// The policies, as folders of `plugins` and names of components.
-const POLICIES: [&str; 7] = [
+const POLICIES: [&str; 11] = [
     "allow-list",
+    "api-reachable",
     "node-allow",
+    "prefer-labels",
     "tag-freshness",
     "upstream-order",
     "zone-boundary",
+    "zone-spread",
     "testguests",
+    "testguests-election",
     "testguests-trust",
 ];
 

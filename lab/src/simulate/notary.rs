@@ -11,6 +11,8 @@ use peili::network::gossip::record::{Notary, Record, RecordError, Suspicion};
 const SIGNATURE: usize = 64;
 const IDENTITY: usize = 38;
 const CERTIFICATE: usize = 120;
+/// Bytes of facts without labels.
+const FACTS: usize = 26;
 
 /// All that was ever signed.
 #[derive(Default)]
@@ -39,6 +41,7 @@ pub(super) fn draft(key: u64) -> Record {
         control: vec![(ip, 5001).into()],
         transfer: vec![(ip, 5002).into()],
         certificate: vec![2; CERTIFICATE].into(),
+        facts: vec![2; FACTS].into(),
         ..Record::default()
     }
 }

@@ -70,11 +70,12 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
     pointer
 }
 
-/// Makes the component of a policy of any world: the name of the world's module, of its function, and of its bindings' macro.
+/// Makes the component of a policy of any world: the name of the world's module, of its function with question and answer, and of its
+/// bindings' macro.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! export_policy {
-    ($policy:ty, $world:ident, $ask:ident, $bindings:ident) => {
+    ($policy:ty, $world:ident, $ask:ident($question:ident) -> $answer:ident, $bindings:ident) => {
         #[cfg(target_arch = "wasm32")]
         #[allow(unsafe_code, reason = "the exports of a component are functions of C")]
         mod peili_policy_exports {
@@ -92,7 +93,7 @@ macro_rules! export_policy {
                     here: ::std::option::Option<$crate::Node>,
                 ) -> ::std::result::Result<$crate::PolicyInfo, ::std::vec::Vec<$crate::SettingError>> {
                     $crate::configure(&POLICY, &settings, |settings| {
-                        let policy = <$policy as $crate::$world::Policy>::new(settings, here)?;
+                        let policy = $crate::$world::make::<$policy>(settings, here)?;
                         let summary = $crate::$world::Policy::summary(&policy);
                         ::std::result::Result::Ok((policy, summary))
                     })
@@ -100,8 +101,8 @@ macro_rules! export_policy {
             }
 
             impl $world::Guest for Exports {
-                fn $ask(request: $world::Request) -> $world::Verdict {
-                    POLICY.with(|policy| $crate::$world::Policy::$ask(policy, &request))
+                fn $ask(question: $world::$question) -> $world::$answer {
+                    POLICY.with(|policy| $crate::$world::Policy::$ask(policy, &question))
                 }
             }
 

@@ -53,6 +53,7 @@
 )]
 #[doc(hidden)]
 pub mod contract;
+pub mod election;
 mod globs;
 mod host;
 pub mod registry;

@@ -39,6 +39,11 @@ pub trait Policy: Sized {
     fn decide(&mut self, request: &Request) -> Verdict;
 }
 
+#[doc(hidden)]
+pub fn make<P: Policy>(settings: P::Settings, here: Option<Node>) -> Result<P, Vec<SettingError>> {
+    P::new(settings, here)
+}
+
 impl Verdict {
     /// No opinion: others decide, at last the host.
     pub fn abstain() -> Self {
@@ -94,6 +99,6 @@ impl Request {
 #[macro_export]
 macro_rules! export_registry_policy {
     ($policy:ty) => {
-        $crate::export_policy!($policy, registry, decide, export_registry_bindings);
+        $crate::export_policy!($policy, registry, decide(Request) -> Verdict, export_registry_bindings);
     };
 }

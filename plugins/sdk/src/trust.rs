@@ -77,6 +77,11 @@ pub trait Policy: Sized {
     fn evaluate(&mut self, request: &Request) -> Verdict;
 }
 
+#[doc(hidden)]
+pub fn make<P: Policy>(settings: P::Settings, here: Option<Node>) -> Result<P, Vec<SettingError>> {
+    P::new(settings, here)
+}
+
 impl Verdict {
     /// No opinion: others decide, at last admission.
     pub fn abstain() -> Self {
@@ -137,7 +142,7 @@ impl Node {
 #[macro_export]
 macro_rules! export_trust_policy {
     ($policy:ty) => {
-        $crate::export_policy!($policy, trust, evaluate, export_trust_bindings);
+        $crate::export_policy!($policy, trust, evaluate(Request) -> Verdict, export_trust_bindings);
     };
 }
 

@@ -12,9 +12,10 @@ use wit_bindgen_core::{Files, WorldGenerator as _};
 use wit_bindgen_rust::{Opts, WithOption};
 
 /// File, what its world has, and whether the types are those of the first.
-const WORLDS: [(&str, &str, bool); 3] = [
+const WORLDS: [(&str, &str, bool); 4] = [
     ("base", "import peili:policy/logging@0.1.0; export peili:policy/lifecycle@0.1.0;", false),
     ("registry", "export peili:policy/registry@0.1.0;", true),
+    ("election", "export peili:policy/election@0.1.0;", true),
     ("trust", "export peili:policy/trust@0.1.0;", true),
 ];
 

@@ -21,12 +21,14 @@ pub const LONGEST: usize = 4096;
 /// Separates this use of the file's bytes from all others; the number is the version of the protocol.
 const SALT: &[u8] = b"peili cluster key";
 const INFO: &[u8] = b"peili membership 1 ed25519";
+const SECRET_INFO: &[u8] = b"peili election policies 1";
 
 /// A key that signs and verifies membership certificates.
 pub struct Key {
     id: KeyId,
     pair: Ed25519KeyPair,
     public: ParsedPublicKey,
+    secret: Zeroizing<[u8; 32]>,
 }
 
 /// Why a file gives no key.
@@ -80,22 +82,28 @@ impl Key {
         if secret.len() < SHORTEST {
             return Err(KeyError::Short(secret.len()));
         }
-        let mut seed = Zeroizing::new([0; 32]);
+        let (mut seed, mut shared) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
         let extracted = Salt::new(HKDF_SHA256, SALT).extract(secret);
-        let info = [INFO];
-        let derived = extracted.expand(&info, HKDF_SHA256).and_then(|derived| derived.fill(&mut *seed));
-        derived.map_err(|_| KeyError::Derive)?;
+        for (info, bytes) in [([INFO], &mut *seed), ([SECRET_INFO], &mut *shared)] {
+            let derived = extracted.expand(&info, HKDF_SHA256).and_then(|derived| derived.fill(bytes));
+            derived.map_err(|_| KeyError::Derive)?;
+        }
         let pair = Ed25519KeyPair::from_seed_unchecked(&*seed).map_err(|_| KeyError::Derive)?;
         let bytes = pair.public_key().as_ref();
         let public = ParsedPublicKey::new(&ED25519, bytes).map_err(|_| KeyError::Derive)?;
         let mut id = [0; 8];
         id.copy_from_slice(&Digest::sha256(bytes).as_bytes()[..8]);
-        Ok(Self { id: KeyId(id), pair, public })
+        Ok(Self { id: KeyId(id), pair, public, secret: shared })
     }
 
     /// Its name.
     pub fn id(&self) -> KeyId {
         self.id
+    }
+
+    /// What members know and nobody else, for hashes of what they have in common.
+    pub(super) fn secret(&self) -> Zeroizing<[u8; 32]> {
+        self.secret.clone()
     }
 
     pub(super) fn sign(&self, message: &[u8]) -> [u8; 64] {

@@ -57,6 +57,8 @@ pub(super) struct Link {
     pub(super) staging: Option<(Position, Vec<u64>)>,
     pub(super) bulk_out: Option<BulkOut>,
     pub(super) bulk_in: Option<BulkIn>,
+    /// What it made of its view last: see [`Beat`].
+    pub(super) opinion: Option<(u32, u32)>,
 }
 
 impl Link {
@@ -96,6 +98,7 @@ impl Link {
             staging: None,
             bulk_out: None,
             bulk_in: None,
+            opinion: None,
         }
     }
 
@@ -141,14 +144,14 @@ impl Link {
 
     /// Compares the view, of this hash, with the neighbour's.
     pub(super) fn compare(&mut self, root: u64, now: Ms) {
-        self.out.beat = Some(Beat { root, answer: true, compare: true });
+        self.out.beat = Some(Beat { root, answer: true, compare: true, ..Beat::default() });
         self.urgent(now);
     }
 
     /// Asks for a sign of life.
     pub(super) fn ask(&mut self, root: u64, now: Ms) {
         self.asked = Some(now);
-        let beat = self.out.beat.get_or_insert(Beat { root, answer: false, compare: false });
+        let beat = self.out.beat.get_or_insert(Beat { root, ..Beat::default() });
         beat.answer = true;
         self.urgent(now);
     }
@@ -207,6 +210,9 @@ pub(super) fn flush<H: Holdings>(gossip: &mut Gossip<H>, id: LinkId, now: Ms) ->
     } else {
         link.cursor = gossip.changes.end();
     }
+    if let Some(beat) = frame.beat.as_mut().filter(|beat| beat.compare) {
+        (beat.candidates, beat.leaders) = gossip.opinion;
+    }
     if link.ready {
         gossip.answer_questions(&mut link, &mut frame);
         gossip.bulk_page(&mut link, &mut frame);
@@ -228,7 +234,7 @@ impl<H: Holdings> Gossip<H> {
             // It has missed some: the hashes will tell which.
             link.cursor = end;
             let root = self.members.root();
-            frame.beat = Some(Beat { root, answer: true, compare: true });
+            frame.beat = Some(Beat { root, answer: true, compare: true, ..Beat::default() });
             return;
         };
         let mut deltas: Vec<(u32, Delta, Vec<u64>)> = Vec::new();

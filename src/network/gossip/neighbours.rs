@@ -52,7 +52,15 @@ impl<H: Holdings> Gossip<H> {
             return;
         }
         self.next_dial = now + DIAL_PAUSE;
-        let found = self.choose(now, members::Member::is_live);
+        let mut found = None;
+        if self.links.is_empty() && self.dialing.is_empty() && !self.first.is_empty() {
+            // One of them, and then others as ever: nobody depends on them.
+            let first = std::mem::take(&mut self.first);
+            found = self.choose(now, |member| first.contains(&member.key));
+            self.first = first;
+            self.counts.introduced += u64::from(found.is_some());
+        }
+        let found = found.or_else(|| self.choose(now, members::Member::is_live));
         match found.or_else(|| self.choose(now, |member| member.state != State::Left)) {
             Some(key) => self.dial(key, now),
             None => self.next_dial = now + REDIAL,

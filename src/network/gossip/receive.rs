@@ -421,6 +421,9 @@ impl<H: Holdings> Gossip<H> {
 
     fn on_beat(&mut self, beat: Beat, at: usize, now: Ms) {
         let root = self.members.root();
+        if beat.candidates != 0 {
+            self.links[at].opinion = Some((beat.candidates, beat.leaders));
+        }
         // Where nothing changes, all views should be the same.
         let compares = beat.compare || self.is_quiet(now);
         if beat.root == root {
@@ -432,7 +435,7 @@ impl<H: Holdings> Gossip<H> {
         }
         if beat.answer {
             let link = &mut self.links[at];
-            link.out.beat.get_or_insert(Beat { root, answer: false, compare: false });
+            link.out.beat.get_or_insert(Beat { root, ..Beat::default() });
             link.urgent(now);
         }
     }

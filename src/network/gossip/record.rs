@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::wire::RECORD_LIMIT;
-use crate::network::{claim, versions};
+use crate::network::{claim, facts, versions};
 
 /// A member's record, as it was checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Record {
     pub version: String,
     /// Proof of membership; empty: none.
     pub certificate: Bytes,
+    /// What it says of itself besides, as [`facts::Facts`] are written; empty: nothing.
+    pub facts: Bytes,
     /// The record and its signature as they travel.
     pub signed: Bytes,
 }
@@ -121,6 +123,8 @@ struct RecordBody {
     version: String,
     #[prost(bytes = "bytes", tag = "11")]
     certificate: Bytes,
+    #[prost(bytes = "bytes", tag = "12")]
+    facts: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -148,6 +152,7 @@ impl Record {
             zone: self.zone.clone(),
             version: self.version.clone(),
             certificate: self.certificate.clone(),
+            facts: self.facts.clone(),
         };
         versions::besides(body.encode_to_vec())
     }
@@ -183,6 +188,9 @@ impl Record {
             zone: text("zone", body.zone)?,
             version: text("version", body.version)?,
             certificate: body.certificate,
+            facts: Some(body.facts)
+                .filter(|facts| facts.len() <= facts::LIMIT)
+                .ok_or(RecordError::Field("facts"))?,
             signed: signed.clone(),
         };
         Ok((record, parts))

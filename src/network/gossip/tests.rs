@@ -2,6 +2,7 @@
 
 mod bounds;
 mod content;
+mod election;
 mod failure;
 mod kept;
 

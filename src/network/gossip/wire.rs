@@ -180,6 +180,12 @@ pub struct Beat {
     /// If the receiver's root is another, its buckets are wanted.
     #[prost(bool, tag = "3")]
     pub compare: bool,
+    /// Where the sender compares, a hash of the candidates that it sees; 0: it does not say.
+    #[prost(fixed32, tag = "4")]
+    pub candidates: u32,
+    /// And of who leads.
+    #[prost(fixed32, tag = "5")]
+    pub leaders: u32,
 }
 
 /// Positions of all live members of some buckets.

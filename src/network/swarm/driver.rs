@@ -22,6 +22,7 @@ use super::transport::transport;
 use super::view::{Known, Shared, Subject};
 use super::{Announcement, Parts};
 use crate::network::claim::clean;
+use crate::network::facts::Facts;
 use crate::network::gossip::members::State;
 use crate::network::gossip::{LinkId, Ms, NEIGHBOURS_LIMIT};
 use crate::network::identity::{Identity, peer_id};
@@ -87,6 +88,7 @@ pub(super) struct Driver {
     tags: Arc<dyn TagSource>,
     metrics: Metrics,
     announcement: Announcement,
+    facts: Facts,
     /// Claimed control addresses of this node besides those it listens at.
     advertise: Vec<SocketAddr>,
     /// Addresses to listen at, and whether one does.
@@ -183,6 +185,7 @@ impl Driver {
             zone: clean(&announcement.zone),
             version: clean(&announcement.version),
         };
+        let first = parts.first;
         let (events, from_streams) = mpsc::channel(stream::EVENTS);
         let mut driver = Self {
             swarm,
@@ -190,6 +193,7 @@ impl Driver {
             tags: parts.tags,
             metrics: parts.metrics,
             announcement,
+            facts: Facts::default(),
             advertise: config.advertise.clone(),
             listen: config.listen.iter().map(|address| (*address, None)).collect(),
             links: HashMap::new(),
@@ -213,6 +217,9 @@ impl Driver {
             keeping: keeping::Keeping::new(parts.keep),
         };
         driver.keeping.restore(&driver.shared);
+        if let Some(first) = first {
+            driver.shared.dial_first(&first(driver.shared.members(true)));
+        }
         driver.listen();
         driver.amend();
         driver.configure(&config.peers, &config.dns);
@@ -273,6 +280,13 @@ impl Driver {
         let orders = self.shared.take_orders();
         if let Some((peers, dns)) = orders.configure {
             self.configure(&peers, &dns);
+        }
+        if let Some(facts) = orders.facts {
+            self.facts = facts;
+            self.amend();
+        }
+        if orders.recheck || !orders.recheck_peers.is_empty() {
+            self.shared.changed.send_modify(|count| *count += 1);
         }
         if orders.recheck {
             self.recheck();

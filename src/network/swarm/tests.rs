@@ -14,6 +14,7 @@ use crate::oci::Level;
 
 mod abuse;
 mod admission;
+mod facts;
 mod flood;
 mod kept;
 mod recorded;
@@ -34,6 +35,8 @@ struct Start {
     port: u16,
     names: Arc<dyn Names>,
     keep: Option<PathBuf>,
+    advertise: Vec<SocketAddr>,
+    name: String,
 }
 
 /// Names that a test decides on.
@@ -80,6 +83,8 @@ impl Default for Start {
             port: 0,
             names: Arc::new(TestNames::default()),
             keep: None,
+            advertise: Vec::new(),
+            name: "node".into(),
         }
     }
 }
@@ -97,14 +102,14 @@ impl Start {
     async fn start_with(self, controls: Controls) -> Node {
         let config = Config {
             listen: vec![(Ipv4Addr::LOCALHOST, self.port).into()],
-            advertise: Vec::new(),
+            advertise: self.advertise,
             dns: self.dns,
             peers: self.peers,
             ..Config::default()
         };
         let announcement = Announcement {
             transfer: vec![(Ipv4Addr::UNSPECIFIED, 5002).into()],
-            node: "node".into(),
+            node: self.name,
             zone: "zone".into(),
             version: "0.1.0".into(),
         };
@@ -114,6 +119,7 @@ impl Start {
             tags: Arc::clone(&controls.tags) as _,
             metrics: Metrics::default(),
             keep: self.keep,
+            first: None,
         };
         let (swarm, network) =
             Swarm::spawn_with(&self.identity, &config, &announcement, parts, self.names).unwrap();
@@ -478,6 +484,7 @@ async fn a_taken_port_is_a_problem_that_goes_away() {
         tags: Arc::clone(&controls.tags) as _,
         metrics: Metrics::default(),
         keep: None,
+        first: None,
     };
     let (_swarm, network) =
         Swarm::spawn(&Identity::generate(), &config, &Announcement::default(), parts).unwrap();

@@ -5,18 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::notary::{self, Keeper, content_key};
 use crate::network::admission::Admission;
 use crate::network::claim::ADDRESS_LIMIT;
+use crate::network::facts::Facts;
 use crate::network::gossip::holdings::Index;
 use crate::network::gossip::members::{Member, State};
 use crate::network::gossip::record::Record;
 use crate::network::gossip::{Gossip, Limits, Ms};
 use crate::network::identity::Identity;
-use crate::network::{Advertisement, KnownPeer, MemberState, Peer, PeerConfig, PeerStatus, Status};
+use crate::network::{self, Advertisement, KnownPeer, MemberState, Peer, PeerConfig, PeerStatus, Status};
 use crate::oci::{Action, Digest, Gate, PeerId};
 
 /// Problems that are kept at once, and subjects whose last log lines are remembered; what is more is not shown.
@@ -38,6 +39,8 @@ pub(super) struct Shared {
     problems: Mutex<Problems>,
     listening: Mutex<Vec<String>>,
     orders: Mutex<Orders>,
+    /// Rises when members change, or what the gate says of them.
+    pub changed: watch::Sender<u64>,
 }
 
 /// What the gossip knows, and its members as the rest of the program knows them.
@@ -53,6 +56,7 @@ pub(super) struct Orders {
     pub recheck: bool,
     pub recheck_peers: HashSet<PeerId>,
     pub configure: Option<(Vec<PeerConfig>, Vec<String>)>,
+    pub facts: Option<Facts>,
 }
 
 /// A peer that is or was connected, or that is configured.
@@ -73,6 +77,8 @@ pub(super) struct Known {
 pub(super) enum Subject {
     Listen(SocketAddr),
     Own,
+    /// What this node says of itself.
+    Facts,
     /// The view on disk.
     Kept,
     Dns(String),
@@ -129,6 +135,7 @@ impl Shared {
             problems: Mutex::default(),
             listening: Mutex::default(),
             orders: Mutex::default(),
+            changed: watch::Sender::default(),
         }
     }
 
@@ -195,12 +202,43 @@ impl Shared {
     /// Takes note of what has become of members since the last time.
     pub(super) fn renew(&self) {
         let view = &mut *self.view_mut();
-        for number in view.gossip.renewed() {
+        let renewed = view.gossip.renewed();
+        if !renewed.is_empty() {
+            self.changed.send_modify(|count| *count += 1);
+        }
+        for number in renewed {
             match view.gossip.members().get(number).and_then(|member| notary::peer(&member.record)) {
                 Some(member) => view.members.insert(number, member),
                 None => view.members.remove(&number),
             };
         }
+    }
+
+    /// Members that may take part, this node included: the live ones, or with `remembered` also those of an earlier life.
+    pub(super) fn members(&self, remembered: bool) -> Vec<network::Member> {
+        let view = self.view();
+        let suits = |member: &Member| member.is_live() || (remembered && member.state == State::Remembered);
+        let member = |(number, member): (u32, &Member)| {
+            let peer = match view.members.get(&number) {
+                Some(peer) => Arc::clone(peer),
+                None => notary::peer(&member.record)?,
+            };
+            let takes_part = number == 0
+                || (self.gate.allows(&peer.id, Action::Connect) && !self.gate.is_unproved(&peer.id));
+            let silent = Duration::from_millis(self.now().saturating_sub(member.since));
+            takes_part.then(|| network::Member {
+                peer,
+                facts: Facts::decode(&member.record.facts).unwrap_or_default(),
+                suspected: (member.state == State::Suspected).then_some(silent),
+            })
+        };
+        view.gossip.members().iter().filter(|(_, member)| suits(member)).filter_map(member).collect()
+    }
+
+    /// Whom to dial first.
+    pub(super) fn dial_first(&self, peers: &[PeerId]) {
+        let keys = peers.iter().filter_map(|id| Some(notary::member_key(&id.as_str().parse().ok()?)));
+        self.view_mut().gossip.dial_first(keys.collect());
     }
 
     /// How a peer is by the gossip's word.

@@ -1,6 +1,7 @@
 //! Version 0.1 of the contract: what the macro makes of `wit/policy.wit`, and the way from and to the host's own types.
 //! What a verdict must be is checked here.
 
+pub(super) mod election;
 pub(super) mod registry;
 pub(super) mod trust;
 
@@ -47,7 +48,7 @@ pub(in crate::policy) trait Abi: World {
         exports: &Self::Exports,
         store: &mut Store<Host>,
         settings: &str,
-        here: &Node,
+        here: Option<&Node>,
     ) -> Result<std::result::Result<Info, Unconfigured>>;
 
     /// A request as guests get it.
@@ -73,11 +74,11 @@ pub(in crate::policy) enum Unconfigured {
 /// Implements [`Abi`] by what the generator made in `bindings`, and by `request` and `verdict` beside it: each world has its own
 /// copy of all types but those of `types`.
 macro_rules! abi {
-    ($world:ty, $exports:ident, $pre:ident, $interface:ident, $ask:ident) => {
+    ($world:ty, $exports:ident, $pre:ident, $interface:ident, $ask:ident, $request:ident) => {
         impl super::Abi for $world {
             type Pre = self::bindings::$pre<super::Host>;
             type Exports = self::bindings::$exports;
-            type Asked = abi::Request;
+            type Asked = $request;
 
             fn pre(pre: ::wasmtime::component::InstancePre<super::Host>) -> ::wasmtime::Result<Self::Pre> {
                 Self::Pre::new(pre)
@@ -94,10 +95,10 @@ macro_rules! abi {
                 exports: &Self::Exports,
                 store: &mut ::wasmtime::Store<super::Host>,
                 settings: &str,
-                here: &super::Node,
+                here: Option<&super::Node>,
             ) -> ::wasmtime::Result<Result<super::Info, super::Unconfigured>> {
                 let lifecycle = exports.peili_policy_lifecycle();
-                Ok(match lifecycle.call_configure(store, settings, Some(here))? {
+                Ok(match lifecycle.call_configure(store, settings, here)? {
                     Ok(info) => super::info(&info.summary, &info.requires),
                     Err(errors) => Err(super::setting_errors(
                         errors.iter().map(|error| (error.pointer.as_str(), error.message.as_str())),
@@ -105,14 +106,14 @@ macro_rules! abi {
                 })
             }
 
-            fn request(request: &Self::Request) -> abi::Request {
+            fn request(request: &Self::Request) -> $request {
                 self::request(request)
             }
 
             fn ask(
                 exports: &Self::Exports,
                 store: &mut ::wasmtime::Store<super::Host>,
-                asked: &abi::Request,
+                asked: &$request,
             ) -> ::wasmtime::Result<Result<Self::Verdict, String>> {
                 Ok(verdict(exports.$interface().$ask(store, asked)?))
             }

@@ -163,7 +163,7 @@ fn spawn(options: &Options) -> Result<(Swarm, SwarmNetwork)> {
         zone: "eu-central-1a".into(),
         version: "0.1.0".into(),
     };
-    let parts = Parts { gate, admission, tags: Arc::new(NoTags), metrics, keep: None };
+    let parts = Parts { gate, admission, tags: Arc::new(NoTags), metrics, keep: None, first: None };
     Ok(Swarm::spawn(&identity, &config, &announcement, parts)?)
 }
 

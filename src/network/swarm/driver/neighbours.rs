@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
+use bytes::Bytes;
 use libp2p::swarm::DialError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId as P2pId, Stream};
@@ -14,11 +15,15 @@ use super::super::streams;
 use super::super::view::Subject;
 use super::{Driver, dialing};
 use crate::network::claim::ADDRESS_LIMIT;
+use crate::network::facts::Facts;
 use crate::network::gossip::record::Record;
-use crate::network::gossip::wire;
+use crate::network::gossip::wire::{self, RECORD_LIMIT};
 use crate::network::gossip::{Action as Wish, Key, LinkId};
 use crate::network::identity::peer_id;
 use crate::oci::{Action, PeerId};
+
+/// What a signature adds to a record's body.
+const SIGNED: usize = 72;
 
 /// A stream to a neighbour.
 pub(super) struct Neighbour {
@@ -274,15 +279,29 @@ impl Driver {
         transfer.truncate(ADDRESS_LIMIT);
         let certificate = self.shared.admission.own().unwrap_or_default();
         let announcement = self.announcement.clone();
+        let facts = self.facts.clone();
         let now = self.now();
+        let mut left_out = false;
         self.shared.view_mut().gossip.amend(
             |record| {
                 (record.control, record.transfer) = (control, transfer);
                 (record.node, record.zone) = (announcement.node, announcement.zone);
                 (record.version, record.certificate) = (announcement.version, certificate);
+                record.facts = facts.encode();
+                left_out = facts != Facts::decode(&record.facts).unwrap_or_default();
+                if record.body().len() + SIGNED > RECORD_LIMIT {
+                    // A record that nobody takes would be worse than one that says less.
+                    left_out = true;
+                    record.facts = Facts { labels: Vec::new(), ..facts }.encode();
+                }
+                if record.body().len() + SIGNED > RECORD_LIMIT {
+                    record.facts = Bytes::new();
+                }
             },
             now,
         );
+        let text = "this node has so many addresses, or so long names, that peers are not told all of `election.labels`";
+        self.shared.problem(Subject::Facts, left_out.then(|| text.to_owned()));
     }
 
     /// Tells the neighbours that this node goes away; `farewells` end when that is written.

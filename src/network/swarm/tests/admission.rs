@@ -87,6 +87,7 @@ impl Made {
             tags: Arc::new(crate::network::conformance::TestTags::default()),
             metrics: Metrics::default(),
             keep: None,
+            first: None,
         };
         let (swarm, network) = Swarm::spawn(&identity, &config, &announcement, parts).unwrap();
         wait_for("it listens", || !network.status().listening.is_empty()).await;

@@ -104,7 +104,7 @@ fn frame(record: &Bytes, suspicion: &Bytes) -> Frame {
         want: vec![position],
         wholes: vec![Whole { key: 1, epoch: 2, version: 3, contents: contents.clone(), more: true }],
         tree: wire::GRAFT,
-        beat: Some(Beat { root: 1, answer: true, compare: true }),
+        beat: Some(Beat { root: 1, answer: true, compare: true, ..Beat::default() }),
         buckets: vec![5; 4 * wire::BUCKETS].into(),
         summary: Some(Summary { buckets: vec![9; wire::BUCKETS / 8].into(), positions: vec![position] }),
         bulk_wanted: true,

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use self::bindings::exports::peili::policy::registry as abi;
+use self::bindings::exports::peili::policy::registry::Request;
 use super::{milliseconds, reason, timestamp};
 use crate::oci::Health;
 use crate::policy::registry::{self as domain, Registry};
@@ -17,12 +18,12 @@ pub(super) mod bindings {
 /// Sources of one plan.
 const SOURCES: usize = 16;
 
-super::abi!(Registry, RegistryPolicy, RegistryPolicyPre, peili_policy_registry, call_decide);
+super::abi!(Registry, RegistryPolicy, RegistryPolicyPre, peili_policy_registry, call_decide, Request);
 
 /// A request as guests get it.
-fn request(request: &domain::Request) -> abi::Request {
+fn request(request: &domain::Request) -> Request {
     let (media_type, size) = &request.descriptor;
-    abi::Request {
+    Request {
         operation: match request.operation {
             domain::Operation::Manifests => abi::Operation::Manifests,
             domain::Operation::Blobs => abi::Operation::Blobs,

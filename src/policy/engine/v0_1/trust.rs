@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use self::bindings::exports::peili::policy::trust as abi;
+use self::bindings::exports::peili::policy::trust::Request;
 use super::types::Attribute;
 use super::{milliseconds, reason, timestamp};
 use crate::policy::trust::{self as domain, RATE_MIN, TTL_LIMIT, TTL_MIN, Trust};
@@ -23,13 +24,13 @@ pub(super) mod bindings {
 /// Longest denial: what made a policy deny is asked about again after it.
 const DENY_LIMIT: Duration = Duration::from_hours(24);
 
-super::abi!(Trust, TrustPolicy, TrustPolicyPre, peili_policy_trust, call_evaluate);
+super::abi!(Trust, TrustPolicy, TrustPolicyPre, peili_policy_trust, call_evaluate, Request);
 
-fn request(request: &domain::Request) -> abi::Request {
+fn request(request: &domain::Request) -> Request {
     let conduct = &request.conduct;
     let claim =
         |(name, value): &(&'static str, String)| Attribute { name: (*name).into(), value: value.clone() };
-    abi::Request {
+    Request {
         peer: (&request.peer).into(),
         observed_addresses: request.observed.iter().map(ToString::to_string).collect(),
         announced_addresses: request.announced.clone(),

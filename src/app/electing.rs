@@ -1,0 +1,137 @@
+//! Joins elections with the rest: the network's members are the candidates, and who leads is told to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
+
+use crate::election::{self, Alone, Election, Facts, Mark, Member, Metrics, Table, World};
+use crate::network;
+use crate::network::admission::Admission;
+use crate::network::facts::{self, ApiServer};
+use crate::network::swarm::{First, SwarmNetwork};
+use crate::oci::PeerId;
+use crate::policy::Policies;
+use crate::policy::election::{ElectionPolicy, Reachability};
+
+/// The members as candidates.
+pub(super) struct Nodes {
+    pub(super) network: SwarmNetwork,
+    /// Hundredths of the upload slots that are taken.
+    pub(super) load: Box<dyn Fn() -> u32 + Send + Sync>,
+    /// Whether the configuration says where others may be.
+    pub(super) looks: Arc<AtomicBool>,
+}
+
+/// Whether the configuration says where others may be.
+pub(super) fn looks(config: &network::Config) -> bool {
+    !config.dns.is_empty() || config.peers.iter().any(|peer| !peer.addresses.is_empty())
+}
+
+/// Whom a node dials first that was started again.
+pub(super) fn first(here: &PeerId, config: &election::Config) -> First {
+    let (here, config) = (here.clone(), config.clone());
+    Box::new(move |members| {
+        election::remembered(members.into_iter().map(candidate).collect(), &here, &config)
+    })
+}
+
+/// Elections over these nodes.
+pub(super) fn elections(
+    config: &election::Config,
+    policies: &Arc<Policies>,
+    admission: &Admission,
+    nodes: Nodes,
+    metrics: Metrics,
+) -> Election {
+    let here = nodes.network.peer_id().clone();
+    let hash = {
+        let (policies, admission) = (Arc::clone(policies), admission.clone());
+        move || {
+            let secret = admission.secret();
+            policies.hash(secret.as_ref().map(|secret| secret.as_slice()))
+        }
+    };
+    Election::new(
+        here,
+        config,
+        Arc::clone(policies) as Arc<dyn ElectionPolicy>,
+        hash,
+        Arc::new(nodes),
+        metrics,
+    )
+}
+
+impl World for Nodes {
+    fn members(&self) -> Vec<Member> {
+        self.network.members().into_iter().map(candidate).collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.network.changes()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.network.is_complete()
+    }
+
+    fn alone(&self) -> Alone {
+        let looks = self.looks.load(Ordering::Relaxed) || !self.network.known_peers().is_empty();
+        if looks { Alone::Unreached } else { Alone::NoBootstrapSource }
+    }
+
+    fn load(&self) -> u32 {
+        (self.load)()
+    }
+
+    fn api_server(&self) -> Reachability {
+        // Nothing of this program speaks with it yet.
+        Reachability::Unknown
+    }
+
+    fn tell(&self, facts: Facts) {
+        self.network.set_facts(facts::Facts {
+            policy: facts.policy.0,
+            api_server: match facts.api_server {
+                Reachability::Unknown => ApiServer::Unknown,
+                Reachability::Reachable => ApiServer::Reachable,
+                Reachability::Unreachable => ApiServer::Unreachable,
+            },
+            load: facts.load,
+            uptime: facts.uptime,
+            labels: facts.labels.into_iter().collect(),
+        });
+    }
+
+    fn lead(&self, table: &Table) {
+        let (candidates, leaders) = table.opinion();
+        self.network.set_opinion(candidates, leaders);
+        self.network.dial_first(&table.introducers());
+    }
+
+    fn opinions(&self) -> Vec<(u32, u32)> {
+        self.network.opinions()
+    }
+}
+
+fn candidate(member: network::Member) -> Member {
+    let network::Member { peer, facts, suspected } = member;
+    Member {
+        id: peer.id.clone(),
+        name: peer.node.clone(),
+        zone: peer.zone.clone(),
+        version: peer.version.clone(),
+        facts: Facts {
+            policy: Mark(facts.policy),
+            api_server: match facts.api_server {
+                ApiServer::Unknown => Reachability::Unknown,
+                ApiServer::Reachable => Reachability::Reachable,
+                ApiServer::Unreachable => Reachability::Unreachable,
+            },
+            load: facts.load,
+            uptime: facts.uptime,
+            labels: facts.labels.into_iter().collect(),
+        },
+        suspected,
+    }
+}

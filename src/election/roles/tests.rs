@@ -1,0 +1,327 @@
+//! The engine, with the time in hand and policies that are functions.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use super::*;
+use crate::election::members::Facts;
+use crate::oci::Home;
+use crate::policy::Failure;
+use crate::policy::election::Why;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MARK: EffectiveHash = EffectiveHash([7; 32]);
+
+pub(super) fn id(n: u32) -> PeerId {
+    // 52 characters of base58, sorted by number.
+    let digits = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+    let (high, low) = (digits[(n / 58) as usize] as char, digits[(n % 58) as usize] as char);
+    format!("12D3KooW{}{high}{low}", "x".repeat(42)).parse().unwrap()
+}
+
+fn member(n: u32) -> Member {
+    Member {
+        id: id(n),
+        name: format!("node-{n}"),
+        zone: format!("zone-{}", n % 3),
+        version: "1".into(),
+        facts: Facts { policy: Mark::of(&MARK), ..Facts::default() },
+        suspected: None,
+    }
+}
+
+/// Policies that say what a test wants.
+#[derive(Default)]
+struct Ranks {
+    ranked: Mutex<Ranked>,
+    generation: Mutex<i64>,
+    asked: Mutex<usize>,
+}
+
+impl Ranks {
+    fn say(&self, weights: &[u32]) {
+        *self.ranked.lock().unwrap() = Ranked {
+            weights: Some(weights.to_vec()),
+            why: Why::Policies(vec!["p".into()]),
+            ..Ranked::default()
+        };
+        *self.generation.lock().unwrap() += 1;
+    }
+
+    fn fail(&self) {
+        let why = Why::Failed("p".into(), Failure::Time);
+        *self.ranked.lock().unwrap() = Ranked { why, ..Ranked::default() };
+        *self.generation.lock().unwrap() += 1;
+    }
+}
+
+impl ElectionPolicy for Ranks {
+    fn is_active(&self) -> bool {
+        *self.generation.lock().unwrap() > 0
+    }
+
+    fn generation(&self) -> i64 {
+        *self.generation.lock().unwrap()
+    }
+
+    fn rank(&self, _: &policies::View) -> Ranked {
+        *self.asked.lock().unwrap() += 1;
+        self.ranked.lock().unwrap().clone()
+    }
+
+    fn hash(&self, _: Option<&[u8]>) -> EffectiveHash {
+        if self.ranked.lock().unwrap().why.is_fault() { EffectiveHash::BUILT_IN } else { MARK }
+    }
+}
+
+struct Bench {
+    ranks: Arc<Ranks>,
+    roles: Roles,
+    config: Config,
+}
+
+impl Bench {
+    /// The node number `here`.
+    fn new(here: u32) -> Self {
+        let ranks = Arc::new(Ranks::default());
+        let hash = Arc::clone(&ranks);
+        let roles = Roles::new(id(here), Arc::clone(&ranks) as _, move || hash.hash(None));
+        Self { ranks, roles, config: Config::default() }
+    }
+
+    fn at(&mut self, seconds: u32, members: &[Member]) -> Output {
+        let alone = Alone::Unreached;
+        let input = Input { now: seconds * SECOND, members: members.to_vec(), complete: true, alone };
+        self.roles.evaluate(&self.config, input)
+    }
+}
+
+fn by(output: &Output, role: Role) -> (By, String) {
+    let status = output.table.status(Backend::Auto, &[]);
+    let role = status.roles.into_iter().find(|known| known.role == role.name()).unwrap();
+    (role.by, role.fallback)
+}
+
+/// Two nodes that see the same members in another order agree on everything.
+#[test]
+fn nodes_agree_and_few_keys_move() {
+    let members: Vec<Member> = (0..50).map(member).collect();
+    let reversed: Vec<Member> = members.iter().rev().cloned().collect();
+    let (mut a, mut b) = (Bench::new(0), Bench::new(49));
+    let (first, second) = (a.at(0, &members), b.at(0, &reversed));
+    assert_eq!(first.table.opinion(), second.table.opinion());
+    assert_eq!(first.table.introducers(), second.table.introducers());
+    let who = |output: &Output, here: u32, key: u32| match output.table.home(&key.to_be_bytes()) {
+        Home::Here => id(here),
+        Home::Peer(id) => id,
+        Home::Nobody => panic!("nobody"),
+    };
+    assert!((0..1000).all(|key| who(&first, 0, key) == who(&second, 49, key)));
+
+    let fewer: Vec<Member> = members.iter().filter(|member| member.id != id(7)).cloned().collect();
+    let after = a.at(1, &fewer);
+    let moved: Vec<u32> = (0..10_000).filter(|key| who(&first, 0, *key) != who(&after, 0, *key)).collect();
+    assert!(moved.iter().all(|key| who(&first, 0, *key) == id(7)), "only those of who is gone");
+    assert!((100..300).contains(&moved.len()), "{} of 10,000, a fiftieth are 200", moved.len());
+    assert_ne!(first.table.opinion(), after.table.opinion());
+}
+
+#[test]
+fn introducers_are_of_different_zones_and_stay() {
+    let mut bench = Bench::new(0);
+    let members: Vec<Member> = (0..9).map(member).collect();
+    let output = bench.at(0, &members);
+    let held = output.table.introducers();
+    let zones: std::collections::BTreeSet<&str> = members
+        .iter()
+        .filter(|member| held.contains(&member.id))
+        .map(|member| member.zone.as_str())
+        .collect();
+    assert_eq!((held.len(), zones.len()), (3, 3));
+    // More members: whoever is better must be so for a while.
+    let more: Vec<Member> = (0..40).map(member).collect();
+    let later = bench.at(1, &more);
+    assert_eq!(later.table.introducers(), held);
+    assert_eq!(later.due, Some(6 * SECOND));
+    assert!(!later.changed.contains(&Role::Introducers));
+    let settled = bench.at(6, &more);
+    assert_ne!(settled.table.introducers(), held);
+    assert_eq!(settled.changed, [Role::Introducers]);
+    // One zone, unknown: there are still three.
+    let unknown: Vec<Member> = (0..9).map(|n| Member { zone: String::new(), ..member(n) }).collect();
+    assert_eq!(Bench::new(0).at(0, &unknown).table.introducers().len(), 3);
+}
+
+#[test]
+fn who_is_silent_leads_nothing() {
+    let mut bench = Bench::new(0);
+    let mut members: Vec<Member> = (0..3).map(member).collect();
+    bench.at(0, &members);
+    members[1].suspected = Some(Duration::from_millis(100));
+    let output = bench.at(1, &members);
+    assert_eq!((output.table.members(), output.due), (3, Some(SECOND + Duration::from_millis(400))));
+    members[1].suspected = Some(Duration::from_millis(500));
+    let output = bench.at(2, &members);
+    assert_eq!(output.table.members(), 2);
+    assert!(!output.table.introducers().contains(&id(1)));
+    // Who stood still is not without itself.
+    members[0].suspected = Some(SECOND);
+    assert!(bench.at(3, &members).table.holds(Role::TagHome));
+}
+
+#[test]
+fn policies_rank_where_two_thirds_carry_them_for_a_while() {
+    let mut bench = Bench::new(0);
+    let members: Vec<Member> = (0..4).map(member).collect();
+    assert_eq!(by(&bench.at(0, &members), Role::TagHome), (By::BuiltIn, String::new()), "there is no policy");
+    bench.ranks.say(&[0, 0, 0, 5]);
+    // The others have carried it for long enough, which is more than two thirds of four.
+    let mut members = members;
+    assert_eq!(by(&bench.at(21, &members), Role::TagHome).0, By::Policy);
+    assert_eq!(bench.at(21, &members).table.home(b"key"), Home::Peer(id(3)));
+    assert_eq!(bench.at(21, &members).table.introducers(), [id(3)], "who is excluded sits no more");
+    // Two of four are not enough, and that counts at once.
+    for other in [1, 2] {
+        members[other].facts.policy = Mark([1; 16]);
+    }
+    let output = bench.at(22, &members);
+    assert_eq!(
+        (by(&output, Role::TagHome), output.mark),
+        ((By::BuiltIn, "disagreement".into()), Mark::of(&MARK))
+    );
+    assert_eq!(output.table.carry(), 2);
+    // Nor are three where one has carried it for too short a time.
+    members[1].facts.policy = Mark::of(&MARK);
+    assert_eq!(by(&bench.at(30, &members), Role::TagHome).0, By::BuiltIn);
+    let output = bench.at(39, &members);
+    assert_eq!((by(&output, Role::TagHome).0, output.due), (By::BuiltIn, Some(40 * SECOND)));
+    assert_eq!(by(&bench.at(40, &members), Role::TagHome).0, By::Policy);
+}
+
+#[test]
+fn two_thirds_are_not_more_than_two_thirds() {
+    let mut bench = Bench::new(0);
+    let mut members: Vec<Member> = (0..3).map(member).collect();
+    members[2].facts.policy = Mark::default();
+    bench.ranks.say(&[1, 1, 1]);
+    for second in [0, 60] {
+        let output = bench.at(second, &members);
+        assert_eq!(by(&output, Role::TagHome), (By::BuiltIn, "disagreement".into()));
+    }
+}
+
+#[test]
+fn a_policy_that_fails_is_the_built_in_for_all_and_is_tried_again() {
+    let mut bench = Bench::new(0);
+    let members: Vec<Member> = (0..3).map(member).collect();
+    bench.ranks.say(&[0, 0, 5]);
+    bench.at(0, &members);
+    assert_eq!(by(&bench.at(10, &members), Role::TagHome).0, By::Policy);
+    bench.ranks.fail();
+    let output = bench.at(11, &members);
+    assert_eq!((by(&output, Role::TagHome), output.mark), ((By::BuiltIn, "failed".into()), Mark::default()));
+    let asked = || *bench.ranks.asked.lock().unwrap();
+    let before = asked();
+    let ranks = Arc::clone(&bench.ranks);
+    let asked = || *ranks.asked.lock().unwrap();
+    bench.at(70, &members);
+    assert_eq!(asked(), before, "nothing has changed");
+    bench.at(71, &members);
+    assert_eq!(asked(), before + 2, "after a minute it is tried again");
+}
+
+#[test]
+fn policies_are_asked_when_something_has_changed_and_not_before() {
+    let mut bench = Bench::new(0);
+    let mut members: Vec<Member> = (0..3).map(member).collect();
+    bench.ranks.say(&[1, 1, 1]);
+    let ranks = Arc::clone(&bench.ranks);
+    let asked = || std::mem::take(&mut *ranks.asked.lock().unwrap());
+    bench.at(0, &members);
+    assert_eq!(asked(), 2);
+    members[1].facts.policy = Mark::default();
+    bench.at(1, &members);
+    assert_eq!(asked(), 0, "who carries what is no fact about candidates");
+    members[1].facts.labels = BTreeMap::from([("a".into(), "b".into())]);
+    bench.at(2, &members);
+    assert_eq!(asked(), 2);
+    // A wrong length is worth nothing.
+    bench.ranks.say(&[1]);
+    assert_eq!(by(&bench.at(3, &members), Role::TagHome).0, By::BuiltIn);
+}
+
+#[test]
+fn the_configuration_names_them_or_nobody() {
+    let mut bench = Bench::new(0);
+    let members: Vec<Member> = (0..6).map(member).collect();
+    bench.config = Config {
+        backend: Backend::Static,
+        nodes: vec!["node-4".into(), "node-9".into(), "node-1".into()],
+        introducers: 1,
+        ..Config::default()
+    };
+    let output = bench.at(0, &members);
+    assert_eq!(output.table.introducers(), [id(4)], "the first one that lives");
+    let homes: std::collections::HashSet<Home> =
+        (0..100_u32).map(|key| output.table.home(&key.to_be_bytes())).collect();
+    assert_eq!(homes, [Home::Peer(id(4)), Home::Peer(id(1))].into());
+    let left: Vec<Member> = members.iter().filter(|member| member.id != id(4)).cloned().collect();
+    assert_eq!(bench.at(1, &left).table.introducers(), [id(1)]);
+    bench.config = Config { backend: Backend::Off, ..Config::default() };
+    let output = bench.at(2, &members);
+    assert_eq!((output.table.home(b"k"), output.table.introducers()), (Home::Nobody, vec![]));
+    assert_eq!(output.table.mode(), Mode::Off);
+}
+
+#[test]
+fn alone_is_a_state_with_a_cause() {
+    let mut bench = Bench::new(0);
+    let output = bench.at(0, &[member(0)]);
+    assert_eq!(output.table.mode(), Mode::Alone(Alone::Unreached));
+    assert_eq!(output.table.home(b"k"), Home::Here);
+    assert_eq!(bench.at(1, &[member(0), member(1)]).table.mode(), Mode::Gossip);
+}
+
+#[test]
+fn what_is_explained_is_what_is_held() {
+    let mut bench = Bench::new(0);
+    let members: Vec<Member> = (0..30).map(member).collect();
+    let output = bench.at(0, &members);
+    let explained = output.table.explain(Role::TagHome, Some("docker.io/library/nginx:1.27"), Vec::new());
+    let holder = match output.table.home(b"docker.io/library/nginx:1.27") {
+        Home::Here => id(0),
+        Home::Peer(id) => id,
+        Home::Nobody => panic!("nobody"),
+    };
+    assert_eq!(explained.owners[0].id, holder.to_string());
+    assert_eq!(
+        (explained.candidates[0].id.clone(), explained.candidates[0].holds),
+        (holder.to_string(), true)
+    );
+    assert_eq!(explained.candidates.len(), 20);
+    let explained = output.table.explain(Role::Introducers, None, Vec::new());
+    assert_eq!(explained.owners.len(), 3);
+    assert_eq!(explained.candidates.iter().filter(|standing| standing.holds).count(), 3);
+}
+
+#[test]
+fn a_long_tenure_counts_for_a_minute() {
+    let mut bench = Bench::new(0);
+    bench.config.introducers = 1;
+    let members: Vec<Member> = (0..3).map(member).collect();
+    let say = |bench: &Bench, weights: [u32; 3]| {
+        bench.ranks.say(&weights);
+        bench.ranks.ranked.lock().unwrap().min_tenure = Some(Duration::from_secs(3600));
+    };
+    say(&bench, [9, 1, 1]);
+    bench.at(0, &members);
+    // Whoever the built-in chose has no tenure to serve.
+    bench.at(10, &members);
+    assert_eq!(bench.at(80, &members).table.introducers(), [id(0)]);
+    say(&bench, [1, 9, 1]);
+    bench.at(81, &members);
+    assert_eq!(bench.at(85, &members).table.introducers(), [id(0)]);
+    let due = bench.at(85, &members).due;
+    assert!(due.is_some_and(|due| due <= 141 * SECOND), "{due:?}");
+    assert_eq!(bench.at(141, &members).table.introducers(), [id(1)]);
+}

@@ -1,0 +1,111 @@
+//! What code becomes of a component, and what bounds it: the settings of wasmtime.
+//!
+//! Machine code where the kernel lets a process make some, else the interpreter, which is asked once and found out at start. It
+//! neither compiles components nor runs them.
+
+use wasmtime::{Config, Engine, Instance, Module, Store};
+
+/// Stack of the guest's code, in bytes: a part of the 2 MiB that a thread has.
+const STACK: usize = 256 << 10;
+/// wasmtime's interpreter.
+const INTERPRETER: &str = "pulley64";
+/// How much longer interpreted code may take.
+const SLOWNESS: u32 = 10;
+/// `(module (func (export "probe") (result i32) i32.const 7))`
+const PROBE: [u8; 40] = [
+    0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, // head
+    1, 5, 1, 0x60, 0, 1, 0x7f, // types
+    3, 2, 1, 0, // functions
+    7, 9, 1, 5, b'p', b'r', b'o', b'b', b'e', 0, 0, // exports
+    10, 6, 1, 4, 0, 0x41, 7, 0x0b, // code
+    0, 0,
+];
+
+/// What ends a call that takes too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::policy) enum Bound {
+    /// The clock alone.
+    Time,
+    /// A number of instructions, the same on all nodes; the clock is the safety net.
+    Fuel,
+}
+
+/// What runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::policy) enum Code {
+    /// For this processor.
+    Native,
+    /// For any processor of this kind.
+    #[cfg(test)]
+    Baseline,
+    /// By wasmtime's interpreter.
+    Interpreted,
+}
+
+impl Code {
+    /// Machine code if it can be made and run here.
+    pub(in crate::policy) fn here() -> Self {
+        match probe() {
+            Ok(()) => Self::Native,
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "memory with code cannot be made here (SELinux execmem, PaX, PR_SET_MDWE?); policies are interpreted, and \
+                     have ten times as long"
+                );
+                Self::Interpreted
+            }
+        }
+    }
+
+    /// How many times as long as machine code it may take.
+    pub(super) fn pace(self) -> u32 {
+        if self == Self::Interpreted { SLOWNESS } else { 1 }
+    }
+}
+
+/// wasmtime with these settings.
+pub(super) fn engine(code: Code, bound: Bound) -> wasmtime::Result<Engine> {
+    let mut config = Config::new();
+    config
+        .wasm_component_model(true)
+        // Costs half a microsecond a call, and is for guests that wait.
+        .concurrency_support(false)
+        .epoch_interruption(true)
+        .max_wasm_stack(STACK)
+        // No signal handlers in a process whose signals are tokio's, and no address space that guards reserve.
+        .signals_based_traps(false)
+        .memory_reservation(0)
+        .memory_reservation_for_growth(1 << 20)
+        .memory_guard_size(0)
+        .memory_init_cow(false)
+        .wasm_backtrace_max_frames(None);
+    if bound == Bound::Fuel {
+        // All nodes must come to the same result: what machines differ in is fixed, or not there.
+        config.consume_fuel(true).cranelift_nan_canonicalization(true).wasm_relaxed_simd(false);
+    }
+    match code {
+        Code::Native => {}
+        #[cfg(test)]
+        Code::Baseline => {
+            config.target(&format!("{}-unknown-linux-gnu", std::env::consts::ARCH))?;
+        }
+        Code::Interpreted => {
+            config.target(INTERPRETER)?;
+        }
+    }
+    Engine::new(&config)
+}
+
+/// Makes code and runs it.
+fn probe() -> wasmtime::Result<()> {
+    let engine = engine(Code::Native, Bound::Time)?;
+    let module = Module::new(&engine, &PROBE[..PROBE.len() - 2])?;
+    let mut store = Store::new(&engine, ());
+    store.set_epoch_deadline(1);
+    let instance = Instance::new(&mut store, &module, &[])?;
+    match instance.get_typed_func::<(), i32>(&mut store, "probe")?.call(&mut store, ())? {
+        7 => Ok(()),
+        other => Err(wasmtime::Error::msg(format!("code runs wrong: {other}"))),
+    }
+}
