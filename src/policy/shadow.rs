@@ -79,10 +79,12 @@ impl Recent {
 
     /// Keeps a copy of the last view of its role.
     pub(super) fn keep_view(&self, view: &View) {
-        let copy = view.clone();
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if views.len() < ROLES || views.contains_key(&view.role.name) {
-            views.insert(view.role.name.clone(), copy);
+        match views.get_mut(&view.role.name) {
+            Some(known) if known == view => {}
+            Some(known) => *known = view.clone(),
+            None if views.len() < ROLES => drop(views.insert(view.role.name.clone(), view.clone())),
+            None => {}
         }
     }
 
