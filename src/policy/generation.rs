@@ -278,12 +278,6 @@ impl Policies {
         self.loader().patience = time;
     }
 
-    /// What runs from now on, whatever can run here.
-    #[cfg(test)]
-    pub(super) fn run_as(&self, code: Code) {
-        self.loader().code = Some(code);
-    }
-
     /// Components that are kept.
     #[cfg(test)]
     pub(super) fn compiled(&self) -> usize {

@@ -80,11 +80,13 @@ impl Recent {
     /// Keeps a copy of the last view of its role.
     pub(super) fn keep_view(&self, view: &View) {
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        match views.get_mut(&view.role.name) {
-            Some(known) if known == view => {}
-            Some(known) => *known = view.clone(),
-            None if views.len() < ROLES => drop(views.insert(view.role.name.clone(), view.clone())),
-            None => {}
+        let known = views.get_mut(&view.role.name);
+        let is_known = known.is_some();
+        if let Some(known) = known.filter(|known| *known != view) {
+            known.clone_from(view);
+        }
+        if !is_known && views.len() < ROLES {
+            views.insert(view.role.name.clone(), view.clone());
         }
     }
 

@@ -48,7 +48,7 @@ impl Machine {
     /// All that the policy says of a view.
     fn rank(&mut self, component: &str, settings: &Value, view: &View) -> String {
         let policy = self.policy(component, settings);
-        let mut rank = || match policy.decide(view, Instant::now() + PATIENCE) {
+        let rank = || match policy.decide(view, Instant::now() + PATIENCE) {
             Ok(ranking) => Election::describe(&ranking),
             Err(failure) => format!("failed: {failure}"),
         };

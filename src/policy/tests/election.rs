@@ -290,7 +290,7 @@ fn the_profile_names_the_engine_that_runs() {
     let lock = lock.unwrap();
     let (_, rest) = lock.split_once("name = \"wasmtime\"\nversion = \"").unwrap();
     let version = rest.split('"').next().unwrap();
-    assert!(super::super::election::PROFILE.contains(&format!("wasmtime@{version} ")), "{version}");
+    assert!(crate::policy::election::PROFILE.contains(&format!("wasmtime@{version} ")), "{version}");
 }
 
 /// Guards that `configure` cannot take a node's time: it is counted like a ranking, and a node does not know which one it is.
