@@ -23,26 +23,33 @@ use crate::policy::world::World as _;
 /// More than enough: here only instructions count.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An engine, and components that it compiled.
+/// An engine, components that it compiled, and policies by component and settings.
 struct Machine {
     engine: Arc<Engine>,
     compiled: BTreeMap<String, Compiled<Election>>,
+    policies: BTreeMap<String, Arc<Policy<Election>>>,
 }
 
 impl Machine {
     fn new(code: Code) -> Self {
         let engine = Arc::new(Engine::new(code, Bound::Fuel).unwrap());
-        Self { engine, compiled: BTreeMap::new() }
+        Self { engine, compiled: BTreeMap::new(), policies: BTreeMap::new() }
     }
 
-    fn policy(&mut self, component: &str, settings: &Value) -> Policy<Election> {
+    fn policy(&mut self, component: &str, settings: &Value) -> Arc<Policy<Election>> {
+        let name = format!("{component} {settings}");
+        if let Some(policy) = self.policies.get(&name) {
+            return Arc::clone(policy);
+        }
         let compiled = self.compiled.entry(component.into()).or_insert_with(|| {
             self.engine.compile(&std::fs::read(peili_lab::policy(component)).unwrap()).unwrap()
         });
         let (engine, compiled) = (Arc::clone(&self.engine), compiled.clone());
         let made =
             Policy::configure(engine, compiled, component.into(), settings.to_string(), &Node::default());
-        made.unwrap_or_else(|refused| panic!("{component}: {refused}")).0
+        let policy = Arc::new(made.unwrap_or_else(|refused| panic!("{component}: {refused}")).0);
+        self.policies.insert(name, Arc::clone(&policy));
+        policy
     }
 
     /// All that the policy says of a view.
