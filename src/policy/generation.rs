@@ -344,12 +344,14 @@ impl ElectionPolicy for Policies {
     }
 
     fn rank(&self, view: &View) -> Ranked {
-        if let Err(fault) = view.check() {
-            return Ranked { why: Why::View(fault), ..Ranked::default() };
-        }
         let state = self.state.load();
-        self.recent.keep_view(view);
-        let ranked = state.election.decide(view);
+        let ranked = match view.check() {
+            Ok(()) => {
+                self.recent.keep_view(view);
+                state.election.decide(view)
+            }
+            Err(fault) => Ranked { why: Why::View(fault), ..Ranked::default() },
+        };
         let mut failing = state.failing.lock().unwrap_or_else(PoisonError::into_inner);
         let has_failed = ranked.why.is_fault();
         if has_failed && failing.insert(view.role.name.clone(), ranked.why.clone()).is_none() {

@@ -176,6 +176,7 @@ fn the_shipped_policies_rank_together() {
 #[test]
 fn what_a_policy_does_wrong_is_the_built_in() {
     skip_unless!("policy::tests::election::what_a_policy_does_wrong_is_the_built_in", Components);
+    let policies = with(Vec::new());
     for (act, kind) in [
         ("zero", "invalid"),
         ("short", "invalid"),
@@ -187,8 +188,8 @@ fn what_a_policy_does_wrong_is_the_built_in() {
         ("recurse", ""),
         ("allocate", ""),
     ] {
-        let policies =
-            with(vec![guest(act, "bad"), plugin("zone-spread", json!({"min-tenure-seconds": 60}))]);
+        let spread = plugin("zone-spread", json!({"min-tenure-seconds": 60}));
+        policies.apply(&config(vec![guest(act, "bad"), spread])).unwrap();
         let own = policies.hash(None);
         for _ in 0..2 {
             let began = Instant::now();
@@ -259,7 +260,11 @@ fn a_view_has_bounds() {
 #[test]
 fn the_hash_is_of_what_ranks() {
     skip_unless!("policy::tests::election::the_hash_is_of_what_ranks", Components);
-    let hash = |plugins: Vec<Plugin>| with(plugins).hash(Some(b"key"));
+    let policies = with(Vec::new());
+    let hash = |plugins: Vec<Plugin>| {
+        policies.apply(&config(plugins)).unwrap();
+        policies.hash(Some(b"key"))
+    };
     let spread = |settings: &str| plugin("zone-spread", serde_json::from_str(settings).unwrap());
     let reach = || plugin("api-reachable", Value::Null);
     let one = hash(vec![spread(r#"{"max-factor": 2, "zones": ["a"]}"#), reach()]);
@@ -274,9 +279,12 @@ fn the_hash_is_of_what_ranks() {
         hash(vec![reach(), spread(r#"{"max-factor": 2, "zones": ["a"]}"#)]),
         hash(vec![spread(r#"{"max-factor": 2, "zones": ["b"]}"#), reach()]),
         hash(vec![reach()]),
-        with(vec![spread(r#"{"max-factor": 2, "zones": ["a"]}"#), reach()]).hash(Some(b"other")),
     ] {
         assert_ne!(other, one);
+    }
+    let keyed = hash(vec![reach()]);
+    for key in [Some(&b"other"[..]), None] {
+        assert_ne!(policies.hash(key), keyed);
     }
     assert_eq!(hash(Vec::new()), EffectiveHash::BUILT_IN);
     assert_eq!(hash(vec![Plugin { mode: Mode::Monitor, ..reach() }]), EffectiveHash::BUILT_IN);

@@ -47,8 +47,6 @@ fn machine_code_is_done_without() {
     let tests = [
         "policy::tests::interpreted::policies_decide_here",
         "policy::tests::election::the_shipped_policies_rank_together",
-        "policy::tests::election::what_a_policy_does_wrong_is_the_built_in",
-        "policy::tests::engine::an_allow_list_decides",
         "policy::tests::engine::each_field_of_a_plan_arrives",
         "policy::tests::trust::node_allow_and_zone_boundary_decide_together",
     ];
@@ -68,5 +66,5 @@ fn machine_code_is_done_without() {
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
-    assert!(text.contains(&format!("{SIGN} Interpreted")) && text.contains("6 passed"), "{text}");
+    assert!(text.contains(&format!("{SIGN} Interpreted")) && text.contains("4 passed"), "{text}");
 }
