@@ -259,7 +259,7 @@ impl World for Election {
     type Merge = Merge;
 
     fn input(view: &View) -> impl std::hash::Hash {
-        view.clone()
+        view
     }
 
     fn fuel(view: Option<&View>) -> u64 {
