@@ -375,6 +375,8 @@ impl Report {
             problems.push(format!("store: {reason}"));
         }
         problems.extend(self.policies.problem().map(|problem| format!("policies: {problem}")));
+        problems
+            .extend(self.policies.unrecorded().map(|problem| format!("policies: not recorded: {problem}")));
         problems.extend(self.gate.problems());
         problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
         problems.extend(self.mirror.advisory_denials());

@@ -8,6 +8,7 @@ mod build;
 mod cases;
 mod manifest;
 mod new;
+mod replay;
 mod vendored;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub use build::{BuildError, build};
 pub use cases::{Answer, CasesError, Difference, diff, run, test};
 pub use manifest::{Fit, Manifest, manifest};
 pub use new::{Made, NewError, World, new};
+pub use replay::{Change, Lines, Replay, ReplayError, Replayed, diff_decisions};
 
 /// A component, for people and scripts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -118,7 +118,7 @@ upstreams: [{name: a, address: 'https://a.test', repositories: [/]}]
 trust: {allow: [a/b], deny: [a/b], unowned: true}
 policies:
   {registry: [{name: a, path: /x/a}], trust: [{name: a, path: /x/a}], startup: require, roots: [/x], max-change: 5,
-  accept: 0123456789abcdef}
+  accept: 0123456789abcdef, decisions: {path: /x/a}}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
 log: {level: debug, format: json}
 ";

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,32 @@ pub struct Config {
     pub max_change: u8,
     /// The revision of the set that is taken over all the same, as its refusal names it. Empty: none.
     pub accept: String,
+    /// A log of decisions that can be replayed. None: they are not recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decisions: Option<Decisions>,
+}
+
+/// Where decisions are recorded: one JSON object a line, with the whole question and what each policy said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Decisions {
+    /// The file, which only its owner may read. The one before it has `.1` after its name.
+    pub path: PathBuf,
+    /// Of both files together: 64KiB to 16GiB.
+    #[serde(default = "max_size")]
+    #[schemars(with = "String")]
+    pub max_size: ByteSize,
+    /// What a policy denies, or does not answer, is always recorded; of the rest one in so many. 1: all. 0: none.
+    #[serde(default = "sample")]
+    pub sample: u32,
+}
+
+fn max_size() -> ByteSize {
+    ByteSize::mib(16)
+}
+
+fn sample() -> u32 {
+    100
 }
 
 impl Default for Config {
@@ -38,6 +65,7 @@ impl Default for Config {
             roots: Vec::new(),
             max_change: 20,
             accept: String::new(),
+            decisions: None,
         }
     }
 }

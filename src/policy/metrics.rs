@@ -27,6 +27,14 @@ pub struct Metrics {
     refused: Family<StageLabels, Counter>,
     /// Whether files are waited for that match their pins.
     pub(super) pending: Gauge,
+    recorded: Family<RecordLabels, Counter>,
+}
+
+/// What became of the decisions that were to be recorded.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Recorded {
+    pub(super) written: Counter,
+    pub(super) dropped: Counter,
 }
 
 /// The counters of one policy, looked up once.
@@ -38,6 +46,11 @@ pub(super) struct PolicyMetrics {
     /// In the order of the world's outcomes.
     decided: Vec<Counter>,
     failed: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RecordLabels {
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -74,6 +87,7 @@ impl Default for Metrics {
             generation: Gauge::default(),
             refused: Family::default(),
             pending: Gauge::default(),
+            recorded: Family::default(),
         }
     }
 }
@@ -100,7 +114,18 @@ impl Metrics {
             "1 while files are waited for that match their pins",
             metrics.pending.clone(),
         );
+        registry.register(
+            "recorded_decisions",
+            "Decisions that were to be recorded, by what became of them",
+            metrics.recorded.clone(),
+        );
         metrics
+    }
+
+    /// The counters of the decision log.
+    pub(super) fn recorded(&self) -> Recorded {
+        let of = |outcome| self.recorded.get_or_create(&RecordLabels { outcome }).clone();
+        Recorded { written: of("written"), dropped: of("dropped") }
     }
 
     /// Counts policies that were not taken over.

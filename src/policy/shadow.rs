@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Failure;
 use super::chain::Chain;
-use super::registry::{Reference, Registry, Request, Requester, Way};
+use super::registry::{Reference, Registry, Request, Requester, Ruling, Way};
 
 /// Requests that are kept.
 const KEPT: usize = 1000;
@@ -84,8 +84,8 @@ pub(super) fn compare(
         if Instant::now() >= ends {
             break;
         }
-        let (now, had_failed) = before.replay(request, LIMIT);
-        let (then, failed) = after.replay(request, LIMIT);
+        let (now, had_failed) = ask(before, request);
+        let (then, failed) = ask(after, request);
         let is_new = |policy: &Arc<str>| had_failed.iter().all(|(known, _)| known != policy);
         if let Some((policy, failure)) = failed.into_iter().find(|(policy, _)| is_new(policy)) {
             return Err(Objection::Fails { policy, failure, on: describe(request) });
@@ -108,6 +108,19 @@ pub(super) fn compare(
         }
         _ => Ok(()),
     }
+}
+
+/// What a set says, and which of its policies fail as none should.
+fn ask(chain: &Chain<Registry>, request: &Request) -> (Ruling, Vec<(Arc<str>, Failure)>) {
+    let mut failed = Vec::new();
+    let ruling = chain.replay(request, LIMIT, |entry, _, answer| {
+        if let Err(failure) = answer
+            && failure.is_trap()
+        {
+            failed.push((Arc::clone(&entry.name), failure.clone()));
+        }
+    });
+    (ruling, failed)
 }
 
 impl fmt::Display for Objection {

@@ -1,6 +1,7 @@
 //! Policies from mounted files decide what crosses the wire: pulls through CRI, counted at the origin and at both peers.
 
 mod newcomer;
+mod recorded;
 mod reload;
 mod trust;
 mod upstreams;
@@ -39,6 +40,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case::new("policies::documented", &[Requirement::Policies], documented));
     cases.push(Case::new("policies::explained", &[Requirement::Policies], explained));
     cases.extend(newcomer::cases());
+    cases.extend(recorded::cases());
     cases.extend(reload::cases());
     cases.extend(trust::cases());
     cases.extend(upstreams::cases());
