@@ -30,12 +30,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use config::{Config, Decisions, Failing, Mode, Plugin, Startup};
-pub use engine::{Facts, SIZE_LIMIT, facts, world};
+pub use config::{Config, Decisions, Failing, Lines, Mode, Plugin, Startup};
+pub use engine::{EMBEDDED_LIMIT, Embedded, Facts, SIZE_LIMIT, facts, world};
 pub use files::component as read;
 pub use generation::{Loaded, Policies};
 pub use load::{LoadError, Stage};
 pub use record::{LINE_LIMIT, Record};
+pub use text::clean;
 
 /// What a policy is told about a node, its own or a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -347,15 +347,28 @@ fn inspect(file: &Path, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&inspected);
     }
-    let Inspected { component, exports, functions, sections } = inspected;
+    let Inspected { component, exports, functions, sections, package, settings_schema, cases } = inspected;
     let sections: Vec<String> =
         sections.iter().map(|(name, size)| format!("{name} ({size} bytes)")).collect();
-    print(&format!(
-        "{}exports:  {}\ncode:     {functions} functions\nsections: {}\n",
-        lines(&component),
-        exports.join(", "),
-        sections.join(", ")
-    ))
+    let mut text = lines(&component);
+    let of =
+        |value: Option<&Value>, key: &str| value.and_then(|value| value[key].as_str()).map(plugin::printable);
+    let package = ["name", "version", "license", "description"].map(|key| of(package.as_ref(), key));
+    let keys = settings_schema.as_ref().and_then(|schema| schema["properties"].as_object());
+    let keys = keys.map(|keys| keys.keys().map(|key| plugin::printable(key)).collect::<Vec<_>>().join(", "));
+    for (name, value) in [
+        ("package", Some(package.into_iter().flatten().collect::<Vec<_>>().join(", "))),
+        ("settings", keys),
+        ("cases", cases.map(|cases| format!("{cases}, which it must answer wherever it is loaded"))),
+        ("exports", Some(exports.join(", "))),
+        ("code", Some(format!("{functions} functions"))),
+        ("sections", Some(sections.join(", "))),
+    ] {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            let _ = writeln!(text, "{:<9} {value}", format!("{name}:"));
+        }
+    }
+    print(&text)
 }
 
 /// As YAML. JSON is YAML too, and the configuration is for people, so that alone is written in its usual form.

@@ -26,10 +26,17 @@ pub use asked::{Asked, Who};
 
 /// Largest file that a node reads, in bytes: a ConfigMap has no more.
 pub(super) const SIZE_LIMIT: u64 = 1 << 20;
-/// Cases that a node asks of one policy.
-const CASES: usize = 1000;
-/// For all of them.
-const TIME: Duration = Duration::from_secs(5);
+/// Bounds of what a node asks of one policy.
+pub(super) struct Bounds {
+    cases: usize,
+    /// For all of them.
+    time: Duration,
+}
+
+/// By its operator.
+pub(super) const OPERATOR: Bounds = Bounds { cases: 1000, time: Duration::from_secs(5) };
+/// By its author, in the component.
+pub(super) const AUTHOR: Bounds = Bounds { cases: 200, time: Duration::from_secs(2) };
 /// For one answer: more than a request has, since it is no fault of a policy's if the machine is busy.
 const LIMIT: Duration = Duration::from_millis(100);
 
@@ -122,23 +129,25 @@ pub(super) struct Failed {
     pub(super) is_passing: bool,
 }
 
-/// Asks a policy all that its operator wrote. `configure` makes one with these settings on this node; `settings`: what it is in
+/// Asks a policy all that is in a file. `configure` makes one with these settings on this node; `settings`: what it is in
 /// force with.
 pub(super) fn run<W: Asks>(
     file: &File,
     settings: &Value,
-    configure: impl Fn(String, &Node) -> Result<Policy<W>, Refused>,
+    bounds: &Bounds,
+    configure: &impl Fn(String, &Node) -> Result<Policy<W>, Refused>,
 ) -> Result<(), Failed> {
     let fails = |message: String| Failed { message, is_passing: false };
-    if file.cases.len() > CASES {
-        return Err(fails(format!("there are {} cases, more than {CASES}", file.cases.len())));
+    let Bounds { cases: most, time } = *bounds;
+    if file.cases.len() > most {
+        return Err(fails(format!("there are {} cases, more than {most}", file.cases.len())));
     }
-    let ends = Instant::now() + TIME;
+    let ends = Instant::now() + time;
     let here = file.here();
     for case in &file.cases {
         let name = &case.name;
         if Instant::now() >= ends {
-            let message = format!("the cases take more than {} s, up to `{name}`", TIME.as_secs());
+            let message = format!("the cases take more than {} s, up to `{name}`", time.as_secs());
             return Err(Failed { message, is_passing: true });
         }
         let request = W::question(case).map_err(|reason| fails(format!("case `{name}`: {reason}")))?;

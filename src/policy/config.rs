@@ -1,5 +1,6 @@
 //! What an operator says about policies.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
@@ -102,10 +103,36 @@ pub struct Plugin {
     /// has until that ends, and newcomers get nothing.
     #[serde(default)]
     pub failure: Failing,
+    /// Where the settings were said.
+    #[serde(skip)]
+    pub lines: Lines,
     /// A file of cases, as `peili plugin test` reads them: what fails one of them with these settings is not taken over. At most
     /// 1 MiB and 1,000 cases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cases: Option<PathBuf>,
+}
+
+/// The lines in which settings were said, by pointer (RFC 6901).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lines(BTreeMap<String, u64>);
+
+impl Lines {
+    /// From all that are known.
+    pub fn new(lines: impl IntoIterator<Item = (String, u64)>) -> Self {
+        Self(lines.into_iter().collect())
+    }
+
+    /// Of what `pointer` leads to, or of the nearest part above it that was said.
+    pub(super) fn of(&self, pointer: &str) -> Option<u64> {
+        let mut above = Some(pointer);
+        while let Some(pointer) = above {
+            if let Some(line) = self.0.get(pointer) {
+                return Some(*line);
+            }
+            above = pointer.rfind('/').map(|slash| &pointer[..slash]);
+        }
+        None
+    }
 }
 
 /// Whether verdicts count.
@@ -163,4 +190,18 @@ impl Plugin {
 /// Settings as JSON; `{}` where there are none.
 pub(super) fn json(settings: &serde_json::Value) -> String {
     if settings.is_null() { "{}".into() } else { settings.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_line_is_named() {
+        let lines = Lines::new([(String::new(), 5), ("/allow".into(), 6), ("/allow/1".into(), 8)]);
+        for (pointer, line) in [("/allow/1", 8), ("/allow/0", 6), ("/allow/1/a", 8), ("/deny", 5), ("", 5)] {
+            assert_eq!(lines.of(pointer), Some(line), "{pointer}");
+        }
+        assert_eq!(Lines::default().of("/allow"), None);
+    }
 }

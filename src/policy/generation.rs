@@ -104,6 +104,12 @@ impl Policies {
         self.recorder.configure(config.decisions.as_ref());
     }
 
+    /// Takes components that do not answer what their own authors expect: for tools that show what they answer.
+    pub fn without_self_tests(self) -> Self {
+        self.loader().self_tests = false;
+        self
+    }
+
     /// Lets [`Policies::follow`] put the policies of `config` in force, which may take seconds. Does not wait.
     pub fn want(&self, config: &Config) {
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(config.clone());

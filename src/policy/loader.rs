@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::engine::{Compiled, Engine};
+use super::engine::Engine;
 use super::files::{self, Unread, stamp};
-use super::load::{self, LoadError, Parts, Set, Stage};
+use super::load::{self, Known, LoadError, Parts, Set, Stage};
 use super::metrics::Metrics;
 use super::registry::Registry;
 use super::trust::Trust;
@@ -37,8 +37,8 @@ pub(super) struct Loader {
     pub(super) config: Config,
     /// Made with the first policy: without one it costs nothing.
     engine: Option<Arc<Engine>>,
-    registry: HashMap<Digest, Compiled<Registry>>,
-    trust: HashMap<Digest, Compiled<Trust>>,
+    registry: HashMap<Digest, Known<Registry>>,
+    trust: HashMap<Digest, Known<Trust>>,
     /// Of the files when they were read last.
     pub(super) stamps: Stamps,
     /// Of the generation in force; 0: none.
@@ -50,6 +50,8 @@ pub(super) struct Loader {
     pub(super) retry: Option<Instant>,
     /// How long files that match their pins are waited for.
     pub(super) patience: Duration,
+    /// Whether components are asked what their authors expect.
+    pub(super) self_tests: bool,
     /// Since when they are.
     waiting: Option<Instant>,
     /// Digests of the components of the generation in force and of the one before, and of the last that was tried.
@@ -73,6 +75,7 @@ impl Default for Loader {
             previous: String::new(),
             retry: None,
             patience: PENDING,
+            self_tests: true,
             waiting: None,
             kept: Default::default(),
             standing: HashSet::new(),
@@ -119,7 +122,14 @@ impl Loader {
         };
         let read = files::read(&config.roots(), &load::wanted(&config));
         let files = read.map_err(|unread| self.unread(&config, unread))?;
-        let parts = Parts { engine: &engine, config: &config, here, metrics, files: &files };
+        let parts = Parts {
+            engine: &engine,
+            config: &config,
+            here,
+            metrics,
+            files: &files,
+            self_tests: self.self_tests,
+        };
         let registry = load::load(&parts, &mut self.registry);
         let trust = registry.and_then(|registry| Ok((registry, load::load(&parts, &mut self.trust)?)));
         self.tried(

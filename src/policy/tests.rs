@@ -2,6 +2,7 @@
 
 mod engine;
 mod files;
+mod foreign;
 mod merge;
 mod reload;
 mod trust;

@@ -82,6 +82,7 @@ fn plugin(component: &str, settings: Value) -> Plugin {
         settings,
         mode: Mode::Enforce,
         failure: Failing::Bypass,
+        lines: crate::policy::Lines::default(),
         cases: None,
     }
 }
