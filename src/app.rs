@@ -409,6 +409,8 @@ impl Report {
         }
         problems.extend(self.policies.problems().into_iter().map(|problem| format!("policies: {problem}")));
         problems.extend(self.election.problems());
+        problems
+            .extend(self.policies.unrecorded().map(|problem| format!("policies: not recorded: {problem}")));
         problems.extend(self.gate.problems());
         problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
         problems.extend(self.mirror.advisory_denials());

@@ -179,6 +179,7 @@ impl Inputs {
             return Err(with_excerpt(faults));
         }
         let mut config: Config = decode::decode(&tree).map_err(|fault| with_excerpt(vec![fault]))?;
+        locate_settings(&mut config.policies, &tree);
         let mut name_source = "default";
         if config.node.name.is_empty() {
             (config.node.name, name_source) = self.node_name();
@@ -198,6 +199,17 @@ impl Inputs {
                 let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
                 (name.trim().to_owned(), "host name")
             }
+        }
+    }
+}
+
+/// Lets what a policy refuses of its settings be named by its line.
+fn locate_settings(policies: &mut policy::Config, tree: &tree::Node) {
+    for (world, plugins) in [("registry", &mut policies.registry), ("trust", &mut policies.trust)] {
+        let nodes = tree.get("policies").and_then(|policies| policies.get(world));
+        for (plugin, node) in plugins.iter_mut().zip(nodes.map(tree::Node::items).unwrap_or_default()) {
+            plugin.lines =
+                node.get("settings").map(|settings| policy::Lines::new(settings.lines())).unwrap_or_default();
         }
     }
 }

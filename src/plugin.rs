@@ -8,6 +8,7 @@ mod build;
 mod cases;
 mod manifest;
 mod new;
+mod replay;
 mod vendored;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub use build::{BuildError, build};
 pub use cases::{Answer, CasesError, Difference, diff, run, test};
 pub use manifest::{Fit, Manifest, manifest};
 pub use new::{Made, NewError, World, new};
+pub use replay::{Change, Lines, Replay, ReplayError, Replayed, diff_decisions};
 
 /// A component, for people and scripts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,6 +61,12 @@ pub struct Inspected {
     pub functions: u32,
     /// Sections that nobody runs, with their sizes in bytes.
     pub sections: std::collections::BTreeMap<String, u64>,
+    /// What it says of its package: name, version, description, licence.
+    pub package: Option<serde_json::Value>,
+    /// The schema of its settings.
+    pub settings_schema: Option<serde_json::Value>,
+    /// How many questions it carries with the answers that it must give.
+    pub cases: Option<usize>,
 }
 
 /// Why a component cannot be looked at.
@@ -106,6 +114,11 @@ impl Component {
     }
 }
 
+/// Text of a component, fit to be printed in one line.
+pub fn printable(text: &str) -> String {
+    policy::clean(text, 256)
+}
+
 /// Loads `path` with `settings` as a node would, and tells what it is.
 ///
 /// # Errors
@@ -125,7 +138,15 @@ pub fn inspect(path: &Path) -> Result<Inspected, InspectError> {
     let bytes = policy::read(path).map_err(|source| InspectError::Read { path: path.to_owned(), source })?;
     let facts =
         policy::facts(&bytes).map_err(|reason| InspectError::Form { path: path.to_owned(), reason })?;
+    let form = |reason| InspectError::Form { path: path.to_owned(), reason };
+    let embedded = policy::Embedded::of(&bytes).map_err(form)?;
+    let json = |text: Option<Vec<u8>>| text.and_then(|text| serde_json::from_slice(&text).ok());
+    let cases = embedded.cases.map(|text| policy::cases::File::parse(&text)).transpose();
+    let cases = cases.map_err(|reason| form(format!("its own cases: {reason}")))?;
     Ok(Inspected {
+        package: json(embedded.package),
+        settings_schema: json(embedded.schema),
+        cases: cases.map(|file| file.cases.len()),
         component: Component::of(path, &bytes),
         exports: facts.exports,
         functions: facts.functions,
@@ -168,6 +189,7 @@ impl Candidate {
             settings,
             mode: policy::Mode::default(),
             failure: policy::Failing::default(),
+            lines: policy::Lines::default(),
             cases: None,
         };
         let mut config = policy::Config::default();

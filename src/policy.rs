@@ -17,6 +17,7 @@ mod generation;
 mod load;
 mod loader;
 pub mod metrics;
+mod record;
 pub mod registry;
 mod shadow;
 mod text;
@@ -30,11 +31,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use config::{Config, Failing, Mode, Plugin, Startup};
-pub use engine::{Facts, SIZE_LIMIT, facts, world};
+pub use config::{Config, Decisions, Failing, Lines, Mode, Plugin, Startup};
+pub use engine::{EMBEDDED_LIMIT, Embedded, Facts, SIZE_LIMIT, facts, world};
 pub use files::component as read;
 pub use generation::{Loaded, Policies};
 pub use load::{LoadError, Stage};
+pub use record::{LINE_LIMIT, Record};
+pub use text::clean;
 
 /// What a policy is told about a node, its own or a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

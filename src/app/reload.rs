@@ -123,7 +123,7 @@ upstreams: [{name: a, address: 'https://a.test', repositories: [/]}]
 trust: {allow: [a/b], deny: [a/b], unowned: true}
 policies:
   {registry: [{name: a, path: /x/a}], trust: [{name: a, path: /x/a}], election: [{name: a, path: /x/a}],
-  startup: require, roots: [/x], max-change: 5, accept: 0123456789abcdef}
+  startup: require, roots: [/x], max-change: 5, accept: 0123456789abcdef, decisions: {path: /x/a}}
 election: {backend: static, nodes: [a], introducers: 2, labels: {a: b}}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
 log: {level: debug, format: json}

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Failure;
 use super::commands::{print, print_json};
+use crate::config::Inputs;
 use crate::oci::Reference;
 use crate::plugin::{self, Component, Fit, InspectError, Inspected, Manifest, NewError};
 
@@ -95,9 +96,43 @@ pub(super) enum Plugin {
         request: String,
     },
 
+    /// Ask policies what a node recorded, and show where they say something else than they did there
+    ///
+    /// One component with its settings is compared with its recorded verdicts; all policies of a configuration, also with what was
+    /// ruled. The log is that of `policies.decisions`.
+    #[command(
+        after_help = "Examples:\n  peili plugin replay decisions.jsonl allow-list.wasm --settings '{\"deny\": [\"quay.io/**\"]}'\n  \
+        peili plugin replay decisions.jsonl --config peili.yaml --json\n  \
+        peili plugin replay decisions.jsonl allow-list.wasm --write-cases cases.yaml\n\n\
+        Exit codes: 0 they say the same, 1 they do not, or cannot be asked; 2 wrong usage."
+    )]
+    Replay {
+        /// The log
+        decisions: PathBuf,
+        /// The component
+        #[arg(required_unless_present = "config", conflicts_with = "config")]
+        file: Option<PathBuf>,
+        /// Settings as JSON
+        #[arg(long, default_value = "{}", conflicts_with = "config")]
+        settings: String,
+        /// Name that the policy has in the log [default: the file's, or that of a policy that was alone]
+        #[arg(long, conflicts_with = "config")]
+        name: Option<String>,
+        /// Ask the policies of this configuration
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Write what was asked and recorded as cases of `peili plugin test`; never over what is there
+        #[arg(long, value_name = "FILE", conflicts_with = "config")]
+        write_cases: Option<PathBuf>,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+
     /// Ask two components the questions of a file, and show where they say different things
     #[command(
-        after_help = "Examples:\n  peili plugin diff allow-list.old.wasm allow-list.wasm cases.yaml\n\n\
+        after_help = "Examples:\n  peili plugin diff allow-list.old.wasm allow-list.wasm cases.yaml\n  \
+        peili plugin diff allow-list.old.wasm allow-list.wasm --requests decisions.jsonl\n\n\
         Exit codes: 0 they say the same, 1 they do not, or cannot be asked; 2 wrong usage."
     )]
     Diff {
@@ -106,7 +141,14 @@ pub(super) enum Plugin {
         /// The other one
         new: PathBuf,
         /// The cases; what they expect does not count
-        cases: PathBuf,
+        #[arg(required_unless_present = "requests")]
+        cases: Option<PathBuf>,
+        /// Take the questions from a node's decision log
+        #[arg(long, value_name = "FILE", conflicts_with = "cases")]
+        requests: Option<PathBuf>,
+        /// Settings as JSON for what a node recorded; cases have their own
+        #[arg(long, default_value = "{}", requires = "requests")]
+        settings: String,
         /// Print the differences as JSON
         #[arg(long)]
         json: bool,
@@ -202,7 +244,28 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
             let answer = answer.context("it cannot be asked")?;
             if subject.json { print_json(&answer) } else { print(&format!("{}\n", answer.verdict)) }
         }
-        Plugin::Diff { old, new, cases, json } => diff(&old, &new, &cases, json),
+        Plugin::Replay { decisions, file, settings, name, config, write_cases, json } => {
+            let replay = match (file, config) {
+                (Some(file), _) => plugin::Replay::component(&file, parse_settings(&settings)?, name)
+                    .context("it cannot be asked")?,
+                (None, config) => {
+                    plugin::Replay::configured(Inputs::new(config, Vec::new()).load()?.config.policies)
+                }
+            };
+            replayed(&replay.run(&decisions, write_cases.as_deref()).context("it cannot be replayed")?, json)
+        }
+        Plugin::Diff { old, new, cases, requests, settings, json } => {
+            let compared = match (cases, requests) {
+                (_, Some(requests)) => {
+                    plugin::diff_decisions(&old, &new, &parse_settings(&settings)?, &requests)
+                        .context("they cannot be asked")?
+                }
+                (cases, None) => {
+                    plugin::diff(&old, &new, &cases.unwrap_or_default()).context("the cases cannot be run")?
+                }
+            };
+            diff(&compared, json)
+        }
         Plugin::Bench { subject, image, candidates } => bench(&subject, &image, candidates),
         Plugin::Inspect { file, json } => inspect(&file, json),
         Plugin::Manifest { subject, name, namespace } => {
@@ -215,14 +278,18 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
 
 impl Subject {
     fn settings(&self) -> Result<Value, Failure> {
-        let settings: Value = serde_json::from_str(&self.settings)
-            .map_err(|error| Failure::Usage(format!("--settings is not JSON: {error}")))?;
-        // What a node's configuration takes.
-        if settings.is_object() || settings.is_null() {
-            Ok(settings)
-        } else {
-            Err(Failure::Usage("--settings is not keys and values, such as {\"deny\": []}".into()))
-        }
+        parse_settings(&self.settings)
+    }
+}
+
+fn parse_settings(text: &str) -> Result<Value, Failure> {
+    let settings: Value = serde_json::from_str(text)
+        .map_err(|error| Failure::Usage(format!("--settings is not JSON: {error}")))?;
+    // What a node's configuration takes.
+    if settings.is_object() || settings.is_null() {
+        Ok(settings)
+    } else {
+        Err(Failure::Usage("--settings is not keys and values, such as {\"deny\": []}".into()))
     }
 }
 
@@ -287,15 +354,28 @@ fn inspect(file: &Path, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&inspected);
     }
-    let Inspected { component, exports, functions, sections } = inspected;
+    let Inspected { component, exports, functions, sections, package, settings_schema, cases } = inspected;
     let sections: Vec<String> =
         sections.iter().map(|(name, size)| format!("{name} ({size} bytes)")).collect();
-    print(&format!(
-        "{}exports:  {}\ncode:     {functions} functions\nsections: {}\n",
-        lines(&component),
-        exports.join(", "),
-        sections.join(", ")
-    ))
+    let mut text = lines(&component);
+    let of =
+        |value: Option<&Value>, key: &str| value.and_then(|value| value[key].as_str()).map(plugin::printable);
+    let package = ["name", "version", "license", "description"].map(|key| of(package.as_ref(), key));
+    let keys = settings_schema.as_ref().and_then(|schema| schema["properties"].as_object());
+    let keys = keys.map(|keys| keys.keys().map(|key| plugin::printable(key)).collect::<Vec<_>>().join(", "));
+    for (name, value) in [
+        ("package", Some(package.into_iter().flatten().collect::<Vec<_>>().join(", "))),
+        ("settings", keys),
+        ("cases", cases.map(|cases| format!("{cases}, which it must answer wherever it is loaded"))),
+        ("exports", Some(exports.join(", "))),
+        ("code", Some(format!("{functions} functions"))),
+        ("sections", Some(sections.join(", "))),
+    ] {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            let _ = writeln!(text, "{:<9} {value}", format!("{name}:"));
+        }
+    }
+    print(&text)
 }
 
 /// As YAML. JSON is YAML too, and the configuration is for people, so that alone is written in its usual form.
@@ -327,8 +407,46 @@ fn test(file: &Path, cases: &Path, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn diff(old: &Path, new: &Path, cases: &Path, json: bool) -> Result<(), Failure> {
-    let (count, differences) = plugin::diff(old, new, cases).context("the cases cannot be run")?;
+/// Changes that are printed for people.
+const SHOWN: usize = 20;
+
+fn replayed(replayed: &plugin::Replayed, json: bool) -> Result<(), Failure> {
+    let plugin::Replayed { lines, outcomes, compared, changed, changes, written_cases } = replayed;
+    if json {
+        print_json(replayed)?;
+    } else {
+        let mut text = String::new();
+        for (policy, outcomes) in outcomes {
+            let counts: Vec<String> =
+                outcomes.iter().map(|(outcome, count)| format!("{outcome} {count}")).collect();
+            let _ = writeln!(text, "{policy}: {}", counts.join(", "));
+        }
+        for change in changes.iter().take(SHOWN) {
+            let _ = writeln!(text, "{change}");
+        }
+        if changes.len() > SHOWN {
+            let _ = writeln!(text, "and {} more; --json lists them", changed - SHOWN as u64);
+        }
+        if let Some(reason) = &lines.first_unreadable {
+            let _ = writeln!(text, "{} lines are no decisions, the first: {reason}", lines.unreadable);
+        }
+        if let Some(written) = written_cases {
+            let _ = writeln!(text, "{written} cases written");
+        }
+        let _ = writeln!(
+            text,
+            "{changed} of {compared} recorded verdicts changed, in {} decisions",
+            lines.decisions
+        );
+        print(&text)?;
+    }
+    if *changed > 0 {
+        return Err(anyhow::anyhow!("{changed} of {compared} recorded verdicts changed").into());
+    }
+    Ok(())
+}
+
+fn diff((count, differences): &(usize, Vec<plugin::Difference>), json: bool) -> Result<(), Failure> {
     if json {
         print_json(&differences)?;
     } else if differences.is_empty() {

@@ -263,6 +263,11 @@ impl Check<'_> {
             let hint = Some("as the refusal of a set names it, quoted");
             self.fault("policies.accept", format!("`{accept}` is not a revision"), hint);
         }
+        if let Some(decisions) = &policies.decisions {
+            self.file("policies.decisions.path", &decisions.path, "/var/lib/peili/decisions.jsonl", &[]);
+            let (low, high) = (ByteSize::kib(64), ByteSize::gib(16));
+            self.range("policies.decisions.max-size", decisions.max_size, low, high, "64KiB to 16GiB");
+        }
         self.policies_of("policies.registry", &policies.registry, &policies.roots);
         self.policies_of("policies.trust", &policies.trust, &policies.roots);
         for (index, policy) in config.policies.trust.iter().enumerate() {
@@ -276,7 +281,7 @@ impl Check<'_> {
         }
     }
 
-    /// A file or folder of policies, beneath one of `roots` if there are any.
+    /// A file or folder of policies by its whole path, beneath one of `roots` if there are any.
     fn file(&mut self, path: &str, file: &Path, example: &str, roots: &[PathBuf]) {
         if !file.is_absolute() || file.components().any(|part| part == Component::ParentDir) {
             let hint = format!("where it is mounted, such as {example}");

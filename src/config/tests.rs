@@ -347,3 +347,17 @@ fn elections_are_checked() {
         assert!(matches!(&found[..], [one] if one.contains(part)), "{wrong}: {found:?}");
     }
 }
+
+/// What a policy refuses is named by the line of the file; what a flag says has none.
+#[test]
+fn settings_of_policies_know_their_lines() {
+    let text = "policies:\n  registry:\n    - name: a\n      path: /x/a\n      settings:\n        allow:\n          - a/b\n          - c/d\n        \"a/b\": 1\n";
+    let config = Inputs::default().parse(Some(text)).unwrap().config;
+    let line = |pointer: &str, line: u64| (pointer.to_owned(), line);
+    let expected =
+        [line("", 6), line("/allow", 6), line("/allow/0", 7), line("/allow/1", 8), line("/a~1b", 9)];
+    assert_eq!(config.policies.registry[0].lines, policy::Lines::new(expected));
+    let set = vec!["policies.registry=[{name: a, path: /x/a, settings: {allow: []}}]".to_owned()];
+    let config = Inputs { set, ..Inputs::default() }.parse(None).unwrap().config;
+    assert_eq!(config.policies.registry[0].lines, policy::Lines::default());
+}

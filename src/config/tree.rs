@@ -159,6 +159,45 @@ impl Node {
         node.origin.clone()
     }
 
+    /// The value of a key of this table.
+    pub(crate) fn get(&self, key: &str) -> Option<&Self> {
+        let Value::Table(entries) = &self.value else { return None };
+        entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node)
+    }
+
+    /// The values of this list.
+    pub(crate) fn items(&self) -> &[Self] {
+        if let Value::List(list) = &self.value { list } else { &[] }
+    }
+
+    /// The lines of the file in which the values below this one were said, by their pointers (RFC 6901); that of a key where it
+    /// has one.
+    pub(crate) fn lines(&self) -> Vec<(String, u64)> {
+        let mut lines = Vec::new();
+        self.add_lines(String::new(), &self.origin, &mut lines);
+        lines
+    }
+
+    fn add_lines(&self, pointer: String, origin: &Origin, lines: &mut Vec<(String, u64)>) {
+        match &self.value {
+            Value::List(list) => {
+                for (index, node) in list.iter().enumerate() {
+                    node.add_lines(format!("{pointer}/{index}"), &node.origin, lines);
+                }
+            }
+            Value::Table(entries) => {
+                for Entry { key, origin, node } in entries {
+                    let key = key.replace('~', "~0").replace('/', "~1");
+                    node.add_lines(format!("{pointer}/{key}"), origin, lines);
+                }
+            }
+            _ => {}
+        }
+        if let Origin::File { line, .. } = origin {
+            lines.push((pointer, *line));
+        }
+    }
+
     fn set_origin(&mut self, origin: &Origin) {
         self.origin = origin.clone();
         match &mut self.value {

@@ -10,7 +10,7 @@ use super::Candidate;
 use crate::oci::{Level, Reference as Image};
 use crate::policy::election::{self, ElectionPolicy, Role, RoleKind, Selection, View};
 use crate::policy::registry::{Availability, RegistryPolicy, Request, Requester, Way};
-use crate::policy::trust::{Conduct, Evidence, Request as Peer, TrustPolicy, Way as Standing};
+use crate::policy::trust::{Conduct, Evidence, Method, Request as Peer, TrustPolicy, Way as Standing};
 use crate::policy::{LoadError, Node};
 
 /// Requests that are measured, after a tenth as many that are not.
@@ -102,7 +102,7 @@ fn newcomer() -> Peer {
         },
         observed: vec![[10, 0, 0, 1].into()],
         announced: Vec::new(),
-        evidence: vec![Evidence { method: "cluster-key", claims: Vec::new() }],
+        evidence: vec![Evidence { method: Method::ClusterKey, claims: Vec::new() }],
         conduct: Conduct::default(),
         level: Level::default(),
         now: SystemTime::now(),

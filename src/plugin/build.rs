@@ -9,10 +9,14 @@ use std::process::{Command, Stdio};
 use wit_component::ComponentEncoder;
 
 use super::{Component, vendored};
+use crate::policy::{EMBEDDED_LIMIT, Embedded, cases};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 /// Of the guest's own stack, in its memory: what does not fit ends in a trap.
 const STACK: &str = "-Clink-arg=-zstack-size=65536";
+/// What is taken into the component, where it stands beside the crate: the schema of its settings, and what it must answer.
+const SCHEMA: &str = "settings.schema.json";
+const CASES: &str = "cases.yaml";
 /// Linkers of Debian's packages, newest first; a target that is installed brings its own.
 const LINKERS: [&str; 4] = ["wasm-ld", "wasm-ld-20", "wasm-ld-19", "wasm-ld-18"];
 
@@ -44,6 +48,14 @@ pub enum BuildError {
     /// The module cannot become a component.
     #[error("cannot make a component of it: {0}")]
     Component(String),
+    /// What stands beside the crate cannot be taken into the component.
+    #[error("{}: {reason}", path.display())]
+    Embedded {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file.
     #[error("{path}: {source}")]
     File {
@@ -76,7 +88,16 @@ pub fn build(folder: &Path, out: Option<&Path>) -> Result<Component, BuildError>
     };
     let bytes = std::fs::read(&module).map_err(file(&module))?;
     let encode = || ComponentEncoder::default().module(&bytes)?.validate(true).encode();
-    let component = encode().map_err(|error| BuildError::Component(format!("{error:#}")))?;
+    let mut component = encode().map_err(|error| BuildError::Component(format!("{error:#}")))?;
+    Embedded {
+        package: toolchain.package(folder)?,
+        schema: beside(folder, SCHEMA, |text| {
+            let schema: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_slice(text);
+            schema.map(drop).map_err(|error| format!("it is no JSON schema: {error}"))
+        })?,
+        cases: beside(folder, CASES, |text| cases::File::parse(text).map(drop))?,
+    }
+    .put(&mut component);
     let path = out.map_or_else(|| module.with_extension("component.wasm"), Path::to_owned);
     // A node that watches the file sees the old one or the new one.
     let new = path.with_extension("new");
@@ -85,7 +106,41 @@ pub fn build(folder: &Path, out: Option<&Path>) -> Result<Component, BuildError>
     Ok(Component::of(&path, &component))
 }
 
+/// A file beside the crate, if there is one.
+fn beside(
+    folder: &Path,
+    name: &str,
+    check: impl FnOnce(&[u8]) -> Result<(), String>,
+) -> Result<Option<Vec<u8>>, BuildError> {
+    let path = folder.join(name);
+    let text = match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(|source| BuildError::File { path: path.clone(), source })?,
+    };
+    let checked =
+        if text.len() > EMBEDDED_LIMIT { Err("it has more than 256 KiB".into()) } else { check(&text) };
+    checked.map_err(|reason| BuildError::Embedded { path, reason })?;
+    Ok(Some(text))
+}
+
 impl Toolchain {
+    /// What the crate says of itself, by cargo's word; none, where it says nothing of this folder.
+    fn package(&self, folder: &Path) -> Result<Option<Vec<u8>>, BuildError> {
+        let mut command = Command::new(&self.cargo);
+        let output = command
+            .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+            .env("RUSTC", &self.rustc)
+            .env_remove("CARGO")
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output();
+        let program = || self.cargo.to_string_lossy().into_owned();
+        let output = output.map_err(|source| BuildError::Program { program: program(), source })?;
+        let manifest = folder.join("Cargo.toml").canonicalize().ok();
+        Ok(manifest.and_then(|manifest| package(&output.stdout, &manifest)))
+    }
+
     /// The one that is used here, if it can; else that of Debian's packages.
     fn find() -> Result<Self, BuildError> {
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -142,6 +197,19 @@ impl Toolchain {
     }
 }
 
+/// What `cargo metadata` says of one package, but for what is only of this machine.
+fn package(metadata: &[u8], manifest: &Path) -> Option<Vec<u8>> {
+    let metadata: serde_json::Value = serde_json::from_slice(metadata).ok()?;
+    let mut packages = metadata["packages"].as_array()?.iter();
+    let found =
+        packages.find(|package| package["manifest_path"].as_str().map(Path::new) == Some(manifest))?;
+    let kept = ["name", "version", "description", "license", "repository"];
+    let kept = kept.into_iter().filter(|key| found[key].is_string());
+    let package: std::collections::BTreeMap<&str, &serde_json::Value> =
+        kept.map(|key| (key, &found[key])).collect();
+    serde_json::to_vec(&package).ok()
+}
+
 /// The module that a message of cargo tells of. That of the crate itself is the last.
 fn module(message: &str) -> Option<PathBuf> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
@@ -161,6 +229,31 @@ fn print(program: &OsString, arguments: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_package_is_told_without_this_machine() {
+        let metadata = br#"{"packages": [{"name": "other", "manifest_path": "/b/Cargo.toml"}, {"name": "a", "version": "0.1.0",
+            "license": null, "description": "x", "manifest_path": "/a/Cargo.toml", "id": "path+file:///a"}]}"#;
+        let package = package(metadata, Path::new("/a/Cargo.toml")).unwrap();
+        assert_eq!(
+            String::from_utf8(package).unwrap(),
+            r#"{"description":"x","name":"a","version":"0.1.0"}"#
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_taken_in_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |text: &[u8]| cases::File::parse(text).map(drop);
+        assert_eq!(beside(folder.path(), CASES, check).unwrap(), None);
+        for (text, part) in
+            [(&b"cases: 7"[..], "cases.yaml: "), (&[b'#'; EMBEDDED_LIMIT + 1], "more than 256 KiB")]
+        {
+            std::fs::write(folder.path().join(CASES), text).unwrap();
+            let error = beside(folder.path(), CASES, check).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
 
     #[test]
     fn the_module_is_found_in_what_cargo_says() {

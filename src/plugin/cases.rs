@@ -141,7 +141,7 @@ impl Subject {
     fn new(path: &Path, here: Node) -> Result<Self, CasesError> {
         let candidate = Candidate::read(path);
         let world = candidate.world().ok_or_else(|| CasesError::World(path.to_owned()))?;
-        let policies = Policies::new(here, Metrics::default());
+        let policies = Policies::new(here, Metrics::default()).without_self_tests();
         Ok(Self { candidate, world, policies })
     }
 

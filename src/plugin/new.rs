@@ -225,7 +225,7 @@ fn write(folder: &Path, name: &str, world: World) -> io::Result<()> {
     fs::write(&lock, locked(&fs::read_to_string(&lock)?, name)?)?;
     fs::create_dir_all(folder.join(".cargo"))?;
     fs::create_dir_all(folder.join("src"))?;
-    let (source, cases, settings) = world.files();
+    let [source, cases, schema, settings] = world.files();
     let fill = |text: &str| {
         text.replace("NAME", name).replace("WORLD", &world.to_string()).replace("SETTINGS", settings)
     };
@@ -235,6 +235,7 @@ fn write(folder: &Path, name: &str, world: World) -> io::Result<()> {
         ("Cargo.toml", &fill(MANIFEST)),
         ("README.md", &fill(include_str!("new/README.md"))),
         ("cases.yaml", cases),
+        ("settings.schema.json", schema),
         ("src/lib.rs", source),
     ] {
         fs::write(folder.join(file), text)?;
@@ -260,24 +261,27 @@ fn locked(text: &str, name: &str) -> io::Result<String> {
 }
 
 impl World {
-    /// Its source, its cases, and settings for it. Crates of the plugins' workspace, so that they are built and tested there.
-    fn files(self) -> (&'static str, &'static str, &'static str) {
+    /// Its source, its cases, the schema of its settings, and some of these. Crates of the plugins' workspace, so that they are built and tested there.
+    fn files(self) -> [&'static str; 4] {
         match self {
-            Self::Registry => (
+            Self::Registry => [
                 include_str!("../../plugins/template-registry/src/lib.rs"),
                 include_str!("../../plugins/template-registry/cases.yaml"),
+                include_str!("../../plugins/template-registry/settings.schema.json"),
                 r#"'{"deny": ["quay.io/**"]}'"#,
-            ),
-            Self::Trust => (
+            ],
+            Self::Trust => [
                 include_str!("../../plugins/template-trust/src/lib.rs"),
                 include_str!("../../plugins/template-trust/cases.yaml"),
+                include_str!("../../plugins/template-trust/settings.schema.json"),
                 r#"'{"deny": ["gpu-*"], "claimed": true}'"#,
-            ),
-            Self::Election => (
+            ],
+            Self::Election => [
                 include_str!("../../plugins/template-election/src/lib.rs"),
                 include_str!("../../plugins/template-election/cases.yaml"),
+                include_str!("../../plugins/template-election/settings.schema.json"),
                 r#"'{"exclude": ["spot-*"]}'"#,
-            ),
+            ],
         }
     }
 }

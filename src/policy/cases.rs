@@ -4,32 +4,41 @@
 //! Each is asked twice of one instance and once of a fresh one, since a verdict must depend on nothing but the settings and
 //! the question.
 
+mod asked;
 mod view;
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use self::view::{Holds, Led, Stands};
 use super::chain::Answers as _;
-use super::config::json;
+use super::config;
 use super::election::{Election, View};
 use super::engine::{Abi, Policy, Refused};
-use super::registry::{Availability, Registry, Request as RegistryRequest, Requester, Upstream};
-use super::trust::{Conduct, Evidence, Request as TrustRequest, Trust};
-use super::{Failure, Node, Provenance, zone};
-use crate::oci::{Health, Level, PeerId, Reference as Image, ReferenceError};
+use super::registry::{Registry, Request as RegistryRequest};
+use super::trust::{Request as TrustRequest, Trust};
+use super::{Failure, Node};
+
+use asked::Known;
+pub(super) use asked::timestamp;
+pub use asked::{Asked, Who};
 
 /// Largest file that a node reads, in bytes: a ConfigMap has no more.
 pub(super) const SIZE_LIMIT: u64 = 1 << 20;
-/// Cases that a node asks of one policy.
-const CASES: usize = 1000;
-/// For all of them.
-const TIME: Duration = Duration::from_secs(5);
+/// Bounds of what a node asks of one policy.
+pub(super) struct Bounds {
+    cases: usize,
+    /// For all of them.
+    time: Duration,
+}
+
+/// By its operator.
+pub(super) const OPERATOR: Bounds = Bounds { cases: 1000, time: Duration::from_secs(5) };
+/// By its author, in the component.
+pub(super) const AUTHOR: Bounds = Bounds { cases: 200, time: Duration::from_secs(2) };
 /// For one answer: more than a request has, since it is no fault of a policy's if the machine is busy.
 const LIMIT: Duration = Duration::from_millis(100);
 
@@ -64,38 +73,6 @@ pub struct Case {
     expect: String,
 }
 
-/// What a case is about.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Asked {
-    /// Registry world: the image whose manifest is asked for; by a peer, where there is one.
-    image: Option<String>,
-    /// Registry world: those of the configuration.
-    upstreams: Option<Vec<Known>>,
-    /// Those of the file, where it has none of its own.
-    #[serde(skip)]
-    shared: Arc<[Known]>,
-    /// Registry world, a tag that this node knows: since its registry said what it stands for.
-    tag_age_seconds: Option<u64>,
-    /// Registry world: who asks, if not the runtime. Trust world: who is judged.
-    peer: Option<Who>,
-    #[serde(default)]
-    level: Level,
-    #[serde(default)]
-    observed: Vec<IpAddr>,
-    #[serde(default)]
-    evidence: Vec<Method>,
-    #[serde(default)]
-    conduct: Seen,
-    /// Election world: what is led.
-    role: Option<Led>,
-    /// Election world: who may lead.
-    #[serde(default)]
-    candidates: Vec<Stands>,
-    /// Election world: who leads.
-    holder: Option<Holds>,
-}
-
 impl TryFrom<Map<String, Value>> for Case {
     type Error = String;
 
@@ -112,47 +89,6 @@ impl TryFrom<Map<String, Value>> for Case {
         let asked = asked.map_err(|error| format!("case `{name}`: {error}"))?;
         Ok(Self { name, settings, asked, expect })
     }
-}
-
-/// An upstream, and how it does.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Known {
-    name: String,
-    repositories: Vec<String>,
-    #[serde(default)]
-    health: Health,
-}
-
-/// A node.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-struct Who {
-    id: Option<PeerId>,
-    name: String,
-    zone: String,
-    version: String,
-    /// Whether name and zone are checked, and not its own word.
-    verified: bool,
-}
-
-/// What a peer proved.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Method {
-    ClusterKey,
-    PeerIdList,
-}
-
-/// What was seen of a peer.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-struct Seen {
-    bytes: u64,
-    digest_mismatches: u32,
-    timeouts: u32,
-    protocol_errors: u32,
-    seconds_since_last_fault: Option<u64>,
 }
 
 /// What became of a case.
@@ -201,28 +137,30 @@ pub(super) struct Failed {
     pub(super) is_passing: bool,
 }
 
-/// Asks a policy all that its operator wrote. `configure` makes one with these settings on this node; `settings`: what it is in
+/// Asks a policy all that is in a file. `configure` makes one with these settings on this node; `settings`: what it is in
 /// force with.
 pub(super) fn run<W: Asks>(
     file: &File,
     settings: &Value,
-    configure: impl Fn(String, &Node) -> Result<Policy<W>, Refused>,
+    bounds: &Bounds,
+    configure: &impl Fn(String, &Node) -> Result<Policy<W>, Refused>,
 ) -> Result<(), Failed> {
     let fails = |message: String| Failed { message, is_passing: false };
-    if file.cases.len() > CASES {
-        return Err(fails(format!("there are {} cases, more than {CASES}", file.cases.len())));
+    let Bounds { cases: most, time } = *bounds;
+    if file.cases.len() > most {
+        return Err(fails(format!("there are {} cases, more than {most}", file.cases.len())));
     }
-    let ends = Instant::now() + TIME;
+    let ends = Instant::now() + time;
     let here = file.here();
     for case in &file.cases {
         let name = &case.name;
         if Instant::now() >= ends {
-            let message = format!("the cases take more than {} s, up to `{name}`", TIME.as_secs());
+            let message = format!("the cases take more than {} s, up to `{name}`", time.as_secs());
             return Err(Failed { message, is_passing: true });
         }
         let request = W::question(case).map_err(|reason| fails(format!("case `{name}`: {reason}")))?;
         let whole = if file.settings.is_null() { settings } else { &file.settings };
-        let settings = json(case.settings.as_ref().unwrap_or(whole));
+        let settings = config::json(case.settings.as_ref().unwrap_or(whole));
         let configured = || {
             configure(settings.clone(), &here).map_err(|refused| Failed {
                 message: format!("case `{name}`: {refused}"),
@@ -230,14 +168,13 @@ pub(super) fn run<W: Asks>(
             })
         };
         let mut is_late = false;
-        let mut ask =
-            |policy: &Policy<W>| match policy.decide(&request, Instant::now() + LIMIT * policy.pace()) {
-                Ok(verdict) => W::describe(&verdict),
-                Err(failure) => {
-                    is_late |= failure == Failure::Time;
-                    format!("failed: {failure}")
-                }
-            };
+        let mut ask = |policy: &Policy<W>| match policy.decide(&request, Instant::now() + LIMIT) {
+            Ok(verdict) => W::describe(&verdict),
+            Err(failure) => {
+                is_late |= failure == Failure::Time;
+                format!("failed: {failure}")
+            }
+        };
         let policy = configured()?;
         let said = [ask(&policy), ask(&policy), ask(&configured()?)];
         let Tested { expected, said, passed, .. } = case.judge(&said);
@@ -267,72 +204,29 @@ impl File {
 
     /// The node that asks, as policies are told.
     pub fn here(&self) -> Node {
-        self.here.node("here", Provenance::Configured)
+        self.here.here()
     }
 }
 
-impl Asked {
-    /// Reads the keys of a case without `name`, `settings` and `expect`, YAML or JSON.
-    ///
-    /// # Errors
-    /// What is wrong with them.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        serde_saphyr::from_str(text).map_err(|error| error.to_string())
-    }
-
-    /// The question to a policy of the registry world.
-    ///
-    /// # Errors
-    /// It is none.
-    pub fn registry(&self) -> Result<RegistryRequest, String> {
-        let image = self.image.as_ref().ok_or("it names no `image`")?;
-        let image: Image = image.parse().map_err(|error: ReferenceError| error.to_string())?;
-        let requester = match &self.peer {
-            Some(peer) => Requester::Peer(peer.peer(), self.level),
-            None => Requester::Runtime,
-        };
-        let availability = Availability {
-            local: self.peer.is_some() || self.tag_age_seconds.is_some(),
-            tag_age: self.tag_age_seconds.map(Duration::from_secs),
-            ..Availability::default()
-        };
-        let upstreams = self.upstreams.as_deref().unwrap_or(&self.shared).iter().map(|known| Upstream {
-            name: known.name.as_str().into(),
-            repositories: known.repositories.clone().into(),
-            health: known.health,
-            latency: None,
-        });
-        Ok(RegistryRequest::manifest(&image, requester, availability, upstreams.collect()))
-    }
-
-    /// The question to a policy of the election world.
-    ///
-    /// # Errors
-    /// It is none.
-    pub fn election(&self) -> Result<View, String> {
-        view::view(self.role.as_ref(), &self.candidates, self.holder.as_ref())
-    }
-
-    /// The question to a policy of the trust world.
-    ///
-    /// # Errors
-    /// It is none.
-    pub fn trust(&self) -> Result<TrustRequest, String> {
-        let peer = self.peer.as_ref().ok_or("it names no `peer`")?;
-        let methods = self.evidence.iter().map(|method| match method {
-            Method::ClusterKey => "cluster-key",
-            Method::PeerIdList => "peer-id-list",
-        });
-        Ok(TrustRequest {
-            peer: peer.peer(),
-            observed: self.observed.clone(),
-            announced: Vec::new(),
-            evidence: methods.map(|method| Evidence { method, claims: Vec::new() }).collect(),
-            conduct: self.conduct.into(),
-            level: self.level,
-            now: SystemTime::now(),
-        })
-    }
+/// The text of a file of cases: their names, questions and verdicts.
+///
+/// # Errors
+/// It cannot be written as YAML.
+pub fn write<'a>(
+    here: Option<&Who>,
+    settings: &Value,
+    cases: impl Iterator<Item = (&'a str, &'a Asked, &'a str)>,
+) -> Result<String, String> {
+    let case = |(name, asked, expect): (&str, &Asked, &str)| {
+        let mut case = serde_json::to_value(asked)?;
+        case["name"] = name.into();
+        case["expect"] = expect.into();
+        Ok(case)
+    };
+    let wrong = |error: serde_json::Error| error.to_string();
+    let cases: Result<Vec<Value>, _> = cases.map(case).collect();
+    let file = json!({"here": here, "settings": settings, "cases": cases.map_err(wrong)?});
+    serde_saphyr::to_string(&file).map_err(|error| error.to_string())
 }
 
 impl Case {
@@ -353,36 +247,6 @@ impl Case {
             expected: self.expect.clone(),
             said,
             passed: is_same && is_expected,
-        }
-    }
-}
-
-impl Who {
-    /// Who asks or is judged: one of no list, where the case names no ID.
-    fn peer(&self) -> Node {
-        self.node("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp", Provenance::Claimed)
-    }
-
-    fn node(&self, id: &str, provenance: Provenance) -> Node {
-        let provenance = if self.verified { Provenance::Verified } else { provenance };
-        Node {
-            id: self.id.as_ref().map_or_else(|| id.to_owned(), ToString::to_string),
-            name: self.name.clone(),
-            name_provenance: provenance,
-            version: self.version.clone(),
-            labels: zone(&self.zone, provenance),
-        }
-    }
-}
-
-impl From<Seen> for Conduct {
-    fn from(seen: Seen) -> Self {
-        Self {
-            bytes: seen.bytes,
-            digest_mismatches: seen.digest_mismatches,
-            timeouts: seen.timeouts,
-            protocol_errors: seen.protocol_errors,
-            since_last_fault: seen.seconds_since_last_fault.map(Duration::from_secs),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::config::{Failing, Mode};
 use super::metrics::PolicyMetrics;
+use super::record::said;
 use super::world::World;
 use super::{Failure, Said};
 
@@ -84,56 +85,53 @@ impl<W: World> Chain<W> {
         self.entries.iter().any(|entry| entry.mode == Mode::Enforce)
     }
 
-    /// Asks all.
-    pub(super) fn decide(&self, request: &W::Request) -> W::Ruling {
+    /// Asks all; `see` is told what each said.
+    pub(super) fn decide(
+        &self,
+        request: &W::Request,
+        mut see: impl FnMut(&Entry<W>, Duration, &Result<W::Verdict, Failure>),
+    ) -> W::Ruling {
         self.ask(request, |entry, took, answer| {
             entry.metrics.asked(took, answer.as_ref().map(W::outcome));
             if let Err(failure) = answer {
                 tracing::debug!(policy = %entry.name, world = W::NAME, %failure, "a policy failed");
             }
+            see(entry, took, answer);
         })
     }
 
     /// Asks all, counts nothing, and tells what each said.
     pub(super) fn explain(&self, request: &W::Request) -> (W::Ruling, Vec<Said>) {
-        let mut said = Vec::new();
+        let mut all = Vec::new();
         let ruling = self.ask(request, |entry, took, answer| {
-            said.push(Said {
-                policy: entry.name.to_string(),
-                mode: entry.mode,
-                micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                verdict: answer.as_ref().map_or_else(|failure| format!("failed: {failure}"), W::describe),
-            });
+            all.push(said::<W>(&entry.name, entry.mode, took, answer.as_ref()));
         });
-        (ruling, said)
+        (ruling, all)
     }
 
-    /// What all say of a request from before, and which fail as no policy should. It counts nowhere, not even for the
-    /// quarantine. `limit`: for each try of each policy.
+    /// What all say of a request from before; `see` is told of each. It counts nowhere, not even for the quarantine. `limit`: for
+    /// each try of each policy.
     pub(super) fn replay(
         &self,
         request: &W::Request,
         limit: Duration,
-    ) -> (W::Ruling, Vec<(Arc<str>, Failure)>) {
+        mut see: impl FnMut(&Entry<W>, Duration, &Result<W::Verdict, Failure>),
+    ) -> W::Ruling {
         let mut merge = W::Merge::default();
-        let mut failed = Vec::new();
         for entry in &self.entries {
+            let began = Instant::now();
             let ask = || entry.policy.decide(request, Instant::now() + limit * self.pace);
             // That the machine is busy is not the policy's fault.
             let answer = (1..TRIES).fold(ask(), |answer, _| match answer {
                 Err(Failure::Time) => ask(),
                 answer => answer,
             });
-            if let Err(failure) = &answer
-                && failure.is_trap()
-            {
-                failed.push((Arc::clone(&entry.name), failure.clone()));
-            }
+            see(entry, began.elapsed(), &answer);
             if entry.mode == Mode::Enforce {
                 W::add(&mut merge, &entry.name, answer, entry.failing);
             }
         }
-        (W::ruling(merge), failed)
+        W::ruling(merge)
     }
 
     fn ask(

@@ -1,7 +1,9 @@
 //! What an operator says about policies.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,32 @@ pub struct Config {
     pub max_change: u8,
     /// The revision of the set that is taken over all the same, as its refusal names it. Empty: none.
     pub accept: String,
+    /// A log of decisions that can be replayed. None: they are not recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decisions: Option<Decisions>,
+}
+
+/// Where decisions are recorded: one JSON object a line, with the whole question and what each policy said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Decisions {
+    /// The file, which only its owner may read. The one before it has `.1` after its name.
+    pub path: PathBuf,
+    /// Of both files together: 64KiB to 16GiB.
+    #[serde(default = "max_size")]
+    #[schemars(with = "String")]
+    pub max_size: ByteSize,
+    /// What a policy denies, or does not answer, is always recorded; of the rest one in so many. 1: all. 0: none.
+    #[serde(default = "sample")]
+    pub sample: u32,
+}
+
+fn max_size() -> ByteSize {
+    ByteSize::mib(16)
+}
+
+fn sample() -> u32 {
+    100
 }
 
 impl Default for Config {
@@ -43,6 +71,7 @@ impl Default for Config {
             roots: Vec::new(),
             max_change: 20,
             accept: String::new(),
+            decisions: None,
         }
     }
 }
@@ -79,10 +108,36 @@ pub struct Plugin {
     /// has until that ends, and newcomers get nothing; of the election world all candidates are equal.
     #[serde(default)]
     pub failure: Failing,
+    /// Where the settings were said.
+    #[serde(skip)]
+    pub lines: Lines,
     /// A file of cases, as `peili plugin test` reads them: what fails one of them with these settings is not taken over. At most
     /// 1 MiB and 1,000 cases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cases: Option<PathBuf>,
+}
+
+/// The lines in which settings were said, by pointer (RFC 6901).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lines(BTreeMap<String, u64>);
+
+impl Lines {
+    /// From all that are known.
+    pub fn new(lines: impl IntoIterator<Item = (String, u64)>) -> Self {
+        Self(lines.into_iter().collect())
+    }
+
+    /// Of what `pointer` leads to, or of the nearest part above it that was said.
+    pub(super) fn of(&self, pointer: &str) -> Option<u64> {
+        let mut above = Some(pointer);
+        while let Some(pointer) = above {
+            if let Some(line) = self.0.get(pointer) {
+                return Some(*line);
+            }
+            above = pointer.rfind('/').map(|slash| &pointer[..slash]);
+        }
+        None
+    }
 }
 
 /// Whether verdicts count.
@@ -140,4 +195,18 @@ impl Plugin {
 /// Settings as JSON; `{}` where there are none.
 pub(super) fn json(settings: &serde_json::Value) -> String {
     if settings.is_null() { "{}".into() } else { settings.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_line_is_named() {
+        let lines = Lines::new([(String::new(), 5), ("/allow".into(), 6), ("/allow/1".into(), 8)]);
+        for (pointer, line) in [("/allow/1", 8), ("/allow/0", 6), ("/allow/1/a", 8), ("/deny", 5), ("", 5)] {
+            assert_eq!(lines.of(pointer), Some(line), "{pointer}");
+        }
+        assert_eq!(Lines::default().of("/allow"), None);
+    }
 }

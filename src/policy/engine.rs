@@ -5,11 +5,13 @@
 //! they have grown. No code is loaded but what was compiled here from the component.
 
 mod compiler;
+mod embedded;
 mod host;
 mod inspect;
 mod profile;
 mod ticker;
 mod v0_1;
+mod wasi;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +26,7 @@ use self::v0_1::Unconfigured;
 use super::chain::Answers;
 use super::{Failure, Node};
 
+pub use embedded::{EMBEDDED_LIMIT, Embedded};
 pub(super) use inspect::Unfit;
 pub use inspect::{Facts, SIZE_LIMIT, facts, world};
 pub(super) use profile::{Bound, Code};
@@ -128,8 +131,7 @@ impl Engine {
         inspect::check_world(&self.engine, &component, W::NAME)?;
         let mut linker = self.linker.clone();
         // Those of wasm32-wasip2, whose standard library names them also where nothing uses them.
-        linker
-            .define_unknown_imports_as_traps(&component)
+        wasi::add_to_linker(&self.engine, &component, &mut linker)
             .map_err(|error| Unfit::Compile(format!("{error:#}")))?;
         let pre = linker.instantiate_pre(&component).and_then(W::pre);
         Ok(Compiled { pre: pre.map_err(|error| Unfit::World(format!("{error:#}")))? })

@@ -16,10 +16,12 @@ use super::engine::Code;
 use super::load::{self, LoadError, Stage};
 use super::loader::{Loader, Sets, Stamps};
 use super::metrics::Metrics;
+use super::record::{Record, Recordable, Recorder, said};
 use super::registry::{self, Registry, RegistryPolicy};
 use super::shadow::{self, Objection, Recent};
 use super::text::clean;
 use super::trust::{self, Trust, TrustPolicy};
+use super::world::World as _;
 use super::{Config, Failure, Node, Said, Startup};
 
 /// Between two looks at the files. A change counts once it has stood for one of these.
@@ -27,6 +29,8 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// What is said where policies are interpreted.
 const INTERPRETED: &str = "no machine code can be made here, so they are interpreted and have ten times as long\n\
     hint: SELinux (execmem), PaX or PR_SET_MDWE (systemd: MemoryDenyWriteExecute) refuses it; allow it to this process";
+/// For one policy and one request from before: more than a request has, since it is no fault of a policy's if the machine is busy.
+const REPLAY: Duration = Duration::from_millis(100);
 
 /// A policy in force, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +57,7 @@ pub struct Policies {
     state: ArcSwap<Generation>,
     /// What a changed set is tried on.
     recent: Recent,
+    recorder: Recorder,
     /// Whoever changes what is in force; held while components are read and compiled.
     loader: Mutex<Loader>,
     /// What is to be loaded next, by who does not wait for it.
@@ -83,6 +88,7 @@ impl Policies {
     /// None yet. `here`: what policies are told about this node.
     pub fn new(here: Node, metrics: Metrics) -> Self {
         Self {
+            recorder: Recorder::new(&here, metrics.recorded()),
             here,
             metrics,
             state: ArcSwap::default(),
@@ -103,8 +109,19 @@ impl Policies {
     /// Why they were not taken; it is logged, and [`Policies::problem`] has it until it is mended.
     pub fn apply(&self, config: &Config) -> Result<(), LoadError> {
         let mut loader = self.loader();
-        loader.configure(config);
+        self.configure(&mut loader, config);
         self.load(&mut loader)
+    }
+
+    fn configure(&self, loader: &mut Loader, config: &Config) {
+        loader.configure(config);
+        self.recorder.configure(config.decisions.as_ref());
+    }
+
+    /// Takes components that do not answer what their own authors expect: for tools that show what they answer.
+    pub fn without_self_tests(self) -> Self {
+        self.loader().self_tests = false;
+        self
     }
 
     /// Lets [`Policies::follow`] put the policies of `config` in force, which may take seconds. Does not wait.
@@ -150,6 +167,24 @@ impl Policies {
         self.is_interpreted.load(Ordering::Relaxed)
     }
 
+    /// Why decisions are not recorded although the configuration says so.
+    pub fn unrecorded(&self) -> Option<String> {
+        self.recorder.problem()
+    }
+
+    /// What the policies say now of a decision that was recorded: the ruling, and what each says. It counts nowhere.
+    ///
+    /// # Errors
+    /// The record's question is none.
+    pub fn replay(&self, record: &Record) -> Result<(String, Vec<Said>), String> {
+        let state = self.state.load();
+        if record.world == Trust::NAME {
+            Ok(replay(&state.trust, &record.request.trust()?))
+        } else {
+            Ok(replay(&state.registry, &record.request.registry()?))
+        }
+    }
+
     /// Why the node is not ready: it never loaded its policies, and is told to require that.
     pub fn unready(&self) -> Option<String> {
         self.is_required.load(Ordering::Relaxed).then(|| self.problem()).flatten()
@@ -175,7 +210,7 @@ impl Policies {
         let mut loader = self.loader();
         let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(config) = wanted {
-            loader.configure(&config);
+            self.configure(&mut loader, &config);
             // The error is logged there.
             let _ = self.load(&mut loader);
             return loader.look();
@@ -304,7 +339,8 @@ impl RegistryPolicy for Policies {
 
     fn decide(&self, request: &registry::Request) -> registry::Ruling {
         self.recent.keep(request);
-        self.state.load().registry.decide(request)
+        let state = self.state.load();
+        self.recorder.decide(&state.registry, state.number, request)
     }
 
     fn explain(&self, request: &registry::Request) -> (registry::Ruling, Vec<Said>) {
@@ -326,7 +362,8 @@ impl TrustPolicy for Policies {
     }
 
     fn evaluate(&self, request: &trust::Request) -> trust::Ruling {
-        self.state.load().trust.decide(request)
+        let state = self.state.load();
+        self.recorder.decide(&state.trust, state.number, request)
     }
 
     fn explain(&self, request: &trust::Request) -> (trust::Ruling, Vec<Said>) {
@@ -381,6 +418,14 @@ impl Generation {
     fn is_empty(&self) -> bool {
         self.registry.is_empty() && self.trust.is_empty() && self.election.is_empty()
     }
+}
+
+fn replay<W: Recordable>(chain: &Chain<W>, request: &W::Request) -> (String, Vec<Said>) {
+    let mut all = Vec::new();
+    let ruling = chain.replay(request, REPLAY, |entry, took, answer| {
+        all.push(said::<W>(&entry.name, entry.mode, took, answer.as_ref()));
+    });
+    (ruling.to_string(), all)
 }
 
 /// What stands against a set, and how to take it all the same.

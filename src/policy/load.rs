@@ -7,16 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde_json::Value;
+
 use super::cases::{self, Asks};
 use super::chain::{Answers, Entry, Quarantine};
 use super::config::json;
-use super::engine::{Compiled, Engine, Policy, READY, Refused, SIZE_LIMIT, Unfit};
+use super::engine::{Abi, Compiled, Embedded, Engine, Policy, READY, Refused, SIZE_LIMIT, Unfit};
 use super::files::{Unread, Wanted};
 use super::generation::Loaded;
 use super::metrics::Metrics;
 use super::text::clean;
 use super::world::World;
-use super::{Config, Failure, Node, Plugin};
+use super::{Config, Failure, Lines, Node, Plugin};
 use crate::oci::Digest;
 
 /// Longest message, in bytes.
@@ -41,6 +43,8 @@ pub enum Stage {
     Compile,
     /// The policy's own `configure`.
     Configure,
+    /// What its author says that it answers.
+    SelfTest,
     /// What its operator expects of it.
     Cases,
     /// What the last requests would have got.
@@ -90,6 +94,15 @@ pub(super) struct Parts<'a> {
     pub(super) metrics: &'a Metrics,
     /// All files of the configuration.
     pub(super) files: &'a HashMap<PathBuf, Vec<u8>>,
+    /// Whether components are asked what their authors expect.
+    pub(super) self_tests: bool,
+}
+
+/// A component that was compiled.
+pub(super) struct Known<W: Abi> {
+    compiled: Compiled<W>,
+    /// Whether it answers what its author expects, which its bytes alone decide.
+    is_tested: bool,
 }
 
 /// Why one policy cannot be loaded.
@@ -131,6 +144,7 @@ impl fmt::Display for Stage {
             Self::World => "world",
             Self::Compile => "compile",
             Self::Configure => "configure",
+            Self::SelfTest => "self-test",
             Self::Cases => "cases",
             Self::Shadow => "shadow",
         })
@@ -150,7 +164,7 @@ pub(super) fn wanted(config: &Config) -> Vec<Wanted<'_>> {
 /// All of a world, or none. `known`: components that were compiled before, to which these are added.
 pub(super) fn load<W: Asks>(
     parts: &Parts<'_>,
-    known: &mut HashMap<Digest, Compiled<W>>,
+    known: &mut HashMap<Digest, Known<W>>,
 ) -> Result<Set<W>, LoadError> {
     let mut set = Set::default();
     for plugin in W::plugins(parts.config) {
@@ -180,7 +194,7 @@ fn entry<W: World>(plugin: &Plugin, policy: Box<dyn Answers<W>>, metrics: &Metri
 fn load_one<W: Asks>(
     parts: &Parts<'_>,
     plugin: &Plugin,
-    known: &mut HashMap<Digest, Compiled<W>>,
+    known: &mut HashMap<Digest, Known<W>>,
 ) -> Result<(Policy<W>, Loaded), Fault> {
     let file = |path: &Path| parts.files.get(path).map(Vec::as_slice).unwrap_or_default();
     let bytes = file(&plugin.path);
@@ -193,18 +207,22 @@ fn load_one<W: Asks>(
             .hint("mount the file that is pinned, or pin what sha256sum prints"));
     }
     let engine = if W::IS_COMMON { parts.counting } else { parts.engine };
-    let component = match known.get(&digest) {
-        Some(component) => component.clone(),
-        None => engine.compile(bytes).map_err(|unfit| {
-            let stage = match unfit {
-                Unfit::Size(_) | Unfit::Form(_) => Stage::Size,
-                Unfit::World(_) => Stage::World,
-                Unfit::Compile(_) => Stage::Compile,
-            };
-            Fault::new(stage, unfit.to_string()).hint("`peili plugin check FILE` says the same of the file")
-        })?,
+    let (component, is_tested) = match known.get(&digest) {
+        Some(known) => (known.compiled.clone(), known.is_tested),
+        None => (
+            engine.compile(bytes).map_err(|unfit| {
+                let stage = match unfit {
+                    Unfit::Size(_) | Unfit::Form(_) => Stage::Size,
+                    Unfit::World(_) => Stage::World,
+                    Unfit::Compile(_) => Stage::Compile,
+                };
+                Fault::new(stage, unfit.to_string())
+                    .hint("`peili plugin check FILE` says the same of the file")
+            })?,
+            false,
+        ),
     };
-    known.insert(digest, component.clone());
+    known.insert(digest, Known { compiled: component.clone(), is_tested });
     let settings = json(&plugin.settings);
     if settings.len() > SETTINGS {
         return Err(Fault::new(Stage::Configure, "its settings have more than 256 KiB".into()));
@@ -215,9 +233,14 @@ fn load_one<W: Asks>(
     };
     let (policy, info) = configure(settings, parts.here).map_err(|refused| Fault {
         is_passing: refused.is_passing(),
-        ..Fault::new(Stage::Configure, refused.to_string())
+        ..Fault::new(Stage::Configure, refused.within(&plugin.lines))
             .hint("`peili plugin check FILE --settings JSON` tries settings")
     })?;
+    let again = |settings: String, here: &Node| configure(settings, here).map(|(policy, _)| policy);
+    if parts.self_tests && !is_tested {
+        self_test(bytes, &again)?;
+        known.insert(digest, Known { compiled: component.clone(), is_tested: true });
+    }
     if let Some(path) = &plugin.cases {
         let of_cases = |message: String| Fault { is_of_cases: true, ..Fault::new(Stage::Cases, message) };
         let text = file(path);
@@ -225,8 +248,7 @@ fn load_one<W: Asks>(
             return Err(of_cases("the file of cases has more than 1 MiB".into()));
         }
         let cases = cases::File::parse(text).map_err(of_cases)?;
-        let configure = |settings: String, here: &Node| configure(settings, here).map(|(policy, _)| policy);
-        cases::run(&cases, &plugin.settings, configure).map_err(|failed| Fault {
+        cases::run(&cases, &plugin.settings, &cases::OPERATOR, &again).map_err(|failed| Fault {
             is_passing: failed.is_passing,
             ..of_cases(failed.message).hint("`peili plugin test FILE CASES` shows all that fail")
         })?;
@@ -240,6 +262,23 @@ fn load_one<W: Asks>(
         failure: plugin.failure,
     };
     Ok((policy, loaded))
+}
+
+/// Asks what the component carries, with the settings that are in it.
+fn self_test<W: Asks>(
+    bytes: &[u8],
+    configure: &impl Fn(String, &Node) -> Result<Policy<W>, Refused>,
+) -> Result<(), Fault> {
+    let fault = |message: String| Fault::new(Stage::SelfTest, message);
+    let Some(text) = Embedded::of(bytes).map_err(fault)?.cases else { return Ok(()) };
+    let cases = cases::File::parse(&text).map_err(|error| fault(format!("its own cases: {error}")))?;
+    cases::run(&cases, &Value::Null, &cases::AUTHOR, configure).map_err(|failed| Fault {
+        is_passing: failed.is_passing,
+        ..fault(format!("of its own cases, {}", failed.message)).hint(
+            "the component does not do what its author says; `peili plugin test FILE CASES` shows all that fail, and \
+             `peili plugin build` takes the cases in that stand beside the crate",
+        )
+    })
 }
 
 impl LoadError {
@@ -311,6 +350,20 @@ impl Fault {
 }
 
 impl Refused {
+    /// With the lines in which the settings were said.
+    fn within(&self, lines: &Lines) -> String {
+        let Self::Settings(errors) = self else { return self.to_string() };
+        let errors: Vec<String> = errors
+            .iter()
+            .map(|(pointer, message)| {
+                let place = if pointer.is_empty() { "/" } else { pointer };
+                let line = lines.of(pointer).map(|line| format!(" (line {line})")).unwrap_or_default();
+                format!("settings{place}{line}: {message}")
+            })
+            .collect();
+        format!("it refuses its settings: {}", errors.join("; "))
+    }
+
     /// Whether it may be the machine's fault, and pass.
     pub(super) fn is_passing(&self) -> bool {
         matches!(self, Self::Slow(_) | Self::Failed(Failure::Time))
@@ -320,15 +373,7 @@ impl Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Settings(errors) => {
-                f.write_str("it refuses its settings: ")?;
-                for (index, (pointer, message)) in errors.iter().enumerate() {
-                    let separator = if index == 0 { "" } else { "; " };
-                    let place = if pointer.is_empty() { "/" } else { pointer };
-                    write!(f, "{separator}settings{place}: {message}")?;
-                }
-                Ok(())
-            }
+            Self::Settings(_) => f.write_str(&self.within(&Lines::default())),
             Self::Slow(took) => write!(
                 f,
                 "it takes {} ms to be configured, and a new instance must be ready in {}",

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::election::{self, Election};
-use super::engine::{Bound, Code, Compiled, Engine};
+use super::engine::{Bound, Code, Engine};
 use super::files::{self, Unread, stamp};
-use super::load::{self, LoadError, Parts, Set, Stage};
+use super::load::{self, Known, LoadError, Parts, Set, Stage};
 use super::metrics::Metrics;
 use super::registry::Registry;
 use super::trust::Trust;
@@ -45,9 +45,9 @@ pub(super) struct Loader {
     counting: Option<Arc<Engine>>,
     /// What their code is; `None`: not found out yet.
     pub(super) code: Option<Code>,
-    registry: HashMap<Digest, Compiled<Registry>>,
-    trust: HashMap<Digest, Compiled<Trust>>,
-    election: HashMap<Digest, Compiled<Election>>,
+    registry: HashMap<Digest, Known<Registry>>,
+    trust: HashMap<Digest, Known<Trust>>,
+    election: HashMap<Digest, Known<Election>>,
     /// Of the files when they were read last.
     pub(super) stamps: Stamps,
     /// Of the generation in force; 0: none.
@@ -59,6 +59,8 @@ pub(super) struct Loader {
     pub(super) retry: Option<Instant>,
     /// How long files that match their pins are waited for.
     pub(super) patience: Duration,
+    /// Whether components are asked what their authors expect.
+    pub(super) self_tests: bool,
     /// Since when they are.
     waiting: Option<Instant>,
     /// Digests of the components of the generation in force and of the one before, and of the last that was tried.
@@ -85,6 +87,7 @@ impl Default for Loader {
             previous: String::new(),
             retry: None,
             patience: PENDING,
+            self_tests: true,
             waiting: None,
             kept: Default::default(),
             standing: HashSet::new(),
@@ -143,8 +146,15 @@ impl Loader {
         };
         let read = files::read(&config.roots(), &load::wanted(&config));
         let files = read.map_err(|unread| self.unread(&config, unread))?;
-        let parts =
-            Parts { engine: &engine, counting: &counting, config: &config, here, metrics, files: &files };
+        let parts = Parts {
+            engine: &engine,
+            counting: &counting,
+            config: &config,
+            here,
+            metrics,
+            files: &files,
+            self_tests: self.self_tests,
+        };
         let registry = load::load(&parts, &mut self.registry);
         let sets = registry.and_then(|registry| {
             Ok((registry, load::load(&parts, &mut self.trust)?, load::load(&parts, &mut self.election)?))

@@ -29,6 +29,14 @@ pub struct Metrics {
     pub(super) pending: Gauge,
     /// Whether no machine code can be made here.
     pub(super) interpreted: Gauge,
+    recorded: Family<RecordLabels, Counter>,
+}
+
+/// What became of the decisions that were to be recorded.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Recorded {
+    pub(super) written: Counter,
+    pub(super) dropped: Counter,
 }
 
 /// The counters of one policy, looked up once.
@@ -40,6 +48,11 @@ pub(super) struct PolicyMetrics {
     /// In the order of the world's outcomes.
     decided: Vec<Counter>,
     failed: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RecordLabels {
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -77,6 +90,7 @@ impl Default for Metrics {
             refused: Family::default(),
             pending: Gauge::default(),
             interpreted: Gauge::default(),
+            recorded: Family::default(),
         }
     }
 }
@@ -108,7 +122,18 @@ impl Metrics {
             "1 where policies are interpreted, because no machine code can be made",
             metrics.interpreted.clone(),
         );
+        registry.register(
+            "recorded_decisions",
+            "Decisions that were to be recorded, by what became of them",
+            metrics.recorded.clone(),
+        );
         metrics
+    }
+
+    /// The counters of the decision log.
+    pub(super) fn recorded(&self) -> Recorded {
+        let of = |outcome| self.recorded.get_or_create(&RecordLabels { outcome }).clone();
+        Recorded { written: of("written"), dropped: of("dropped") }
     }
 
     /// Counts policies that were not taken over.

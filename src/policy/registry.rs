@@ -4,15 +4,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use super::text::clean;
 use super::world::World;
 use super::{Config, Failing, Failure, Node, Plugin, Reason, Said, describe, least};
 use crate::oci::{Digest, Health, Level, Name, Repository, Tag};
 
 /// What is asked about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Operation {
     /// A manifest.
+    #[default]
     Manifests,
     /// A blob.
     Blobs,

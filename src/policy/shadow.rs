@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::Failure;
 use super::chain::Chain;
 use super::election::{Election, View, Why};
-use super::registry::{Reference, Registry, Request, Requester, Way};
+use super::registry::{Reference, Registry, Request, Requester, Ruling, Way};
 
 /// Requests that are kept.
 const KEPT: usize = 1000;
@@ -111,8 +111,8 @@ pub(super) fn compare(
         if Instant::now() >= ends {
             break;
         }
-        let (now, had_failed) = before.replay(request, LIMIT);
-        let (then, failed) = after.replay(request, LIMIT);
+        let (now, had_failed) = ask(before, request);
+        let (then, failed) = ask(after, request);
         let is_new = |policy: &Arc<str>| had_failed.iter().all(|(known, _)| known != policy);
         if let Some((policy, failure)) = failed.into_iter().find(|(policy, _)| is_new(policy)) {
             return Err(Objection::Fails { policy, failure, on: describe(request) });
@@ -144,8 +144,8 @@ pub(super) fn rank(
     after: &Chain<Election>,
 ) -> Result<(), Objection> {
     for view in views {
-        let (then, _) = after.replay(view, LIMIT);
-        if !then.why.is_fault() || before.replay(view, LIMIT).0.why.is_fault() {
+        let then = after.replay(view, LIMIT, |_, _, _| ());
+        if !then.why.is_fault() || before.replay(view, LIMIT, |_, _, _| ()).why.is_fault() {
             continue;
         }
         let on = format!("the last view of the role {}", view.role.name);
@@ -155,6 +155,19 @@ pub(super) fn rank(
         });
     }
     Ok(())
+}
+
+/// What a set says, and which of its policies fail as none should.
+fn ask(chain: &Chain<Registry>, request: &Request) -> (Ruling, Vec<(Arc<str>, Failure)>) {
+    let mut failed = Vec::new();
+    let ruling = chain.replay(request, LIMIT, |entry, _, answer| {
+        if let Err(failure) = answer
+            && failure.is_trap()
+        {
+            failed.push((Arc::clone(&entry.name), failure.clone()));
+        }
+    });
+    (ruling, failed)
 }
 
 impl fmt::Display for Objection {

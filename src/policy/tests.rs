@@ -4,6 +4,7 @@ mod determinism;
 mod election;
 mod engine;
 mod files;
+mod foreign;
 mod interpreted;
 mod merge;
 mod reload;

@@ -1,7 +1,7 @@
 //! Text from policies: the one place where it is cut and escaped. What leaves here can be shown anywhere.
 
 /// `text` within `limit` bytes, with everything that moves a cursor, hides or turns text written out.
-pub(super) fn clean(text: &str, limit: usize) -> String {
+pub fn clean(text: &str, limit: usize) -> String {
     let mut clean = String::with_capacity(text.len().min(limit));
     for letter in text.chars() {
         let escaped = if is_plain(letter) { None } else { Some(letter.escape_unicode().to_string()) };

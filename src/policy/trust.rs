@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use super::world::World;
 use super::{Config, Failing, Failure, Node, Plugin, Reason, Said, describe, least};
 use crate::oci::Level;
@@ -19,10 +21,47 @@ pub const TTL_MIN: Duration = Duration::from_secs(1);
 /// What was checked about a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Evidence {
-    /// `peer-id-list` or `cluster-key`.
-    pub method: &'static str,
-    /// What it proves, by name.
-    pub claims: Vec<(&'static str, String)>,
+    /// How it proved it.
+    pub method: Method,
+    /// What that says of it.
+    pub claims: Vec<(Claim, String)>,
+}
+
+/// How a peer proves that it belongs here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// It has the cluster key.
+    ClusterKey,
+    /// Its ID is on the operator's list.
+    PeerIdList,
+}
+
+/// What a proof says of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Claim {
+    /// Which cluster key it has.
+    KeyId,
+}
+
+impl Method {
+    /// Its name in the contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClusterKey => "cluster-key",
+            Self::PeerIdList => "peer-id-list",
+        }
+    }
+}
+
+impl Claim {
+    /// Its name in the contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyId => "key-id",
+        }
+    }
 }
 
 /// What this node has seen of a peer since it met it.

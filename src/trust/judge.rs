@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::PinnedTrust;
 use super::grants::{Due, Entry, Standing};
 use crate::oci::{Action, Level, PeerId, Proof};
-use crate::policy::trust::{Conduct, Evidence, Request, Ruling, TTL_LIMIT, TrustPolicy, Way};
+use crate::policy::trust::{Claim, Conduct, Evidence, Method, Request, Ruling, TTL_LIMIT, TrustPolicy, Way};
 use crate::policy::{Failure, Node, Provenance, Said};
 
 /// Between two looks at the facts: what changes acts within a second.
@@ -277,9 +277,9 @@ fn evidence(proof: Proof) -> Option<Vec<Evidence>> {
     match proof {
         Proof::None | Proof::Denied => None,
         Proof::Open => Some(Vec::new()),
-        Proof::Listed => Some(vec![Evidence { method: "peer-id-list", claims: Vec::new() }]),
+        Proof::Listed => Some(vec![Evidence { method: Method::PeerIdList, claims: Vec::new() }]),
         Proof::Key(key) => {
-            Some(vec![Evidence { method: "cluster-key", claims: vec![("key-id", key.to_string())] }])
+            Some(vec![Evidence { method: Method::ClusterKey, claims: vec![(Claim::KeyId, key.to_string())] }])
         }
     }
 }

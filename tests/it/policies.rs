@@ -1,6 +1,7 @@
 //! Policies from mounted files decide what crosses the wire: pulls through CRI, counted at the origin and at both peers.
 
 mod newcomer;
+mod recorded;
 mod reload;
 mod tags;
 mod trust;
@@ -40,6 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case::new("policies::documented", &[Requirement::Policies], documented));
     cases.push(Case::new("policies::explained", &[Requirement::Policies], explained));
     cases.extend(newcomer::cases());
+    cases.extend(recorded::cases());
     cases.extend(reload::cases());
     cases.extend(tags::cases());
     cases.extend(trust::cases());
@@ -285,6 +287,7 @@ async fn cases_of_the_shipped() {
         println!("{name}:\n{text}");
         assert_eq!(code, 0, "{name}");
         assert!(text.lines().all(|line| line.starts_with("ok ")) && text.lines().count() > 3);
+        carries(name, text.lines().count());
     }
     let scratch = Scratch::new().unwrap();
     let write = |text: &str| {
@@ -323,6 +326,27 @@ async fn cases_of_the_shipped() {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }
+}
+
+/// What is shipped carries its cases, its package and a schema that has the keys that it takes.
+fn carries(name: &str, cases: usize) {
+    let peili = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(peili_lab::node::binary().unwrap());
+        let file = policy(name);
+        let output = command.args(["plugin", arguments[0]]).arg(file).args(&arguments[1..]).output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let inspected: Value = serde_json::from_str(&peili(&["inspect", "--json"])).unwrap();
+    assert_eq!((&inspected["package"]["name"], &inspected["cases"]), (&json!(name), &json!(cases)));
+    let keys = inspected["settings-schema"]["properties"].as_object().unwrap();
+    // The refusal names all keys that there are.
+    let refusal = peili(&["check", "--settings", r#"{"no-such-key": 1}"#]);
+    let named: std::collections::BTreeSet<&str> = refusal.split('`').skip(1).step_by(2).collect();
+    for key in keys.keys() {
+        assert!(named.contains(key.as_str()), "{key}: {refusal}");
+    }
+    let expected = refusal.split("expected").nth(1).unwrap().split(" at line").next().unwrap();
+    assert_eq!(expected.matches('`').count() / 2, keys.len(), "{refusal}");
 }
 
 /// A running node says what its policies say, and what comes of it; only its owner may ask.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::policy::election::{Candidate, Reachability, Role, RoleKind, Selection, Tenure, View};
 
 /// What is led.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Led {
     name: String,
@@ -20,7 +20,7 @@ pub(super) struct Led {
     seats: u32,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Kind {
     Strict,
@@ -28,7 +28,7 @@ enum Kind {
     Advisory,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Selects {
     #[default]
@@ -37,7 +37,7 @@ enum Selects {
 }
 
 /// Who may lead.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Stands {
     name: String,
@@ -54,7 +54,7 @@ pub(super) struct Stands {
     api_server: Reaches,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Reaches {
     #[default]
@@ -64,7 +64,7 @@ enum Reaches {
 }
 
 /// Who leads, by name.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Holds {
     candidate: String,

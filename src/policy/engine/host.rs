@@ -33,6 +33,8 @@ pub(in crate::policy) struct Host {
     memory: usize,
     was_refused: bool,
     lines: u32,
+    /// Handles of stubs that it holds.
+    pub(super) handles: u32,
 }
 
 impl Voice {
@@ -54,7 +56,7 @@ impl Voice {
 
 impl Host {
     pub(super) fn new(voice: Arc<Voice>, limit: usize) -> Self {
-        Self { voice, limit, memory: 0, was_refused: false, lines: 0 }
+        Self { voice, limit, memory: 0, was_refused: false, lines: 0, handles: 0 }
     }
 
     /// A call begins.

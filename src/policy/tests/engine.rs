@@ -21,6 +21,7 @@ fn plugin(name: &str, component: &str, settings: Value) -> Plugin {
         settings,
         mode: Mode::Enforce,
         failure: Failing::Bypass,
+        lines: crate::policy::Lines::default(),
         cases: None,
     }
 }

@@ -165,7 +165,7 @@ fn entry(
 fn a_monitor_changes_nothing() {
     let deny = |_: &Request| Ok(Verdict { decision: Decision::Deny, reason: None });
     let chain = Chain::new(vec![entry(Mode::Monitor, Failing::Deny, deny)]);
-    assert_eq!(chain.decide(&request("a/b")), Ruling::default());
+    assert_eq!(chain.decide(&request("a/b"), |_, _, _| {}), Ruling::default());
 }
 
 /// An input on which a policy traps is asked about once a second from the third on, and has the same verdict all the while; no
@@ -184,9 +184,9 @@ async fn quarantine_is_not_an_off_switch() {
     };
     let chain = Chain::new(vec![entry(Mode::Enforce, Failing::Deny, traps)]);
     let bad = |number: usize| {
-        let ruling = chain.decide(&request(&format!("bad/n{number}")));
+        let ruling = chain.decide(&request(&format!("bad/n{number}")), |_, _, _| {});
         assert!(matches!(ruling.way, Way::Deny(reason) if reason.code == "policy-failed"));
-        assert_eq!(chain.decide(&request("good/one")), Ruling::default());
+        assert_eq!(chain.decide(&request("good/one"), |_, _, _| {}), Ruling::default());
         calls.load(Ordering::Relaxed)
     };
     assert_eq!(

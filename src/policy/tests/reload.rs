@@ -30,6 +30,7 @@ fn at(path: &Path, settings: Value) -> Plugin {
         settings,
         mode: Mode::Enforce,
         failure: Failing::Bypass,
+        lines: crate::policy::Lines::default(),
         cases: None,
     }
 }

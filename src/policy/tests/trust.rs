@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use crate::oci::Level;
 use crate::policy::metrics::Metrics;
 use crate::policy::trust::{
-    Conduct, Decision, Evidence, Grant, Merge, Request, Ruling, TTL_LIMIT, Trust, TrustPolicy, Verdict, Way,
+    Claim, Conduct, Decision, Evidence, Grant, Merge, Method, Request, Ruling, TTL_LIMIT, Trust, TrustPolicy,
+    Verdict, Way,
 };
 use crate::policy::world::World;
 use crate::policy::{Config, Failing, Failure, Label, Mode, Node, Plugin, Policies, Provenance};
@@ -81,6 +82,7 @@ fn plugin(component: &str, settings: Value) -> Plugin {
         settings,
         mode: Mode::Enforce,
         failure: Failing::Bypass,
+        lines: crate::policy::Lines::default(),
         cases: None,
     }
 }
@@ -107,7 +109,7 @@ fn peer(name: &str) -> Request {
         },
         observed: vec!["10.0.0.7".parse().unwrap()],
         announced: vec!["/ip4/10.0.0.7/tcp/5002".into()],
-        evidence: vec![Evidence { method: "cluster-key", claims: vec![("key-id", "00".into())] }],
+        evidence: vec![Evidence { method: Method::ClusterKey, claims: vec![(Claim::KeyId, "00".into())] }],
         conduct: Conduct::default(),
         level: Level::None,
         now: SystemTime::now(),

@@ -117,14 +117,22 @@ async fn newcomer(programs: PathBuf) {
     println!("{} bytes: {fits:?}", built["size"]);
     assert!(fits.len() == 4 && fits.iter().all(|fit| fit["size"].as_u64() <= fit["limit"].as_u64()));
 
-    let checked = desk.peili("no-latest", &["check", "no-latest.wasm", "--settings", SETTINGS]);
-    assert!(checked.contains("denies 1 globs"), "{checked}");
+    let check = ["plugin", "check", "no-latest.wasm", "--settings", SETTINGS];
+    desk.expect(1, "no-latest", &binary().unwrap(), &check);
     let test = ["plugin", "test", "no-latest.wasm", "cases.yaml"];
     let failed = desk.expect(1, "no-latest", &binary().unwrap(), &test);
     assert!(failed.contains("FAILED"), "the cases are still those of the example:\n{failed}");
     edit(&crate_folder.join("cases.yaml"), &CASES);
     edit(&crate_folder.join("cases.yaml"), &CASES[..1]);
     desk.expect(0, "no-latest", &binary().unwrap(), &test);
+    // The component carries the cases.
+    desk.peili("no-latest", &["build", ".", "--out", "no-latest.wasm"]);
+    let checked = desk.expect(0, "no-latest", &binary().unwrap(), &check);
+    assert!(checked.contains("denies 1 globs"), "{checked}");
+    let inspected = desk.peili("no-latest", &["inspect", "no-latest.wasm"]);
+    for part in ["package:  no-latest, 0.1.0", "settings: deny", "cases:    3, which"] {
+        assert!(inspected.contains(part), "{part} is not in\n{inspected}");
+    }
     let request = "{image: quay.io/team/app:latest}";
     let said = desk.peili("no-latest", &["run", "no-latest.wasm", request, "--settings", SETTINGS]);
     assert_eq!(said, "deny (moving-tag: name a version)\n");

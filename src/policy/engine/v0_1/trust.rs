@@ -28,8 +28,10 @@ super::abi!(Trust, TrustPolicy, TrustPolicyPre, peili_policy_trust, call_evaluat
 
 fn request(request: &domain::Request) -> Request {
     let conduct = &request.conduct;
-    let claim =
-        |(name, value): &(&'static str, String)| Attribute { name: (*name).into(), value: value.clone() };
+    let claim = |(name, value): &(domain::Claim, String)| Attribute {
+        name: name.as_str().into(),
+        value: value.clone(),
+    };
     Request {
         peer: (&request.peer).into(),
         observed_addresses: request.observed.iter().map(ToString::to_string).collect(),
@@ -38,7 +40,7 @@ fn request(request: &domain::Request) -> Request {
             .evidence
             .iter()
             .map(|evidence| abi::Evidence {
-                method: evidence.method.into(),
+                method: evidence.method.as_str().into(),
                 verification: abi::Verification::Verified,
                 claims: evidence.claims.iter().map(claim).collect(),
             })
