@@ -3,6 +3,10 @@
 //! Advisory roles are held by rendezvous over the membership: each node computes the same owners from the same facts, asks nobody, and
 //! needs no API server. Where views differ, two nodes do the work of one, and nothing else. Knows no network and no clock of its
 //! own: `app` brings the members and the time, policies come as a trait of `policy`.
+//!
+//! The strict role has its core in [`lease`]: pure, proved by simulation, and without a driver yet, so that no node leads by it so far.
+
+pub mod lease;
 
 use std::collections::BTreeMap;
 
