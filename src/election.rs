@@ -3,7 +3,10 @@
 //! Advisory roles are held by rendezvous over the membership: each node computes the same owners from the same facts, asks nobody, and
 //! needs no API server. Where views differ, two nodes do the work of one, and nothing else. Knows no network: `app` brings the
 //! members by [`World`], policies come as a trait of `policy`, and `mirror` asks by [`Homes`].
+//!
+//! The strict role has its core in [`lease`]: pure, proved by simulation, and without a driver yet, so that no node leads by it so far.
 
+pub mod lease;
 mod members;
 mod metrics;
 mod rendezvous;

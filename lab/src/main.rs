@@ -29,7 +29,7 @@ enum Command {
     Soak(soak::Options),
     /// What bytes, lookups and memory cost, beside nginx in the same run
     Bench(bench::Options),
-    /// The gossip that ships among thousands of nodes in one process, against its targets
+    /// The gossip among thousands of nodes in one process, against its targets; the election's core under a million schedules
     Simulate(simulate::Options),
     /// One process of a calibration
     #[command(hide = true)]

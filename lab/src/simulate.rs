@@ -1,10 +1,12 @@
-//! `peili-lab simulate network`: the gossip that ships, with its real encoders, among thousands of nodes in one process.
+//! `peili-lab simulate`: what ships, in a world that is made up.
 //!
+//! `election` is described in its file. `network` is the gossip, with its real encoders, among thousands of nodes in one process.
 //! Only what surrounds it is made up: a clock that the simulation moves, links that take a fixed time, signatures that are
 //! compared and not computed, and inventories that the nodes share where they agree (`holdings`). Bytes are counted as they
 //! would be on a wire (`world::cost`). docs/network.md explains the workload and has the figures.
 
 pub(crate) mod calibrate;
+mod election;
 mod holdings;
 mod notary;
 mod workload;
@@ -30,9 +32,12 @@ pub(crate) struct Options {
     /// Only these scenarios
     #[arg(long, value_enum, value_delimiter = ',')]
     scenarios: Vec<Scenario>,
-    /// Seed of all that is random
+    /// Seed of all that is random; with `election`, of the first schedule
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// With `election`: schedules that contain an attempt to take the lease over
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    schedules: u64,
     /// One JSON line for each figure instead of the table
     #[arg(long)]
     json: bool,
@@ -42,10 +47,12 @@ pub(crate) struct Options {
 }
 
 /// What can be simulated.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum What {
     /// Membership and inventory
     Network,
+    /// The strict role: no two leaders, in a minute or two
+    Election,
 }
 
 /// What issue 4 asks for.
@@ -69,7 +76,9 @@ impl Target {
 
 /// Runs all that was asked for; `false`: a target was missed.
 pub(crate) fn run(options: &Options) -> Result<bool> {
-    let What::Network = options.what;
+    if options.what == What::Election {
+        return Ok(election::run(options.seed, options.schedules));
+    }
     let scenarios: &[Scenario] = if options.scenarios.is_empty() {
         &[Scenario::Churn, Scenario::Burst, Scenario::Massacre]
     } else {
