@@ -385,7 +385,7 @@ impl ElectionPolicy for Policies {
         let ranked = match view.check() {
             Ok(()) => {
                 self.recent.keep_view(view);
-                state.election.decide(view)
+                state.election.decide(view, |_, _, _| ())
             }
             Err(fault) => Ranked { why: Why::View(fault), ..Ranked::default() },
         };
