@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use super::election::view;
 use crate::policy::Node;
 use crate::policy::chain::Answers as _;
-use crate::policy::election::{Candidate, Election, Reachability, Role, RoleKind, Selection, Tenure, View};
+use crate::policy::election::{
+    Candidate, Election, Reachability, Role, RoleKind, Selection, TEXT_LIMIT, Tenure, View,
+};
 use crate::policy::engine::{Bound, Code, Compiled, Engine, Policy};
 use crate::policy::world::World as _;
 
@@ -166,6 +168,17 @@ fn rankings_are_the_same_bytes_everywhere() {
             assert!(said.iter().all(|other| *other == said[0]), "{settings}, {name}: {said:#?}");
         }
     }
+}
+
+/// A view within its bounds is no reason to fail: the guest has the memory for it.
+#[test]
+fn the_largest_view_fits() {
+    skip_unless!("policy::tests::determinism::the_largest_view_fits", Components);
+    let name = "n".repeat(TEXT_LIMIT);
+    let most = view(&vec![name.as_str(); 3800]);
+    assert_eq!(most.check(), Ok(()));
+    let said = Machine::new(Code::Native).rank("testguests-election", &json!({"act": "abstain"}), &most);
+    assert_eq!(said, "abstain");
 }
 
 /// The edge of what a policy may do is at the same step: one that just ends on one node does on all.

@@ -229,11 +229,10 @@ fn tenure_and_handover_arrive() {
     skip_unless!("policy::tests::election::tenure_and_handover_arrive", Components);
     let settings = json!({"act": "flap", "min-tenure": u64::MAX, "handover": "never"});
     let policies = with(vec![plugin("testguests-election", settings)]);
-    for holder in [0, 1] {
-        let holder = Some(Tenure { candidate: holder, duration: Duration::from_secs(5) });
+    for (candidate, expected) in [(0, [1, 1000]), (1, [1000, 1])] {
+        let holder = Some(Tenure { candidate, duration: Duration::from_secs(5) });
         let ranked = rank(&policies, &View { holder, ..view(&["a", "b"]) });
-        let expected = if holder.unwrap().candidate == 0 { vec![1, 1000] } else { vec![1000, 1] };
-        assert_eq!(ranked.weights, Some(expected));
+        assert_eq!(ranked.weights, Some(expected.into()));
         assert_eq!(ranked.handover, Some(Handover::Never));
         assert_eq!(ranked.min_tenure, Some(Duration::from_hours(24)), "it is bounded");
     }
@@ -252,9 +251,6 @@ fn a_view_has_bounds() {
     assert_eq!(policies.hash(None), EffectiveHash::BUILT_IN);
     let holder = Some(Tenure { candidate: 1, duration: Duration::ZERO });
     assert_eq!(why(&View { holder, ..view(&["a"]) }), Why::View("the holder is no candidate"));
-    // The largest that is one arrives whole.
-    let most = vec![name.as_str(); 3800];
-    assert_eq!(why(&view(&most)), Why::Abstained);
 }
 
 #[test]
