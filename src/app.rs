@@ -374,7 +374,7 @@ impl Report {
         if let Health::Degraded(reason) = &health {
             problems.push(format!("store: {reason}"));
         }
-        problems.extend(self.policies.problem().map(|problem| format!("policies: {problem}")));
+        problems.extend(self.policies.problems().into_iter().map(|problem| format!("policies: {problem}")));
         problems.extend(self.gate.problems());
         problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
         problems.extend(self.mirror.advisory_denials());

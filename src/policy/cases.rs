@@ -4,7 +4,8 @@
 //! Each is asked twice of one instance and once of a fresh one, since a verdict must depend on nothing but the settings and
 //! the question.
 
-use std::collections::BTreeMap;
+mod view;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,9 +14,10 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use self::view::{Holds, Led, Stands};
 use super::chain::Answers as _;
 use super::config::json;
-use super::election::{self, Election, View};
+use super::election::{Election, View};
 use super::engine::{Abi, Policy, Refused};
 use super::registry::{Availability, Registry, Request as RegistryRequest, Requester, Upstream};
 use super::trust::{Conduct, Evidence, Request as TrustRequest, Trust};
@@ -149,71 +151,6 @@ struct Seen {
     timeouts: u32,
     protocol_errors: u32,
     seconds_since_last_fault: Option<u64>,
-}
-
-/// What is led.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Led {
-    name: String,
-    #[serde(default)]
-    kind: Kind,
-    #[serde(default)]
-    selection: Selects,
-    #[serde(default = "one")]
-    seats: u32,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Kind {
-    Strict,
-    #[default]
-    Advisory,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Selects {
-    #[default]
-    Ranked,
-    Proportional,
-}
-
-/// Who may lead.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Stands {
-    name: String,
-    zone: Option<String>,
-    #[serde(default)]
-    version: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    #[serde(default)]
-    load: u8,
-    #[serde(default)]
-    uptime_seconds: u64,
-    #[serde(default)]
-    api_server: Reaches,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Reaches {
-    #[default]
-    Unknown,
-    Reachable,
-    Unreachable,
-}
-
-/// Who leads, by name.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Holds {
-    candidate: String,
-    #[serde(default)]
-    seconds: u64,
 }
 
 /// What became of a case.
@@ -362,6 +299,14 @@ impl Asked {
         Ok(RegistryRequest::manifest(&image, requester, availability, upstreams.collect()))
     }
 
+    /// The question to a policy of the election world.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn election(&self) -> Result<View, String> {
+        view::view(self.role.as_ref(), &self.candidates, self.holder.as_ref())
+    }
+
     /// The question to a policy of the trust world.
     ///
     /// # Errors
@@ -382,61 +327,6 @@ impl Asked {
             now: SystemTime::now(),
         })
     }
-}
-
-impl Asked {
-    /// The question to a policy of the election world.
-    ///
-    /// # Errors
-    /// It is none.
-    pub fn election(&self) -> Result<View, String> {
-        let role = self.role.as_ref().ok_or("it names no `role`")?;
-        let holder = self.holder.as_ref().map(|holder| {
-            let candidate = self.candidates.iter().position(|stands| stands.name == holder.candidate);
-            let candidate = candidate.ok_or_else(|| format!("`{}` is no candidate", holder.candidate))?;
-            Ok::<_, String>(election::Tenure { candidate, duration: Duration::from_secs(holder.seconds) })
-        });
-        let view = View {
-            role: election::Role {
-                name: role.name.clone(),
-                kind: match role.kind {
-                    Kind::Strict => election::RoleKind::Strict,
-                    Kind::Advisory => election::RoleKind::Advisory,
-                },
-                selection: match role.selection {
-                    Selects::Ranked => election::Selection::Ranked,
-                    Selects::Proportional => election::Selection::Proportional,
-                },
-                seats: role.seats,
-            },
-            candidates: self.candidates.iter().map(Stands::candidate).collect(),
-            holder: holder.transpose()?,
-        };
-        view.check()?;
-        Ok(view)
-    }
-}
-
-impl Stands {
-    fn candidate(&self) -> election::Candidate {
-        election::Candidate {
-            name: self.name.clone(),
-            version: self.version.clone(),
-            zone: self.zone.clone(),
-            labels: self.labels.clone(),
-            load: self.load,
-            uptime: Duration::from_secs(self.uptime_seconds),
-            api_server: match self.api_server {
-                Reaches::Unknown => election::Reachability::Unknown,
-                Reaches::Reachable => election::Reachability::Reachable,
-                Reaches::Unreachable => election::Reachability::Unreachable,
-            },
-        }
-    }
-}
-
-fn one() -> u32 {
-    1
 }
 
 impl Case {

@@ -24,7 +24,7 @@ pub(super) const TENURE_LIMIT: Duration = Duration::from_hours(24);
 const FUEL: (u64, u64) = (2_000_000, 4_000);
 /// What rankings depend on besides components and settings: the contract, the engine with its version, since another one may
 /// count instructions otherwise, and what bounds a policy.
-const PROFILE: &str =
+pub(super) const PROFILE: &str =
     "peili:policy@0.1 wasmtime@48.0.8 fuel=2000000+4000n memory=16MiB stack=256KiB nan=canonical";
 /// Weights that are shown of a ranking.
 const SHOWN: usize = 16;
@@ -259,7 +259,7 @@ impl World for Election {
     type Merge = Merge;
 
     fn input(view: &View) -> impl std::hash::Hash {
-        view.clone()
+        view
     }
 
     fn fuel(view: Option<&View>) -> u64 {

@@ -198,9 +198,6 @@ impl<W: Abi> Policy<W> {
     }
 
     fn take(&self) -> Option<Instance<W>> {
-        if W::IS_COMMON {
-            return None;
-        }
         self.warm.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 

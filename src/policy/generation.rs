@@ -1,6 +1,6 @@
 //! The policies in force: swapped whole, and kept where what comes after them cannot be used.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::chain::Chain;
 use super::config::{Failing, Mode};
 use super::election::{self, EffectiveHash, Election, ElectionPolicy, Ranked, View, Why};
+use super::engine::Code;
 use super::load::{self, LoadError, Stage};
 use super::loader::{Loader, Sets, Stamps};
 use super::metrics::Metrics;
@@ -23,6 +24,9 @@ use super::{Config, Failure, Node, Said, Startup};
 
 /// Between two looks at the files. A change counts once it has stood for one of these.
 const INTERVAL: Duration = Duration::from_millis(250);
+/// What is said where policies are interpreted.
+const INTERPRETED: &str = "no machine code can be made here, so they are interpreted and have ten times as long\n\
+    hint: SELinux (execmem), PaX or PR_SET_MDWE (systemd: MemoryDenyWriteExecute) refuses it; allow it to this process";
 
 /// A policy in force, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +62,8 @@ pub struct Policies {
     problem: Mutex<Option<LoadError>>,
     /// Whether they must be loaded before the node is ready, and never were.
     is_required: AtomicBool,
+    /// Whether no machine code can be made here.
+    is_interpreted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -68,8 +74,8 @@ struct Generation {
     election: Chain<Election>,
     /// What its hash is made of.
     effective: Vec<u8>,
-    /// Roles whose last ranking failed.
-    failing: Mutex<BTreeSet<String>>,
+    /// Roles whose last ranking failed, and why.
+    failing: Mutex<BTreeMap<String, Why>>,
     loaded: Vec<Loaded>,
 }
 
@@ -86,6 +92,7 @@ impl Policies {
             wake: Notify::new(),
             problem: Mutex::default(),
             is_required: AtomicBool::new(false),
+            is_interpreted: AtomicBool::new(false),
         }
     }
 
@@ -124,6 +131,23 @@ impl Policies {
     /// Why those that are configured are not in force.
     pub fn problem(&self) -> Option<String> {
         self.last_problem().as_ref().map(ToString::to_string)
+    }
+
+    /// All that is wrong with policies now.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems: Vec<String> = self.problem().into_iter().collect();
+        let state = self.state.load();
+        let failing = state.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.extend(failing.iter().map(|(role, why)| format!("{role}: {why}; the built-in ranks")));
+        if self.is_interpreted() {
+            problems.push(INTERPRETED.into());
+        }
+        problems
+    }
+
+    /// Whether policies are interpreted, because no machine code can be made here.
+    pub fn is_interpreted(&self) -> bool {
+        self.is_interpreted.load(Ordering::Relaxed)
     }
 
     /// Why the node is not ready: it never loaded its policies, and is told to require that.
@@ -171,6 +195,9 @@ impl Policies {
         // Before they are read, so that no change is missed.
         loader.stamps = loader.look();
         let made = loader.make(&self.here, &self.metrics).and_then(|sets| self.next(loader, sets));
+        let is_interpreted = loader.code.is_some_and(|code| code == Code::Interpreted);
+        self.is_interpreted.store(is_interpreted, Ordering::Relaxed);
+        self.metrics.interpreted.set(is_interpreted.into());
         let is_required = is_first && made.is_err() && loader.config.startup == Startup::Require;
         self.is_required.store(is_required, Ordering::Relaxed);
         match made {
@@ -251,12 +278,6 @@ impl Policies {
         self.loader().patience = time;
     }
 
-    /// What runs from now on, whatever can run here.
-    #[cfg(test)]
-    pub(super) fn run_as(&self, code: super::engine::Code) {
-        self.loader().code = Some(code);
-    }
-
     /// Components that are kept.
     #[cfg(test)]
     pub(super) fn compiled(&self) -> usize {
@@ -323,18 +344,20 @@ impl ElectionPolicy for Policies {
     }
 
     fn rank(&self, view: &View) -> Ranked {
-        if let Err(fault) = view.check() {
-            return Ranked { why: Why::View(fault), ..Ranked::default() };
-        }
         let state = self.state.load();
-        self.recent.keep_view(view);
-        let ranked = state.election.decide(view);
+        let ranked = match view.check() {
+            Ok(()) => {
+                self.recent.keep_view(view);
+                state.election.decide(view)
+            }
+            Err(fault) => Ranked { why: Why::View(fault), ..Ranked::default() },
+        };
         let mut failing = state.failing.lock().unwrap_or_else(PoisonError::into_inner);
         let has_failed = ranked.why.is_fault();
-        if has_failed && failing.insert(view.role.name.clone()) {
+        if has_failed && failing.insert(view.role.name.clone(), ranked.why.clone()).is_none() {
             let (role, why) = (&view.role.name, &ranked.why);
             tracing::warn!(role, %why, "the built-in ranks; see `peili status`");
-        } else if !has_failed && failing.remove(&view.role.name) {
+        } else if !has_failed && failing.remove(&view.role.name).is_some() {
             tracing::info!(role = view.role.name, "policies rank again");
         }
         ranked

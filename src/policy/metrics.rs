@@ -27,6 +27,8 @@ pub struct Metrics {
     refused: Family<StageLabels, Counter>,
     /// Whether files are waited for that match their pins.
     pub(super) pending: Gauge,
+    /// Whether no machine code can be made here.
+    pub(super) interpreted: Gauge,
 }
 
 /// The counters of one policy, looked up once.
@@ -74,6 +76,7 @@ impl Default for Metrics {
             generation: Gauge::default(),
             refused: Family::default(),
             pending: Gauge::default(),
+            interpreted: Gauge::default(),
         }
     }
 }
@@ -99,6 +102,11 @@ impl Metrics {
             "pending",
             "1 while files are waited for that match their pins",
             metrics.pending.clone(),
+        );
+        registry.register(
+            "interpreted",
+            "1 where policies are interpreted, because no machine code can be made",
+            metrics.interpreted.clone(),
         );
         metrics
     }

@@ -79,10 +79,14 @@ impl Recent {
 
     /// Keeps a copy of the last view of its role.
     pub(super) fn keep_view(&self, view: &View) {
-        let copy = view.clone();
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if views.len() < ROLES || views.contains_key(&view.role.name) {
-            views.insert(view.role.name.clone(), copy);
+        let known = views.get_mut(&view.role.name);
+        let is_known = known.is_some();
+        if let Some(known) = known.filter(|known| *known != view) {
+            known.clone_from(view);
+        }
+        if !is_known && views.len() < ROLES {
+            views.insert(view.role.name.clone(), view.clone());
         }
     }
 

@@ -103,7 +103,7 @@ async fn documented() {
             checked.push(name.to_owned());
         }
     }
-    assert!(checked.len() >= 3 && checked.contains(&"node-allow".to_owned()), "{checked:?}");
+    assert!(checked.len() >= 6 && checked.contains(&"node-allow".to_owned()), "{checked:?}");
 }
 
 /// Over a closed registry a denial is the end of the pull, with its reason in the error and no request at the origin; over an
@@ -277,7 +277,8 @@ async fn cases_of_the_shipped() {
         (output.status.code().unwrap(), text)
     };
     let plugins = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins");
-    for name in ["allow-list", "node-allow", "upstream-order", "zone-boundary"] {
+    let shipped = ["allow-list", "node-allow", "upstream-order", "zone-boundary"];
+    for name in shipped.into_iter().chain(["api-reachable", "prefer-labels", "zone-spread"]) {
         let (code, text) = test(name, &plugins.join(name).join("cases.yaml"));
         println!("{name}:\n{text}");
         assert_eq!(code, 0, "{name}");

@@ -1,7 +1,7 @@
 //! What code becomes of a component, and what bounds it: the settings of wasmtime.
 //!
-//! Machine code where the kernel lets a process make some, else the interpreter, which is asked once and found out at start. It
-//! neither compiles components nor runs them.
+//! Machine code where the kernel lets this process make some, else wasmtime's interpreter; which of them is found out once, by
+//! making some. It neither compiles components nor runs them.
 
 use wasmtime::{Config, Engine, Instance, Module, Store};
 
@@ -12,13 +12,12 @@ const INTERPRETER: &str = "pulley64";
 /// How much longer interpreted code may take.
 const SLOWNESS: u32 = 10;
 /// `(module (func (export "probe") (result i32) i32.const 7))`
-const PROBE: [u8; 40] = [
+const PROBE: [u8; 38] = [
     0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, // head
     1, 5, 1, 0x60, 0, 1, 0x7f, // types
     3, 2, 1, 0, // functions
     7, 9, 1, 5, b'p', b'r', b'o', b'b', b'e', 0, 0, // exports
     10, 6, 1, 4, 0, 0x41, 7, 0x0b, // code
-    0, 0,
 ];
 
 /// What ends a call that takes too long.
@@ -100,7 +99,7 @@ pub(super) fn engine(code: Code, bound: Bound) -> wasmtime::Result<Engine> {
 /// Makes code and runs it.
 fn probe() -> wasmtime::Result<()> {
     let engine = engine(Code::Native, Bound::Time)?;
-    let module = Module::new(&engine, &PROBE[..PROBE.len() - 2])?;
+    let module = Module::new(&engine, &PROBE[..])?;
     let mut store = Store::new(&engine, ());
     store.set_epoch_deadline(1);
     let instance = Instance::new(&mut store, &module, &[])?;
