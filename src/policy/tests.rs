@@ -1,7 +1,10 @@
 //! The engine with real components, well-behaved and not; files that change; generations; chains.
 
+mod determinism;
+mod election;
 mod engine;
 mod files;
+mod interpreted;
 mod merge;
 mod reload;
 mod trust;

@@ -1,0 +1,70 @@
+//! Policies where the kernel lets no process make machine code.
+
+use std::process::Command;
+
+use peili_lab::Requirement::Policies as Components;
+use peili_lab::skip_unless;
+use serde_json::json;
+
+use super::election::{plugin, view};
+use super::request;
+use crate::policy::election::ElectionPolicy;
+use crate::policy::engine::Code;
+use crate::policy::metrics::Metrics;
+use crate::policy::registry::{RegistryPolicy, Ruling, Way};
+use crate::policy::{Config, Node, Policies};
+
+/// What `PR_SET_MDWE` is, and the number of `prctl`: no crate here knows them.
+const REFUSE: &str = "syscall($^O eq 'linux' && `uname -m` =~ /x86_64/ ? 157 : 167, 65, 1, 0, 0, 0) == 0 or exit 77; \
+                      exec { $ARGV[0] } @ARGV";
+/// What the child's output has.
+const SIGN: &str = "code is made as";
+
+/// In a child of [`machine_code_is_done_without`]: what it finds out, and that policies of two worlds decide all the same.
+#[test]
+fn policies_decide_here() {
+    skip_unless!("policy::tests::interpreted::policies_decide_here", Components);
+    println!("{SIGN} {:?}", Code::here());
+    let config = Config {
+        registry: vec![plugin("allow-list", json!({"deny": ["docker.io/denied/*"]}))],
+        election: vec![plugin("zone-spread", json!({}))],
+        ..Config::default()
+    };
+    let policies = Policies::new(Node::default(), Metrics::default());
+    policies.apply(&config).unwrap();
+    assert!(matches!(policies.decide(&request("denied/app")).way, Way::Deny(_)));
+    assert_eq!(policies.decide(&request("good/app")), Ruling::default());
+    let ranked = policies.rank(&view(&["a1", "b1"]));
+    assert_eq!(ranked.weights, Some(vec![1000, 1000]), "{ranked}");
+    assert_eq!(policies.is_interpreted(), Code::here() == Code::Interpreted);
+}
+
+/// The tests of both worlds once more, in a process that may not make code.
+#[test]
+fn machine_code_is_done_without() {
+    const NAME: &str = "policy::tests::interpreted::machine_code_is_done_without";
+    skip_unless!(NAME, Components);
+    let tests = [
+        "policy::tests::interpreted::policies_decide_here",
+        "policy::tests::election::the_shipped_policies_rank_together",
+        "policy::tests::engine::each_field_of_a_plan_arrives",
+        "policy::tests::trust::node_allow_and_zone_boundary_decide_together",
+    ];
+    let child = Command::new("perl")
+        .args(["-e", REFUSE])
+        .arg(std::env::current_exe().unwrap())
+        .args(tests)
+        .args(["--exact", "--nocapture", "--test-threads=1"])
+        .output();
+    let output = match child {
+        Ok(output) if output.status.code() == Some(77) => {
+            return peili_lab::report_skip(NAME, "needs a kernel of 6.3 or newer");
+        }
+        Ok(output) => output,
+        Err(_) => return peili_lab::report_skip(NAME, "needs perl"),
+    };
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains(&format!("{SIGN} Interpreted")) && text.contains("4 passed"), "{text}");
+}
