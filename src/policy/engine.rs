@@ -194,11 +194,6 @@ impl<W: Abi> Policy<W> {
         }
     }
 
-    /// How many times as long as machine code it may take.
-    pub(super) fn pace(&self) -> u32 {
-        self.engine.pace
-    }
-
     fn take(&self) -> Option<Instance<W>> {
         self.warm.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }

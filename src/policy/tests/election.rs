@@ -17,7 +17,7 @@ use crate::policy::election::{
 };
 use crate::policy::metrics::Metrics;
 use crate::policy::world::World;
-use crate::policy::{Config, Failing, Failure, Mode, Node, Plugin, Policies, Stage};
+use crate::policy::{Config, Failing, Failure, Lines, Mode, Node, Plugin, Policies, Stage};
 
 const CANDIDATES: usize = 4;
 
@@ -91,6 +91,7 @@ pub(super) fn plugin(component: &str, settings: Value) -> Plugin {
         mode: Mode::Enforce,
         failure: Failing::Bypass,
         cases: None,
+        lines: Lines::default(),
     }
 }
 

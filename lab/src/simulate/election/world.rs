@@ -418,7 +418,7 @@ impl World {
         match &self.sink {
             Some(highest) if token < *highest => self.outcome.fenced += 1,
             Some(highest) if token.version == highest.version && token != *highest => {
-                self.outcome.tokens += 1
+                self.outcome.tokens += 1;
             }
             _ => self.sink = Some(token),
         }
