@@ -67,6 +67,8 @@ pub struct Candidate<R = Shipped> {
     working: bool,
     yielding: bool,
     read_at: Option<Ms>,
+    /// News may have been missed, so that the next ones do not make up for the read.
+    missed: bool,
     poll_at: Ms,
     not_before: Ms,
     hold_until: Ms,
@@ -137,6 +139,7 @@ impl<R: Rules> Candidate<R> {
             working: false,
             yielding: false,
             read_at: None,
+            missed: false,
             poll_at: 0,
             not_before: 0,
             hold_until: 0,
@@ -164,6 +167,7 @@ impl<R: Rules> Candidate<R> {
                 let spread = self.draw(SPREAD.min(self.settings.duration / 3));
                 let at = now + if self.term.is_some() { 0 } else { spread };
                 self.read_at = Some(self.read_at.map_or(at, |before| before.min(at)));
+                self.missed = true;
             }
             Input::Ranked(standing) => {
                 self.standing = standing;
@@ -420,6 +424,7 @@ impl<R: Rules> Candidate<R> {
     fn was_read(&mut self, now: Ms) {
         self.failed_reads = 0;
         self.read_at = None;
+        self.missed = false;
         if let Standing::Observer(pause) = self.standing {
             self.poll_at = now + pause / 2 + self.draw(pause);
         }
@@ -536,6 +541,9 @@ impl<R: Rules> Candidate<R> {
             _ => false,
         };
         self.news += 1;
+        if !self.missed {
+            self.read_at = None;
+        }
         self.newest = version.unwrap_or(self.newest);
         if let Some(mark) = object.as_ref().and_then(|object| object.record.mark.as_ref()) {
             self.longest = self.longest.max(mark.duration.min(LONGEST));
