@@ -490,4 +490,10 @@ fn pauses_grow_and_end_when_the_server_is_back() {
     assert!(gaps.last().is_some_and(|gap| *gap >= 20_000), "{gaps:?}");
     bench.input(Input::Reread);
     assert!(bench.reads());
+    // Told so while a request is under way: its failure does not put that off.
+    bench.input(Input::Reread);
+    bench.answer(Answer::Unknown);
+    assert!(bench.reads());
+    bench.answer(Answer::Unknown);
+    assert!(!bench.reads());
 }
