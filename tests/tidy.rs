@@ -363,29 +363,34 @@ fn guards_and_their_tests_are_there() {
     assert!(faults.is_empty() && rows > 30, "{rows} rows\n{faults}");
 }
 
-/// What stands between backquotes.
-/// The figures in docs/network.md are of one state of the gossip; another one has to be measured anew.
+/// The figures in these documents are of one state of what is simulated; another one has to be measured anew.
 #[test]
-fn the_simulation_is_of_the_gossip_that_ships() {
-    let mut sources = Vec::new();
-    for path in
-        files(&root().join("src/network/gossip")).into_iter().chain([root().join("src/network/gossip.rs")])
+fn the_simulations_are_of_what_ships() {
+    for (module, document, simulation) in
+        [("network/gossip", "network", "network"), ("election/lease", "elections", "election")]
     {
-        if !path.to_string_lossy().contains("tests") {
-            let text = fs::read_to_string(&path).unwrap();
-            let code = text.lines().map(|line| without_comment(line).trim()).filter(|line| !line.is_empty());
-            sources.extend(code.collect::<String>().into_bytes());
+        let mut sources = Vec::new();
+        let folder = root().join("src").join(module);
+        for path in files(&folder).into_iter().chain([folder.with_extension("rs")]) {
+            if !path.to_string_lossy().contains("tests") {
+                let text = fs::read_to_string(&path).unwrap();
+                let code =
+                    text.lines().map(|line| without_comment(line).trim()).filter(|line| !line.is_empty());
+                sources.extend(code.collect::<String>().into_bytes());
+            }
         }
+        let number = peili::oci::Digest::sha256(&sources).to_string();
+        let number = &number["sha256:".len()..][..12];
+        let document = format!("docs/{document}.md");
+        let text = fs::read_to_string(root().join(&document)).unwrap();
+        assert!(
+            text.contains(number),
+            "{module} has changed: run `cargo xtask simulate {simulation}`, and put the figures and {number} into {document}"
+        );
     }
-    let number = peili::oci::Digest::sha256(&sources).to_string();
-    let number = &number["sha256:".len()..][..12];
-    let document = fs::read_to_string(root().join("docs/network.md")).unwrap();
-    assert!(
-        document.contains(number),
-        "the gossip has changed: run `cargo xtask simulate network`, and put the figures and {number} into docs/network.md"
-    );
 }
 
+/// What stands between backquotes.
 fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }

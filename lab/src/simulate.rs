@@ -38,6 +38,9 @@ pub(crate) struct Options {
     /// With `election`: schedules that contain an attempt to take the lease over
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     schedules: u64,
+    /// With `election`: seconds of the model, which tries every order of events
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=20))]
+    steps: u64,
     /// One JSON line for each figure instead of the table
     #[arg(long)]
     json: bool,
@@ -77,7 +80,7 @@ impl Target {
 /// Runs all that was asked for; `false`: a target was missed.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     if options.what == What::Election {
-        return Ok(election::run(options.seed, options.schedules));
+        return Ok(election::run(options.seed, options.schedules, options.steps));
     }
     let scenarios: &[Scenario] = if options.scenarios.is_empty() {
         &[Scenario::Churn, Scenario::Burst, Scenario::Massacre]

@@ -67,6 +67,8 @@ pub struct Candidate<R = Shipped> {
     working: bool,
     yielding: bool,
     read_at: Option<Ms>,
+    /// News may have been missed, so that the next ones do not make up for the read.
+    missed: bool,
     poll_at: Ms,
     not_before: Ms,
     hold_until: Ms,
@@ -137,6 +139,7 @@ impl<R: Rules> Candidate<R> {
             working: false,
             yielding: false,
             read_at: None,
+            missed: false,
             poll_at: 0,
             not_before: 0,
             hold_until: 0,
@@ -163,7 +166,8 @@ impl<R: Rules> Candidate<R> {
                 // All notice at once that the API server is back.
                 let spread = self.draw(SPREAD.min(self.settings.duration / 3));
                 let at = now + if self.term.is_some() { 0 } else { spread };
-                self.read_at = Some(self.read_at.map_or(at, |before| before.min(at)));
+                self.missed = true;
+                self.read_by(at);
             }
             Input::Ranked(standing) => {
                 self.standing = standing;
@@ -367,6 +371,9 @@ impl<R: Rules> Candidate<R> {
             What::Acquire | What::Renew => Request::Put(write(&self.identity)),
             What::Release => Request::Put(write(&Arc::from(""))),
         };
+        if what == What::Read {
+            self.read_at = None;
+        }
         self.requests += 1;
         self.flight = Some(Flight {
             id: self.requests,
@@ -408,7 +415,7 @@ impl<R: Rules> Candidate<R> {
             (Answer::Conflict, What::Acquire | What::Renew | What::Release | What::Create) => {
                 let pause = if self.failed_writes == 0 { 0 } else { self.pause(self.failed_writes) };
                 self.failed_writes = self.failed_writes.saturating_add(1);
-                self.read_at = Some(now + pause);
+                self.read_by(now + pause);
             }
             (Answer::Rejected(asked), _) => self.failed(now, flight, asked),
             // A namespace that is not there answers a POST so.
@@ -420,6 +427,7 @@ impl<R: Rules> Candidate<R> {
     fn was_read(&mut self, now: Ms) {
         self.failed_reads = 0;
         self.read_at = None;
+        self.missed = false;
         if let Standing::Observer(pause) = self.standing {
             self.poll_at = now + pause / 2 + self.draw(pause);
         }
@@ -440,7 +448,12 @@ impl<R: Rules> Candidate<R> {
         if asked.is_some() {
             self.not_before = at;
         }
-        self.read_at = Some(at);
+        self.read_by(at);
+    }
+
+    /// Reads then, unless it was told meanwhile to do so earlier.
+    fn read_by(&mut self, at: Ms) {
+        self.read_at = Some(self.read_at.filter(|_| self.missed).map_or(at, |before| before.min(at)));
     }
 
     /// A random pause, longer with each failure. A leader has little time.
@@ -536,6 +549,9 @@ impl<R: Rules> Candidate<R> {
             _ => false,
         };
         self.news += 1;
+        if !self.missed {
+            self.read_at = None;
+        }
         self.newest = version.unwrap_or(self.newest);
         if let Some(mark) = object.as_ref().and_then(|object| object.record.mark.as_ref()) {
             self.longest = self.longest.max(mark.duration.min(LONGEST));

@@ -44,7 +44,7 @@ Commands:
       some minutes, 5,000 half an hour and 8 GiB.
       --calibrate    the simulation beside 50 real processes, in a minute and a half; as root, on a machine with nothing
                      else to do
-  simulate election [--schedules N] [--seed N]
+  simulate election [--schedules N] [--seed N] [--steps N]
       The core of the strict role under a million schedules of delays, losses, pauses, wrong clocks and deletions, beside
       algorithms that are known to be wrong and have to be caught (docs/elections.md). Two minutes.
 

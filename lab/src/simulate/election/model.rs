@@ -2,7 +2,7 @@
 //!
 //! Two candidates, one with the slowest clock and one with the fastest that are allowed for, and one object. In each state
 //! each message on its way may arrive (one that never does is lost), each process may look at its clock or go on standing
-//! still, time may pass, and once each an operator may delete the object and a process may be asked to give it away.
+//! still, time may pass, and once an operator may delete the object or the leader be asked to give it away.
 //! Checked in each state: S1, S2 and S7; and from each state at the horizon S10: if all goes well from there, one leads in time.
 
 use std::collections::HashSet;
@@ -21,9 +21,12 @@ const STEP: Ms = 1_000;
 /// Clocks begin so, that no time is 0.
 const BEGINNING: Ms = 10_000;
 /// D, and the time between renewals.
-const TIMES: (Ms, Ms) = (4_000, 1_000);
+const TIMES: (Ms, Ms) = (4_000, 2_000);
 /// Messages of one process on their way, those of its watch aside; who has more has lost the oldest.
 const MESSAGES: usize = 2;
+
+/// More states do not fit into the memory of a small machine.
+const STATES: usize = 20_000_000;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -51,6 +54,8 @@ struct State<R> {
     step: u64,
     candidates: [Candidate<R>; 2],
     works: [bool; 2],
+    /// The last request of each: answers to older ones are of no interest to anybody.
+    sent: [RequestId; 2],
     /// Of each process, the oldest first.
     messages: [Vec<Message>; 2],
     /// The last thing that a watch has to say to each.
@@ -58,8 +63,8 @@ struct State<R> {
     register: Register,
     highest: Option<Token>,
     led: [bool; 2],
-    deletes: bool,
-    leaves: bool,
+    /// Neither was there a deletion, nor was anybody asked to give it away.
+    is_calm: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -76,15 +81,15 @@ pub(super) fn explore<R: Rules + Eq + Hash>(steps: u64) -> Report {
         step: 0,
         candidates: [candidate("a"), candidate("b")],
         works: [false; 2],
+        sent: [0; 2],
         messages: [Vec::new(), Vec::new()],
         watched: [None, None],
         register: Register::default(),
         highest: None,
         led: [false; 2],
-        deletes: true,
-        leaves: true,
+        is_calm: true,
     };
-    // There is an object already, which both have just read and waited for.
+    // One leads already, and the other has just seen that.
     first.register.create();
     let mut report = Report::default();
     for index in 0..2 {
@@ -94,6 +99,13 @@ pub(super) fn explore<R: Rules + Eq + Hash>(steps: u64) -> Report {
         first.messages[index].clear();
     }
     first.step = TIMES.0.div_ceil(STEP * 9 / 10);
+    first.input(0, Input::Tick, &mut report);
+    first.arrive(0, 0, &mut report);
+    first.arrive(0, 0, &mut report);
+    first.watch(1, &mut report);
+    first.watched = [None, None];
+    // And has not renewed since: its validity is about to end, and then the other one's patience.
+    first.step += 3;
     let horizon = first.step + steps;
     let mut seen = HashSet::new();
     let mut open = vec![first];
@@ -110,6 +122,9 @@ pub(super) fn explore<R: Rules + Eq + Hash>(steps: u64) -> Report {
             state.clone().heal(&mut report);
         } else {
             state.successors(&mut open, &mut report);
+        }
+        if report.states == STATES {
+            report.violation = Some("there are more states than can be tried: fewer steps");
         }
         if report.violation.is_some() {
             break;
@@ -151,16 +166,16 @@ impl<R: Rules + Eq + Hash> State<R> {
             if self.works[index] && self.candidates[index].term().is_none() {
                 with(&|state, report| state.join(index, report));
             }
-            if self.leaves && self.is_valid(index) {
+            if self.is_calm && self.is_valid(index) {
                 with(&|state, report| {
-                    state.leaves = false;
+                    state.is_calm = false;
                     state.input(index, Input::Leave(false), report);
                 });
             }
         }
-        if self.deletes {
+        if self.is_calm {
             with(&|state, _| {
-                state.deletes = false;
+                state.is_calm = false;
                 let change = state.register.delete();
                 state.tell(change);
             });
@@ -190,9 +205,14 @@ impl<R: Rules + Eq + Hash> State<R> {
                 }
                 Output::Role(Role::Ended(_)) => {}
                 Output::Send(id, request) => {
-                    self.messages[index].push(Message::Request(id, request));
-                    if self.messages[index].len() > MESSAGES {
-                        self.messages[index].remove(0);
+                    self.sent[index] = id;
+                    let messages = &mut self.messages[index];
+                    messages.retain(|message| {
+                        matches!(message, Message::Request(_, Request::Put(_) | Request::Create(_)))
+                    });
+                    messages.push(Message::Request(id, request));
+                    if messages.len() > MESSAGES {
+                        messages.remove(0);
                     }
                 }
             }
@@ -210,9 +230,16 @@ impl<R: Rules + Eq + Hash> State<R> {
 
     fn arrive(&mut self, index: usize, message: usize, report: &mut Report) {
         match self.messages[index].remove(message) {
+            // Reading and its answer are one: an old answer says what a watch says late.
+            Message::Request(id, request @ Request::Get) => {
+                let (answer, _) = self.register.handle(&request);
+                self.input(index, Input::Answer(id, answer), report);
+            }
             Message::Request(id, request) => {
                 let (answer, change) = self.register.handle(&request);
-                self.messages[index].push(Message::Answer(id, answer));
+                if id == self.sent[index] {
+                    self.messages[index].push(Message::Answer(id, answer));
+                }
                 self.tell(change);
             }
             Message::Answer(id, answer) => self.input(index, Input::Answer(id, answer), report),
@@ -246,18 +273,29 @@ impl<R: Rules + Eq + Hash> State<R> {
             self.input(index, Input::Reread, report);
         }
         for _ in 0..=patience {
+            // Until nothing more happens at this time.
             for _ in 0..32 {
+                let mut is_quiet = true;
                 for index in 0..2 {
                     if self.works[index] && self.candidates[index].term().is_none() {
+                        is_quiet = false;
                         self.join(index, report);
                     }
                     while !self.messages[index].is_empty() {
+                        is_quiet = false;
                         self.arrive(index, 0, report);
                     }
-                    self.watch(index, report);
+                    if self.watched[index].is_some() {
+                        is_quiet = false;
+                        self.watch(index, report);
+                    }
                     if self.candidates[index].next().is_some_and(|at| at <= self.clock(index)) {
+                        is_quiet = false;
                         self.input(index, Input::Tick, report);
                     }
+                }
+                if is_quiet {
+                    break;
                 }
             }
             if self.is_valid(0) && self.is_valid(1) {

@@ -16,6 +16,8 @@ const HANG: Micros = 22 * SECOND;
 pub(super) enum Fault {
     /// A node and the API server do not reach each other: requests, answers, or both.
     Partition { requests: bool, answers: bool },
+    /// Answers to a node take almost as long as it waits for them.
+    Slow,
     /// Nobody reaches the API server.
     Outage,
     /// The API server answers with errors.
@@ -144,6 +146,18 @@ impl Schedule {
             let event = event(&mut random, candidates + observers, healed, before);
             before = Some(event.at);
             events.push(event);
+            if matches!(event.fault, Fault::Partition { requests: true, .. }) && random.random() {
+                // The last answers before it come late.
+                let at = event.at - 2 * SECOND;
+                events.push(Event { at, until: event.at, target: event.target, fault: Fault::Slow });
+            }
+            if matches!(event.fault, Fault::Shorten) && random.random() {
+                // The moment that matters: the others have seen it, and the leader is not told so.
+                let at = event.at + random.random_range(0..SECOND);
+                let until = (at + random.random_range(3 * SECOND..10 * SECOND)).min(healed);
+                let fault = Fault::Partition { requests: false, answers: true };
+                events.push(Event { at, until, target: event.target, fault });
+            }
         }
         events.sort_by_key(|event| event.at);
         let has_stops = events.iter().any(|event| matches!(event.fault, Fault::Stop));

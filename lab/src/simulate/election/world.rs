@@ -92,6 +92,8 @@ struct Process {
     deadlines: HashMap<RequestId, Micros>,
     timer: u64,
     cut: (Micros, Micros),
+    /// Answers take almost as long as they are waited for, until then.
+    slow: Micros,
     watching: bool,
     /// A watch keeps the order.
     watched: Micros,
@@ -226,6 +228,7 @@ impl World {
             deadlines: HashMap::new(),
             timer: 0,
             cut: (0, 0),
+            slow: 0,
             watching: false,
             watched: 0,
         }
@@ -343,7 +346,10 @@ impl World {
         }
         if ends {
             // Work takes a while to end.
-            let at = self.now + self.schedule.random.random_range(1_000..800_000);
+            let mut at = self.now + self.schedule.random.random_range(1_000..800_000);
+            if self.variant == Variant::GuardOnce {
+                at = at.max(self.processes[index].task_until);
+            }
             self.push(at, Happening::Joined(index, life));
         }
         let process = &mut self.processes[index];
@@ -431,7 +437,10 @@ impl World {
     /// When a message arrives, to the API server or from it.
     fn travel(&mut self, index: usize, to_server: bool) -> Option<Micros> {
         let weather = self.weather();
-        let Fate::After(time) = weather.fate(&mut self.schedule.random) else { return None };
+        let Fate::After(mut time) = weather.fate(&mut self.schedule.random) else { return None };
+        if !to_server && self.now < self.processes[index].slow {
+            time = self.schedule.random.random_range(SECOND * 7 / 10..SECOND * 9 / 10);
+        }
         let (requests, answers) = self.processes[index].cut;
         let closed = self.outage.max(if to_server { requests } else { answers });
         let mut at = self.now + time;

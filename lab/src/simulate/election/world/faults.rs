@@ -28,6 +28,7 @@ impl World {
                 self.processes[index].watching = false;
                 self.push(until, Happening::Reachable(index));
             }
+            Fault::Slow => self.processes[index].slow = until,
             Fault::Outage => self.outage = self.outage.max(until),
             Fault::Errors(trouble) => self.trouble = (until, trouble),
             Fault::Pause => {
