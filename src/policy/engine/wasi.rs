@@ -50,7 +50,10 @@ fn define(
             }
             ComponentItem::ComponentFunc(_) => {
                 let what = format!("{interface}#{name}");
-                place.func_new(name, move |mut store, func: ComponentFunc, _, results| {
+                place.func_new(name, move |mut store, func: ComponentFunc, given, results| {
+                    for value in given {
+                        give_back(&mut store, value)?;
+                    }
                     for (result, of) in results.iter_mut().zip(func.results()) {
                         let answer = nothing(&mut store, &of, DEPTH)?;
                         *result = answer.ok_or_else(|| {
@@ -64,6 +67,18 @@ fn define(
         }
     }
     Ok(())
+}
+
+/// Ends the loan of what is lent, and takes what is given: a call that keeps a handle traps.
+fn give_back(store: &mut StoreContextMut<'_, Host>, value: &Val) -> Result<()> {
+    match value {
+        Val::Resource(resource) => resource.resource_drop(&mut *store),
+        Val::List(values) | Val::Tuple(values) => values.iter().try_for_each(|value| give_back(store, value)),
+        Val::Record(fields) => fields.iter().try_for_each(|(_, value)| give_back(store, value)),
+        Val::Variant(_, Some(value)) | Val::Option(Some(value)) => give_back(store, value),
+        Val::Result(Ok(Some(value)) | Err(Some(value))) => give_back(store, value),
+        _ => Ok(()),
+    }
 }
 
 /// The value of a type that says nothing; none, where each would say something.
