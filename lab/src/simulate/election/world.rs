@@ -110,6 +110,7 @@ enum Happening {
     WatchBroken(usize, u32),
     Work(usize, u32),
     Joined(usize, u32),
+    Ranked(usize, u32),
     Effect(Token),
     Recreate,
     Reachable(usize),
@@ -151,26 +152,32 @@ struct World {
 
 /// Runs the schedule of this seed.
 pub(super) fn run(variant: Variant, seed: u64) -> Outcome {
-    let schedule = Schedule::new(seed);
-    let mut world = World {
-        variant,
-        now: 0,
-        queue: BinaryHeap::new(),
-        count: 0,
-        processes: Vec::new(),
-        register: Register::default(),
-        outage: 0,
-        trouble: (0, Trouble::Refused),
-        sink: None,
-        outcome: Outcome::default(),
-        schedule,
-    };
-    world.run();
-    world.outcome
+    World::new(variant, Schedule::new(seed)).run()
 }
 
 impl World {
-    fn run(&mut self) {
+    fn new(variant: Variant, schedule: Schedule) -> Self {
+        Self {
+            variant,
+            now: 0,
+            queue: BinaryHeap::new(),
+            count: 0,
+            processes: Vec::new(),
+            register: Register::default(),
+            outage: 0,
+            trouble: (0, Trouble::Refused),
+            sink: None,
+            outcome: Outcome::default(),
+            schedule,
+        }
+    }
+
+    fn run(mut self) -> Outcome {
+        self.go();
+        self.outcome
+    }
+
+    fn go(&mut self) {
         let count = self.schedule.candidates + self.schedule.observers;
         for index in 0..count {
             let standing = if index < self.schedule.candidates {
@@ -258,7 +265,8 @@ impl World {
             | Happening::Watched(index, life, _)
             | Happening::WatchBroken(index, life)
             | Happening::Work(index, life)
-            | Happening::Joined(index, life) => (*index, Some(*life)),
+            | Happening::Joined(index, life)
+            | Happening::Ranked(index, life) => (*index, Some(*life)),
             Happening::Fault(index) => return self.fault(self.schedule.events[*index]),
             Happening::Request(index, life, id, request) => return self.serve(*index, *life, *id, request),
             Happening::WatchOpened(index, life, version) => return self.opened(*index, *life, *version),
@@ -293,6 +301,8 @@ impl World {
                 self.processes[index].works = false;
                 self.input(index, Input::Joined);
             }
+            // By now it may be another one than when this was sent.
+            Happening::Ranked(..) => self.input(index, Input::Ranked(self.processes[index].standing)),
             Happening::Fault(_)
             | Happening::Request(..)
             | Happening::WatchOpened(..)

@@ -99,9 +99,17 @@ impl World {
         }
     }
 
+    /// A rank stays: who stands still hears of it later, and who died starts with it. Were it lost, all could believe
+    /// that they only observe.
     fn rank(&mut self, index: usize, standing: Standing) {
-        self.processes[index].standing = standing;
-        self.told(index, Input::Ranked(standing));
+        let process = &mut self.processes[index];
+        process.standing = standing;
+        let (life, at) = (process.life, process.stands_until);
+        if at > self.now {
+            self.push(at, Happening::Ranked(index, life));
+        } else {
+            self.told(index, Input::Ranked(standing));
+        }
     }
 
     fn end(&mut self, index: usize, until: Micros) {
@@ -116,5 +124,48 @@ impl World {
         process.watching = false;
         process.stands_until = 0;
         self.push(until.min(self.schedule.healed.max(self.now + 1)), Happening::Start(index));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::super::super::elector::Variant;
+    use super::super::super::schedule::{Schedule, Weather};
+    use super::*;
+
+    /// Some of them lost their ranks, and then nobody was a candidate (seed 438511 of the drawn schedules).
+    #[test]
+    fn who_stood_still_hears_of_its_rank() {
+        let event = |at: Micros, fault: Fault, index: usize| Event {
+            at: at * SECOND,
+            until: 12 * SECOND,
+            target: Target::Process(index),
+            fault,
+        };
+        for seed in 0..50 {
+            let outcome = World::new(
+                Variant::Shipped,
+                Schedule {
+                    candidates: 2,
+                    observers: 1,
+                    rates: vec![1_000_000; 3],
+                    weather: Weather::FINE,
+                    events: vec![
+                        event(8, Fault::Pause, 2),
+                        event(9, Fault::Rank, 2),
+                        event(10, Fault::Pause, 1),
+                        event(11, Fault::Rank, 0),
+                    ],
+                    healed: 18 * SECOND,
+                    has_stops: false,
+                    random: SmallRng::seed_from_u64(seed),
+                },
+            )
+            .run();
+            assert!(!outcome.is_violated(), "{seed}: {outcome:?}");
+        }
     }
 }
