@@ -80,6 +80,14 @@ async fn home() {
     for image in [&first, &second] {
         cluster.origin.add(image);
     }
+    // Before they know each other each is the home of all.
+    for node in &cluster.nodes {
+        wait::until("all take part", Duration::from_secs(20), async || {
+            (node.peili.status().await.ok()?["election"]["members"] == 3).then_some(())
+        })
+        .await
+        .unwrap();
+    }
     let pulls = cluster.nodes.iter().map(|node| node.pull(&first));
     futures::future::join_all(pulls).await;
     assert_eq!(asked(&cluster, &first), 1, "{:?}", cluster.origin.requests());
