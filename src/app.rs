@@ -66,7 +66,7 @@ struct App {
     listening: Arc<AtomicBool>,
     vitals: Vitals,
     _explaining: Option<admin::ExplainServer>,
-    _tasks: [AbortOnDropHandle<()>; 6],
+    _tasks: [AbortOnDropHandle<()>; 7],
 }
 
 /// What is wrong beside what the parts say of themselves.
@@ -221,6 +221,7 @@ impl App {
             metrics: mirror_metrics.clone(),
         };
         let mirror = Mirror::new(&settings, parts);
+        let resolving = AbortOnDropHandle::new(tokio::spawn(mirror.clone().follow_tags()));
         let advertising = mirror::advertise(Arc::clone(&watcher), Arc::new(network.clone()));
         let advertising = AbortOnDropHandle::new(tokio::spawn(advertising));
 
@@ -361,7 +362,7 @@ impl App {
             listening,
             vitals,
             _explaining: explaining,
-            _tasks: [executor, advertising, admitting, judging, following, electing],
+            _tasks: [executor, advertising, admitting, judging, following, electing, resolving],
         })
     }
 

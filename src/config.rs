@@ -205,7 +205,8 @@ impl Inputs {
 
 /// Lets what a policy refuses of its settings be named by its line.
 fn locate_settings(policies: &mut policy::Config, tree: &tree::Node) {
-    for (world, plugins) in [("registry", &mut policies.registry), ("trust", &mut policies.trust)] {
+    let policy::Config { registry, trust, election, .. } = policies;
+    for (world, plugins) in [("registry", registry), ("trust", trust), ("election", election)] {
         let nodes = tree.get("policies").and_then(|policies| policies.get(world));
         for (plugin, node) in plugins.iter_mut().zip(nodes.map(tree::Node::items).unwrap_or_default()) {
             plugin.lines =

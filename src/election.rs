@@ -38,6 +38,8 @@ use roles::{Input, Output, Roles};
 const PAUSE: Duration = Duration::from_millis(100);
 /// Evaluations take at most one part in so many of the time, where thousands of members change.
 const SHARE: u32 = 50;
+/// And no pause is longer: a process that was stopped in one has not worked all that time.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Between two looks at this node's own facts: they are told at most so often.
 const LOOK: Duration = Duration::from_secs(1);
 /// An evaluation is made at least so often, for what tells nobody that it has changed.
@@ -277,7 +279,7 @@ impl Election {
                 due = due.min(began + at);
             }
             self.take(&output, took);
-            sleep(PAUSE.max(took.saturating_mul(SHARE))).await;
+            sleep(PAUSE.max(took.saturating_mul(SHARE)).min(LONGEST_PAUSE)).await;
         }
     }
 

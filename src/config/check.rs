@@ -269,14 +269,18 @@ impl Check<'_> {
             self.range("policies.decisions.max-size", decisions.max_size, low, high, "64KiB to 16GiB");
         }
         self.policies_of("policies.registry", &policies.registry, &policies.roots);
-        self.policies_of("policies.trust", &policies.trust, &policies.roots);
-        for (index, policy) in config.policies.trust.iter().enumerate() {
-            if policy.failure != Failing::default() {
-                let hint = Some(
-                    "where it does not answer, a peer keeps what it was granted, and newcomers get nothing",
-                );
-                let path = format!("policies.trust[{index}].failure");
-                self.fault(&path, "a trust policy has no failure verdict", hint);
+        let trust = "where it does not answer, a peer keeps what it was granted, and newcomers get nothing";
+        let election = "where it does not answer, the built-in ranks";
+        for (world, hint, plugins) in
+            [("trust", trust, &policies.trust), ("election", election, &policies.election)]
+        {
+            self.policies_of(&format!("policies.{world}"), plugins, &policies.roots);
+            for (index, policy) in plugins.iter().enumerate() {
+                if policy.failure != Failing::default() {
+                    let path = format!("policies.{world}[{index}].failure");
+                    let reason = "only a policy of the registry world has a failure verdict";
+                    self.fault(&path, reason, Some(hint));
+                }
             }
         }
     }

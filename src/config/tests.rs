@@ -348,6 +348,23 @@ fn elections_are_checked() {
     }
 }
 
+/// Guards that each world's policies are looked at.
+#[test]
+fn policies_of_all_worlds_are_checked() {
+    for world in ["registry", "trust", "election"] {
+        let text = format!(
+            "policies:\n  roots: [/etc/peili/policies]\n  {world}:\n    - {{name: 'a b', path: /etc/peili/policies/../x.wasm, sha256: abc, settings: 5}}\n"
+        );
+        let Err(Error::Invalid(faults)) = Inputs::default().parse(Some(&text)) else { panic!("{world}") };
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        for part in ["is not a name", "without `..`", "64 hexadecimal digits", "keys and values"] {
+            assert!(faults.iter().any(|fault| fault.contains(part)), "{world}: {part} is not in {faults:?}");
+        }
+        let text = format!("policies:\n  {world}: [{{name: a, path: /x/a, failure: deny}}]\n");
+        assert_eq!(Inputs::default().parse(Some(&text)).is_ok(), world == "registry", "{world}");
+    }
+}
+
 /// What a policy refuses is named by the line of the file; what a flag says has none.
 #[test]
 fn settings_of_policies_know_their_lines() {

@@ -7,12 +7,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
 
-use super::NotHere;
 use super::ages::Ages;
 use super::metrics::{Metrics, TagAnswer};
 use super::upstreams::{cause, route};
+use super::{NotHere, UPSTREAM_DEADLINE};
 use crate::network::Tagged;
 use crate::oci::{Descriptor, Name, PeerId, Reference, Tag};
 use crate::policy::registry::{Plan, TagResolution};
@@ -20,8 +21,10 @@ use crate::upstream::{FetchError, Upstream, Upstreams};
 
 /// How old a tag's meaning may be where the plan does not say.
 const FRESH: Duration = Duration::from_secs(60);
-/// The least that a peer can ask for: it costs a request to the registry.
+/// Nobody asks a registry more often, whatever a plan says.
 const LEAST: Duration = Duration::from_secs(1);
+/// Questions to one home at once: fewer than the control plane lets there be, which others use too.
+const QUESTIONS: usize = 2;
 /// How long a registry that does not let this node know a tag is not asked about it.
 const REFUSED: Duration = Duration::from_secs(30);
 const REFUSALS: usize = 1024;
@@ -42,6 +45,8 @@ struct Shared {
     refused: Mutex<VecDeque<(Reference, Instant, NotHere)>>,
     /// Homes that did not answer, and when.
     silent: Mutex<HashMap<PeerId, Instant>>,
+    /// For questions to each home.
+    places: Mutex<HashMap<PeerId, Arc<Semaphore>>>,
 }
 
 impl Tags {
@@ -55,6 +60,7 @@ impl Tags {
             asking: Mutex::default(),
             refused: Mutex::default(),
             silent: Mutex::default(),
+            places: Mutex::default(),
         }))
     }
 
@@ -63,6 +69,16 @@ impl Tags {
         let mut silent = self.0.silent.lock().unwrap_or_else(PoisonError::into_inner);
         silent.retain(|_, at| at.elapsed() < SILENT);
         silent.insert(home, Instant::now());
+    }
+
+    /// Where a question to a home waits for its turn.
+    pub(super) fn place(&self, home: &PeerId) -> Arc<Semaphore> {
+        let mut places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
+        // Homes that nobody asks now need none.
+        if places.len() > REFUSALS {
+            places.retain(|_, place| Arc::strong_count(place) > 1);
+        }
+        Arc::clone(places.entry(home.clone()).or_insert_with(|| Arc::new(Semaphore::new(QUESTIONS))))
     }
 
     pub(super) fn is_silent(&self, home: &PeerId) -> bool {
@@ -80,9 +96,7 @@ impl Tags {
         for at in plan.routes().map(|at| route(at, name)) {
             match self.0.upstreams.resolve(&at, tag).await {
                 Ok(target) => {
-                    self.0.metrics.tag(TagAnswer::Resolved);
-                    let reference = Reference::tagged(name.clone(), tag.clone());
-                    self.0.ages.resolved(&reference, &target, SystemTime::now());
+                    self.learn(name, tag, &target);
                     return Ok(target);
                 }
                 Err(error) => last = cause(&at, tag, &error).or(last),
@@ -102,28 +116,26 @@ impl Tags {
     ) -> Result<Tagged, NotHere> {
         let fresh = fresh.max(LEAST);
         let reference = Reference::tagged(name.clone(), tag.clone());
-        let lock = self.lock(&reference);
-        let answer = {
-            let _alone = lock.lock().await;
-            let known = self.0.ages.within(&reference, fresh, SystemTime::now());
-            match (known, self.refusal(&reference)) {
+        let (tags, tag, plan) = (self.clone(), tag.clone(), plan.clone());
+        // In a task: whoever waits for it may give it up, and the answer is for the next one then.
+        let asked = tokio::spawn(async move {
+            let alone = tags.lock(&reference).lock_owned().await;
+            let known = tags.0.ages.within(&reference, fresh, SystemTime::now());
+            let answer = match (known, tags.refusal(&reference)) {
                 (Some(known), _) => Ok(known),
                 (None, Some(refused)) => Err(refused),
-                // Whoever waits for it may give it up; the answer is for the next one then.
-                (None, None) => {
-                    let (tags, reference, tag, plan) =
-                        (self.clone(), reference.clone(), tag.clone(), plan.clone());
-                    let asked = tokio::spawn(async move { tags.ask(&reference, &tag, &plan).await });
-                    asked.await.unwrap_or(Err(NotHere::UpstreamsFailed))
-                }
+                (None, None) => timeout(UPSTREAM_DEADLINE, tags.ask(&reference, &tag, &plan))
+                    .await
+                    .unwrap_or(Err(NotHere::UpstreamsFailed)),
+            };
+            drop(alone);
+            let mut asking = tags.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
+            if asking.get(&reference).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+                asking.remove(&reference);
             }
-        };
-        drop(lock);
-        let mut asking = self.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        if asking.get(&reference).is_some_and(|lock| Arc::strong_count(lock) == 1) {
-            asking.remove(&reference);
-        }
-        answer
+            answer
+        });
+        asked.await.unwrap_or(Err(NotHere::UpstreamsFailed))
     }
 
     async fn ask(&self, reference: &Reference, tag: &Tag, plan: &Plan) -> Result<Tagged, NotHere> {
@@ -146,11 +158,13 @@ impl Tags {
     }
 
     async fn by_origin(&self, name: &Name, tag: &Tag) -> Result<Descriptor, NotHere> {
+        // Known for ten seconds: one that is down is not waited for by each tag.
+        if !self.0.upstream.answers(&name.registry).await {
+            return Err(NotHere::UpstreamsFailed);
+        }
         match self.0.upstream.resolve(name, tag).await {
             Ok(target) => {
-                self.0.metrics.tag(TagAnswer::Resolved);
-                let reference = Reference::tagged(name.clone(), tag.clone());
-                self.0.ages.resolved(&reference, &target, SystemTime::now());
+                self.learn(name, tag, &target);
                 Ok(target)
             }
             Err(error) => {
@@ -161,6 +175,13 @@ impl Tags {
                 })
             }
         }
+    }
+
+    /// A registry said so.
+    fn learn(&self, name: &Name, tag: &Tag, target: &Descriptor) {
+        self.0.metrics.tag(TagAnswer::Resolved);
+        let reference = Reference::tagged(name.clone(), tag.clone());
+        self.0.ages.resolved(&reference, target, SystemTime::now());
     }
 
     fn lock(&self, reference: &Reference) -> Arc<tokio::sync::Mutex<()>> {

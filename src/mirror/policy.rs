@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::fetch::Limits;
 use super::upstreams::described;
 use super::{HOME_DEADLINE, Mirror, NotHere, Refusal, Shared, UPSTREAM_DEADLINE};
-use crate::oci::{Digest, Level, Name, RangeHeader, Reference as Image, Registry, is_manifest};
+use crate::oci::{Digest, Home, Level, Name, RangeHeader, Reference as Image, Registry, is_manifest};
 use crate::policy::registry::{
     Availability, Operation, Plan, Reference, Request, Requester, Ruling, TagResolution, Upstream, Way,
 };
@@ -187,6 +187,12 @@ impl Mirror {
                     ([], _) => asked.to_owned(),
                     (routes, true) => format!("the tag by {}; {asked}", routes.join(", then ")),
                     (routes, false) => format!("{asked}; from {}", routes.join(", then ")),
+                };
+                let asked = match self.shared.homes.home(image.to_string().as_bytes()) {
+                    _ if !is_tag || plan.home_age().is_none() => asked,
+                    Home::Here => format!("the tag by its home, this node; {asked}"),
+                    Home::Peer(peer) => format!("the tag by its home, {peer}; {asked}"),
+                    Home::Nobody => format!("the tag has no home; {asked}"),
                 };
                 let rest = if plan.leaves_to_origin() {
                     "else 404, and the runtime goes to the registry"

@@ -11,6 +11,7 @@ use futures::StreamExt;
 
 use super::metrics::Metrics;
 use super::policy::peer_request;
+use super::tags::is_local;
 use super::upstreams::described;
 use super::{Rules, Settings, Tags};
 use crate::network::{TagSource, Tagged};
@@ -182,7 +183,7 @@ impl Serve {
 
     /// How this node itself would have the tag resolved, if by its home.
     fn home_plan(&self, name: &Reference) -> Option<(Tag, Plan)> {
-        if !self.policy.is_active() {
+        if !self.policy.is_active() || is_local(&name.name.registry) {
             return None;
         }
         let tag = name.tag.clone().filter(|_| name.digest.is_none())?;
@@ -209,6 +210,8 @@ impl TagSource for Serve {
             return None;
         }
         let (tag, plan) = self.home_plan(name)?;
+        // No peer makes this node ask more often than it would itself.
+        let fresh = fresh.max(plan.home_age()?);
         self.tags.at_home(&name.name, &tag, &plan, fresh).await.ok()
     }
 }

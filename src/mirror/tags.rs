@@ -2,18 +2,19 @@
 //! or policy says so: a tag is a name that its registry may change at any time, and only the registry checks the pod's right to it.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rand::seq::SliceRandom;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, interval, timeout, timeout_at};
 
 use super::metrics::TagAnswer;
-use super::{NotHere, Refusal, Shared, Target};
+use super::{Mirror, NotHere, Refusal, Shared, Target};
 use crate::network::{ResolveError, TagQuestion, Tagged};
-use crate::oci::{Action, Descriptor, Home, Name, Reference, Tag};
+use crate::oci::{Action, Descriptor, Home, MANIFEST_LIMIT, Name, Reference, Registry, Tag, is_manifest};
 use crate::policy::registry::{Plan, Source};
 
 /// Peers asked about one tag at once: more than agree by chance, few enough for a large cluster.
@@ -47,6 +48,21 @@ impl Disputes {
     }
 }
 
+/// How often what the runtime got from registries is looked at; it may be some minutes old.
+const SETTLE: Duration = Duration::from_secs(60);
+
+impl Mirror {
+    /// Follows what the runtime gets for the tags that it is sent to registries with. Runs until it is dropped.
+    pub async fn follow_tags(self) {
+        let mut every = interval(SETTLE);
+        loop {
+            every.tick().await;
+            let shared = &self.shared;
+            shared.tags.ages().settle(|name| shared.store.resolve(name), SystemTime::now());
+        }
+    }
+}
+
 impl Shared {
     /// The descriptor of a tag, if this node is the one to answer, and whether the tag's home told it.
     pub(super) async fn tag(
@@ -56,6 +72,7 @@ impl Shared {
         plan: &Plan,
     ) -> Result<(Descriptor, bool), NotHere> {
         if let Some(fresh) = plan.home_age()
+            && !is_local(&name.registry)
             && let Some(target) = self.home_tag(name, tag, plan, fresh).await
         {
             return Ok((target, true));
@@ -115,9 +132,11 @@ impl Shared {
                 if is_first { self.homes.home(key.as_bytes()) } else { self.homes.runner_up(key.as_bytes()) };
             let peer = match home {
                 Home::Here => {
-                    let answer = self.tags.at_home(name, tag, plan, fresh).await;
-                    return answer.ok().map(|tagged| tagged.target);
+                    let answer = timeout(HOME_LIMIT, self.tags.at_home(name, tag, plan, fresh)).await;
+                    return answer.ok()?.ok().map(|tagged| tagged.target);
                 }
+                // Its word is a peer's.
+                Home::Peer(_) if !plan.asks_peers() => return None,
                 Home::Nobody => return None,
                 Home::Peer(peer) => peer,
             };
@@ -127,8 +146,15 @@ impl Shared {
                 continue;
             }
             let question = TagQuestion { name: reference.clone(), home: Some(fresh) };
+            // More at once would wait for each other here, and that is no silence of the home's.
+            let place = self.tags.place(&peer);
+            let _place = timeout(HOME_LIMIT, place.acquire()).await.ok()?;
             match self.fetcher.network.resolve(&peer, &question, HOME_LIMIT).await {
-                Ok(Some(Tagged { target, age: Some(age) })) if age <= fresh.max(Duration::from_secs(1)) => {
+                Ok(Some(Tagged { target, age: Some(age) }))
+                    if age <= fresh.max(Duration::from_secs(1))
+                        && (1..=MANIFEST_LIMIT).contains(&target.size)
+                        && is_manifest(&target.media_type) =>
+                {
                     self.metrics.tag(TagAnswer::Home);
                     self.tags.ages().told(&reference, &target, Some(age), SystemTime::now());
                     return Some(target);
@@ -185,8 +211,8 @@ impl Shared {
     pub(super) fn sent(&self, name: &Name, target: &Target, refusal: &Refusal) {
         let (Target::Tag(tag), Refusal::NotHere(_)) = (target, refusal) else { return };
         let reference = Reference::tagged(name.clone(), tag.clone());
-        let here = self.store.resolve(&reference).map(|target| target.digest);
-        self.tags.ages().sent(&reference, here, SystemTime::now());
+        let here = self.store.resolve(&reference);
+        self.tags.ages().sent(&reference, here.as_ref(), SystemTime::now());
     }
 
     /// What peers answer: [`ASKED`] at a time, until some know the tag or all were asked.
@@ -214,4 +240,10 @@ impl Shared {
         }
         known
     }
+}
+
+/// Whether the name means another registry on each node, so that no node can speak for all.
+pub(super) fn is_local(registry: &Registry) -> bool {
+    let host = registry.host().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

@@ -95,7 +95,7 @@ pub fn build(folder: &Path, out: Option<&Path>) -> Result<Component, BuildError>
             let schema: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_slice(text);
             schema.map(drop).map_err(|error| format!("it is no JSON schema: {error}"))
         })?,
-        cases: beside(folder, CASES, |text| cases::File::parse(text).map(drop))?,
+        cases: beside(folder, CASES, |text| cases::File::parse(text)?.check_embedded())?,
     }
     .put(&mut component);
     let path = out.map_or_else(|| module.with_extension("component.wasm"), Path::to_owned);

@@ -2,7 +2,7 @@
 //!
 //! Policies are those of one component with its settings, or all of a configuration. They are asked in the engine of a node.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::cases::Difference;
-use super::{Candidate, CasesError};
+use super::{Candidate, CasesError, printable};
 use crate::policy::cases::{self, Asked, Who};
 use crate::policy::metrics::Metrics;
 use crate::policy::{Config, LINE_LIMIT, LoadError, Policies, Record, Said};
@@ -21,6 +21,8 @@ use crate::policy::{Config, LINE_LIMIT, LoadError, Policies, Record, Said};
 const LISTED: usize = 10_000;
 /// Cases that are written: as many as a node asks.
 const CASES: usize = 1000;
+/// Policies that are named where the log has nothing of the one that is asked.
+const NAMED: usize = 16;
 /// What the policies of a configuration say together, where it is listed beside them.
 const RULING: &str = "ruling";
 
@@ -42,6 +44,17 @@ pub enum ReplayError {
         path: PathBuf,
         /// What is wrong with the first line that could not be read.
         reason: String,
+    },
+    /// Nothing is recorded of what is asked.
+    #[error(
+        "{} has no verdict of the policy that is asked\n\
+         hint: name it as the node did (`--name`); there are verdicts of {names}", path.display()
+    )]
+    Unknown {
+        /// The log.
+        path: PathBuf,
+        /// Of whom there are verdicts.
+        names: String,
     },
     /// A node would not take the policies.
     #[error(transparent)]
@@ -156,9 +169,12 @@ impl Replay {
     /// It cannot be asked. A verdict that changed is none.
     pub fn run(&self, decisions: &Path, write: Option<&Path>) -> Result<Replayed, ReplayError> {
         let (mut replayed, mut cases) = (Replayed::default(), Cases::default());
-        let mut asker = self.asker();
+        let (mut asker, mut names) = (self.asker(), BTreeSet::new());
         replayed.lines = self.each(decisions, |line, record| {
             let (ruling, said) = asker.ask(record)?;
+            if names.len() < NAMED {
+                names.extend(record.said.iter().map(|said| printable(&said.policy)));
+            }
             if self.one.is_none() {
                 replayed.compare(line, record, RULING, &record.ruling, &ruling);
             }
@@ -170,10 +186,16 @@ impl Replay {
                 if let Some(recorded) = recorded {
                     replayed.compare(line, record, name, &recorded.verdict, &said.verdict);
                 }
-                cases.add(record, recorded.map_or(&said.verdict, |recorded| &recorded.verdict));
+                if let Some(recorded) = recorded {
+                    cases.add(record, &recorded.verdict);
+                }
             }
             Ok(())
         })?;
+        if replayed.compared == 0 {
+            let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            return Err(ReplayError::Unknown { path: decisions.to_owned(), names });
+        }
         if let Some(path) = write {
             replayed.written_cases = Some(cases.write(path, &self.settings)?);
         }
@@ -208,7 +230,9 @@ impl Replay {
                 Ok(()) => lines.decisions += 1,
                 Err(Unasked::Line(error)) => {
                     lines.unreadable += 1;
-                    lines.first_unreadable.get_or_insert_with(|| format!("line {number}: {error}"));
+                    lines
+                        .first_unreadable
+                        .get_or_insert_with(|| printable(&format!("line {number}: {error}")));
                 }
                 Err(Unasked::All(error)) => return Err(error),
             }
@@ -385,6 +409,8 @@ fn is_same(one: &str, other: &str) -> bool {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { line, about, policy, recorded, now } = self;
+        // A peer names itself, and a log may be another machine's.
+        let [about, policy, recorded, now] = [about, policy, recorded, now].map(|text| printable(text));
         write!(f, "CHANGED line {line}: {about} ({policy})\n  recorded  {recorded}\n  now       {now}")
     }
 }

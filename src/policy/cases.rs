@@ -150,12 +150,12 @@ pub(super) fn run<W: Asks>(
     if file.cases.len() > most {
         return Err(fails(format!("there are {} cases, more than {most}", file.cases.len())));
     }
-    let ends = Instant::now() + time;
+    let (began, mut pace) = (Instant::now(), 1);
     let here = file.here();
     for case in &file.cases {
         let name = &case.name;
-        if Instant::now() >= ends {
-            let message = format!("the cases take more than {} s, up to `{name}`", time.as_secs());
+        if began.elapsed() >= time * pace {
+            let message = format!("the cases take more than {} s, up to `{name}`", (time * pace).as_secs());
             return Err(Failed { message, is_passing: true });
         }
         let request = W::question(case).map_err(|reason| fails(format!("case `{name}`: {reason}")))?;
@@ -168,14 +168,16 @@ pub(super) fn run<W: Asks>(
             })
         };
         let mut is_late = false;
-        let mut ask = |policy: &Policy<W>| match policy.decide(&request, Instant::now() + LIMIT) {
+        let policy = configured()?;
+        // Where policies are interpreted all of it takes longer.
+        pace = policy.pace();
+        let mut ask = |policy: &Policy<W>| match policy.decide(&request, Instant::now() + LIMIT * pace) {
             Ok(verdict) => W::describe(&verdict),
             Err(failure) => {
                 is_late |= failure == Failure::Time;
                 format!("failed: {failure}")
             }
         };
-        let policy = configured()?;
         let said = [ask(&policy), ask(&policy), ask(&configured()?)];
         let Tested { expected, said, passed, .. } = case.judge(&said);
         if !passed {
@@ -200,6 +202,19 @@ impl File {
             case.asked.shared = Arc::clone(&shared);
         }
         Ok(file)
+    }
+
+    /// Whether a node asks all of them of a component that carries them.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn check_embedded(&self) -> Result<(), String> {
+        match self.cases.len() {
+            cases if cases > AUTHOR.cases => {
+                Err(format!("it has {cases} cases, and a component carries {} at most", AUTHOR.cases))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The node that asks, as policies are told.

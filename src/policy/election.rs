@@ -21,7 +21,7 @@ pub const VIEW_LIMIT: usize = 4 << 20;
 /// Longest tenure that a policy may want.
 pub(super) const TENURE_LIMIT: Duration = Duration::from_hours(24);
 /// Instructions for one ranking, and for each candidate of it.
-const FUEL: (u64, u64) = (2_000_000, 4_000);
+pub(super) const FUEL: (u64, u64) = (2_000_000, 4_000);
 /// What rankings depend on besides components and settings: the contract, the engine with its version, since another one may
 /// count instructions otherwise, and what bounds a policy.
 pub(super) const PROFILE: &str =

@@ -34,6 +34,9 @@ pub(super) use v0_1::Abi;
 
 /// Memory of one instance, in bytes.
 const MEMORY: usize = 16 << 20;
+/// Of memory and stack, which the profile of rankings names.
+#[cfg(test)]
+pub(super) const BOUNDS: (usize, usize) = (MEMORY, profile::STACK);
 /// What a call may make this process allocate: a verdict is at most 64 KiB by the contract.
 const HOST_BYTES: usize = 64 << 10;
 /// How long the first `configure` may take, on a machine that is busy.
@@ -147,10 +150,8 @@ impl<W: Abi> Policy<W> {
         settings: String,
         here: &Node,
     ) -> Result<(Self, Info), Refused> {
-        let voice = Arc::new(Voice::new(name));
-        let here = (!W::IS_COMMON).then(|| here.into());
         let ready = READY * engine.pace;
-        let policy = Self { engine, compiled, voice, settings, here, warm: Mutex::default() };
+        let policy = Self::new(engine, compiled, name, settings, here);
         let (mut least, mut said) = (Duration::MAX, None);
         for _ in 0..FIRST {
             let began = Instant::now();
@@ -166,6 +167,37 @@ impl<W: Abi> Policy<W> {
             Some(info) if least <= ready => Ok((policy, info)),
             _ => Err(Refused::Slow(least)),
         }
+    }
+
+    /// For a case, of which there are many: one instance, however long it takes.
+    pub(super) fn once(
+        engine: Arc<Engine>,
+        compiled: Compiled<W>,
+        name: Arc<str>,
+        settings: String,
+        here: &Node,
+    ) -> Result<Self, Refused> {
+        let policy = Self::new(engine, compiled, name, settings, here);
+        let (instance, _) = policy.instance(Instant::now() + CONFIGURE, W::fuel(None))?;
+        policy.keep(instance);
+        Ok(policy)
+    }
+
+    fn new(
+        engine: Arc<Engine>,
+        compiled: Compiled<W>,
+        name: Arc<str>,
+        settings: String,
+        here: &Node,
+    ) -> Self {
+        let voice = Arc::new(Voice::new(name));
+        let here = (!W::IS_COMMON).then(|| here.into());
+        Self { engine, compiled, voice, settings, here, warm: Mutex::default() }
+    }
+
+    /// How many times as long as machine code it may take.
+    pub(super) fn pace(&self) -> u32 {
+        self.engine.pace
     }
 
     /// A new instance, configured. `fuel`: for that and what follows.

@@ -236,7 +236,9 @@ fn load_one<W: Asks>(
         ..Fault::new(Stage::Configure, refused.within(&plugin.lines))
             .hint("`peili plugin check FILE --settings JSON` tries settings")
     })?;
-    let again = |settings: String, here: &Node| configure(settings, here).map(|(policy, _)| policy);
+    let again = |settings: String, here: &Node| {
+        Policy::once(Arc::clone(engine), component.clone(), Arc::clone(&name), settings, here)
+    };
     if parts.self_tests && !is_tested {
         self_test(bytes, &again)?;
         known.insert(digest, Known { compiled: component.clone(), is_tested: true });

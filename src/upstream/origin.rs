@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{FutureExt, TryFutureExt};
+use http::StatusCode;
 use tokio::time::{Instant, timeout};
 
 use super::endpoint::{self, Endpoint, Host, SendError};
@@ -86,7 +87,9 @@ impl Origins {
 async fn resolve(endpoint: &Endpoint, tag: &Tag) -> Result<Descriptor, FetchError> {
     let (path, accept) = (format!("manifests/{tag}"), MANIFEST_MEDIA_TYPES.join(", "));
     let fails = |error: SendError| match error {
-        SendError::Status(http::StatusCode::NOT_FOUND, _) => FetchError::NotFound,
+        SendError::Status(StatusCode::NOT_FOUND, _) => FetchError::NotFound,
+        SendError::Status(StatusCode::TOO_MANY_REQUESTS, _)
+        | SendError::Token(StatusCode::TOO_MANY_REQUESTS, _) => FetchError::Held,
         SendError::Status(status, _) | SendError::Token(status, _) if status.is_client_error() => {
             FetchError::Refused(error.to_string())
         }

@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::{StatusCode, Url};
@@ -28,6 +29,8 @@ const REGISTRY_LIMIT: usize = 1000;
 const PROBE_LIMIT: usize = 32;
 /// Threads that may read hosts files at once: a disk that hangs keeps them.
 const READER_LIMIT: usize = 4;
+/// How long a home of a tag waits for one of them.
+const READ: Duration = Duration::from_secs(2);
 
 /// Probes by the registry hosts that containerd is configured with.
 pub struct Prober {
@@ -129,7 +132,8 @@ impl Upstream for Prober {
     async fn resolve(&self, name: &Name, tag: &Tag) -> Result<Descriptor, FetchError> {
         let (dirs, own, registry) =
             (self.config().hosts_dirs, self.shared.own.clone(), name.registry.clone());
-        let Ok(reader) = Arc::clone(&self.shared.readers).try_acquire_owned() else {
+        let reader = timeout(READ, Arc::clone(&self.shared.readers).acquire_owned()).await;
+        let Ok(Ok(reader)) = reader else {
             return Err(FetchError::Failed("the files of hosts cannot be read now".into()));
         };
         let load = move || {

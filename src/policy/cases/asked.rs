@@ -65,7 +65,7 @@ pub struct Asked {
     /// Election world: who leads.
     #[serde(skip_serializing)]
     holder: Option<Holds>,
-    /// The time of day that the policy is told; without it, the present one.
+    /// The time of day that the policy is told; without it, [`then`].
     #[serde(with = "timestamp", skip_serializing_if = "Option::is_none")]
     pub(in crate::policy) now: Option<SystemTime>,
 }
@@ -166,6 +166,11 @@ pub(in crate::policy) mod timestamp {
     }
 }
 
+/// The time of a question that names none: a case says the same whenever it is asked. The first of January 2026.
+fn then() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600)
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -208,7 +213,7 @@ impl Asked {
             descriptor: (self.media_type.as_deref().map(Into::into), self.size),
             availability: Availability { local, peers, tag_age },
             upstreams: upstreams.collect(),
-            now: self.now.unwrap_or_else(SystemTime::now),
+            now: self.now.unwrap_or_else(then),
         })
     }
 
@@ -233,7 +238,7 @@ impl Asked {
             evidence: self.evidence.iter().map(Into::into).collect(),
             conduct: self.conduct.conduct()?,
             level: self.level,
-            now: self.now.unwrap_or_else(SystemTime::now),
+            now: self.now.unwrap_or_else(then),
         })
     }
 

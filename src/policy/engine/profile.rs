@@ -6,7 +6,7 @@
 use wasmtime::{Config, Engine, Instance, Module, Store};
 
 /// Stack of the guest's code, in bytes: a part of the 2 MiB that a thread has.
-const STACK: usize = 256 << 10;
+pub(super) const STACK: usize = 256 << 10;
 /// wasmtime's interpreter.
 const INTERPRETER: &str = "pulley64";
 /// How much longer interpreted code may take.

@@ -15,7 +15,7 @@ use crate::policy::metrics::Recorded;
 /// How soon a file that could not be opened or written is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 /// Bytes that are gathered before they are written, while more wait.
-const BATCH: usize = 64 << 10;
+const BATCH: u64 = 64 << 10;
 /// Only who runs the node may read which images it asks for.
 const OWNER: Mode = Mode::RUSR.union(Mode::WUSR);
 
@@ -78,7 +78,7 @@ impl Writer<'_> {
         self.batch.extend(line);
         self.batch.push(b'\n');
         self.lines += 1;
-        if self.batch.len() >= BATCH {
+        if self.batch.len() as u64 >= self.limit.min(BATCH) {
             self.write();
         }
     }
@@ -113,8 +113,16 @@ impl Writer<'_> {
             Some(open) => open,
             None => Open::at(&self.path)?,
         };
+        // It was deleted, or moved by somebody who keeps logs.
+        if !current.is_at(&self.path)? {
+            current = Open::at(&self.path)?;
+        }
         if current.size > 0 && current.size + size > self.limit {
-            std::fs::rename(&self.path, before(&self.path))?;
+            let before = before(&self.path);
+            if before.symlink_metadata().is_ok() {
+                check(&File::from(open(&before, OFlags::RDONLY | FLAGS, Mode::empty())?))?;
+            }
+            std::fs::rename(&self.path, before)?;
             current = Open::at(&self.path)?;
         }
         current.file.write_all(&self.batch)?;
@@ -124,15 +132,41 @@ impl Writer<'_> {
     }
 }
 
+/// A pipe in its place is not waited for, and a link is not followed to what is not a log.
+const FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+/// How each line begins.
+const BEGINS: &[u8] = br#"{"time":"#;
+
+/// Whether a file is one of these logs: what an operator names by mistake is left as it is.
+fn check(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return wrong("it is not a regular file");
+    }
+    let mut head = [0; BEGINS.len()];
+    let length = file.read_at(&mut head, 0)?;
+    if head[..length] == BEGINS[..length] {
+        Ok(())
+    } else {
+        wrong("it is no decision log; it is left as it is")
+    }
+}
+
 impl Open {
+    /// Whether the path still leads to it.
+    fn is_at(&self, path: &Path) -> io::Result<bool> {
+        use std::os::unix::fs::MetadataExt as _;
+        let own = self.file.metadata()?;
+        Ok(path.symlink_metadata().is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())))
+    }
+
     fn at(path: &Path) -> io::Result<Self> {
-        // A pipe in its place is not waited for, and a link is not followed to what is not a log.
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = File::from(open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, OWNER)?);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | FLAGS;
+        let file = File::from(open(path, flags, OWNER)?);
+        check(&file)?;
         let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-        }
         fchmod(&file, OWNER)?;
         let mut open = Self { file, size: metadata.len() };
         open.end_line()?;
@@ -262,6 +296,40 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, OWNER, 0).unwrap();
         let (_, problem) = written(&path, 1 << 20, vec![record("nginx:1")]);
         assert!(problem.unwrap().contains("not a regular file"));
+
+        // A path of another file, by mistake; and of one in whose place the full log would go.
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "policies: {}").unwrap();
+        let (counted, problem) = written(&path, 1 << 20, vec![record("nginx:1")]);
+        assert_eq!((counted.written.get(), counted.dropped.get()), (0, 1));
+        assert!(problem.unwrap().contains("no decision log"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "policies: {}");
+    }
+
+    /// Guards that what is written is where the path leads, whoever moves logs about.
+    #[test]
+    fn a_log_that_is_taken_away_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("decisions.jsonl");
+        let (jobs, taken) = std::sync::mpsc::channel::<Job>();
+        let counted = Recorded::default();
+        let problem = Mutex::new(None);
+        std::thread::scope(|scope| {
+            let (own, counted, problem) = (path.clone(), &counted, &problem);
+            scope.spawn(move || run(&taken, own, 1 << 20, counted, problem));
+            let write = |number: u64| {
+                jobs.send(Box::new(|| record("nginx:1"))).unwrap();
+                let start = Instant::now();
+                while counted.written.get() < number && start.elapsed() < Duration::from_secs(10) {
+                    std::thread::yield_now();
+                }
+            };
+            write(1);
+            fs::rename(&path, dir.path().join("kept")).unwrap();
+            write(2);
+            assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
+            drop(jobs);
+        });
     }
 
     #[test]

@@ -295,7 +295,13 @@ fn the_profile_names_the_engine_that_runs() {
     let lock = lock.unwrap();
     let (_, rest) = lock.split_once("name = \"wasmtime\"\nversion = \"").unwrap();
     let version = rest.split('"').next().unwrap();
-    assert!(crate::policy::election::PROFILE.contains(&format!("wasmtime@{version} ")), "{version}");
+    let ((memory, stack), (fuel, each)) = (crate::policy::engine::BOUNDS, crate::policy::election::FUEL);
+    let expected = format!(
+        "peili:policy@0.1 wasmtime@{version} fuel={fuel}+{each}n memory={}MiB stack={}KiB nan=canonical",
+        memory >> 20,
+        stack >> 10
+    );
+    assert_eq!(crate::policy::election::PROFILE, expected);
 }
 
 /// Guards that `configure` cannot take a node's time: it is counted like a ranking, and a node does not know which one it is.
