@@ -139,8 +139,11 @@ macro_rules! export_election_policy {
 pub mod testing {
     use super::*;
 
+    /// Who stands: a name, a zone if it is known, and labels.
+    pub type Stands<'a> = (&'a str, Option<&'a str>, &'a [(&'a str, &'a str)]);
+
     /// A view of these candidates, each with a name, a zone and labels. The role is the coordinator's, and nobody holds it.
-    pub fn view(candidates: &[(&str, Option<&str>, &[(&str, &str)])]) -> View {
+    pub fn view(candidates: &[Stands<'_>]) -> View {
         let mut view = View {
             role: Role {
                 name: "coordinator".into(),

@@ -182,6 +182,7 @@ fn weight(from: u64) -> u16 {
 }
 
 /// The bits of what is no number come from the machine, unless its host sees to it.
+#[allow(clippy::eq_op, reason = "zero by zero is no number")]
 fn not_a_number(index: usize) -> u16 {
     let zero = black_box(0.0_f64);
     let negative = black_box(-(index as f64) - 1.0);
