@@ -45,10 +45,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// An evaluation is made at least so often, for what tells nobody that it has changed.
 const AT_LEAST: Duration = Duration::from_secs(30);
 
-/// Labels of one node.
-pub const LABELS: usize = 8;
-/// Longest key or value of a label, in bytes.
-pub const LABEL_LIMIT: usize = 63;
 /// Bytes of all labels of a node: its record has little room.
 pub const LABELS_LIMIT: usize = 192;
 /// Nodes that `election.nodes` may name.

@@ -22,6 +22,7 @@ pub mod netns;
 pub mod node;
 pub mod origin;
 pub mod peer;
+mod policies;
 pub mod process;
 pub mod requirements;
 pub mod scratch;

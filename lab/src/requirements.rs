@@ -5,6 +5,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::policies;
+
 /// Names a file to which skipped tests are appended, one `NAME<tab>REASON` a line. Set by `cargo xtask test`: a test that
 /// returns early counts as passed for the standard harness, and this is how it is told from one that ran.
 pub const SKIPS_FILE: &str = "PEILI_SKIPS_FILE";
@@ -150,7 +152,7 @@ impl Requirement {
             Self::Faketime => faketime().is_some(),
             Self::SystemdAnalyze => program("systemd-analyze").is_some(),
             Self::NextVersion => next_version().is_file(),
-            Self::Policies => POLICIES.iter().all(|name| policy(name).is_file()),
+            Self::Policies => policies::ALL.iter().all(|name| policy(name).is_file()),
             Self::WasmTarget => wasm_target().is_some(),
             Self::WasmSources => wasm_sources().is_some(),
         }
@@ -238,21 +240,6 @@ fn said(program: &Path, arguments: &[&str]) -> Option<PathBuf> {
 pub fn next_version() -> PathBuf {
     tools().join("peili-next")
 }
-
-/// The policies that `cargo xtask plugins` builds.
-pub const POLICIES: [&str; 11] = [
-    "allow-list",
-    "api-reachable",
-    "node-allow",
-    "prefer-labels",
-    "tag-freshness",
-    "upstream-order",
-    "zone-boundary",
-    "zone-spread",
-    "testguests",
-    "testguests-election",
-    "testguests-trust",
-];
 
 /// The component of a policy.
 pub fn policy(name: &str) -> PathBuf {

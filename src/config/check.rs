@@ -12,6 +12,7 @@ use super::error::Fault;
 use super::tree::Node;
 use crate::election::{self, Backend};
 use crate::network::admission::certificate::is_cluster;
+use crate::network::facts;
 use crate::oci::{Patterns, Registry, Repository};
 use crate::policy::{Failing, Plugin};
 use crate::store::containerd::is_namespace;
@@ -352,15 +353,15 @@ impl Check<'_> {
         } else if election.backend != Backend::Static && named {
             self.fault("election.nodes", "is of use with `backend: static` only", None);
         }
-        let text = |text: &str| text.len() <= election::LABEL_LIMIT && !text.chars().any(char::is_control);
+        let text = |text: &str| text.len() <= facts::LABEL_LIMIT && !text.chars().any(char::is_control);
         for (key, value) in &election.labels {
             if key.is_empty() || !text(key) || !text(value) {
-                let words = format!("a key and a value have at most {} bytes", election::LABEL_LIMIT);
+                let words = format!("a key and a value have at most {} bytes", facts::LABEL_LIMIT);
                 self.fault(&format!("election.labels.{key}"), words, None);
             }
         }
         let bytes: usize = election.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let (labels, limit) = (election::LABELS, election::LABELS_LIMIT);
+        let (labels, limit) = (facts::LABELS, election::LABELS_LIMIT);
         if election.labels.len() > labels || bytes > limit {
             let hint = Some("each member tells all others of them: leave out what no policy asks for");
             self.fault("election.labels", format!("more than {labels} labels, or than {limit} bytes"), hint);

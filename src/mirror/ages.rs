@@ -41,18 +41,19 @@ struct Entry {
 impl Ages {
     /// The registry said so to this node.
     pub(super) fn resolved(&self, name: &Reference, target: &Descriptor, now: SystemTime) {
-        let mut known = self.lock();
-        let entry = known.entry(name);
-        entry.sent = None;
-        entry.learn(target, Some(now), true);
+        self.said(name, target, Some(now), true);
     }
 
     /// A peer said so, and the runtime believes it from now on: what it stores later is no word of the registry.
     pub(super) fn told(&self, name: &Reference, target: &Descriptor, age: Option<Duration>, now: SystemTime) {
+        self.said(name, target, age.and_then(|age| now.checked_sub(age)), false);
+    }
+
+    fn said(&self, name: &Reference, target: &Descriptor, at: Option<SystemTime>, own: bool) {
         let mut known = self.lock();
         let entry = known.entry(name);
         entry.sent = None;
-        entry.learn(target, age.and_then(|age| now.checked_sub(age)), false);
+        entry.learn(target, at, own);
     }
 
     /// The runtime goes to the registry itself, and the tag stands for `here` at this node.
@@ -118,7 +119,9 @@ impl Entry {
     /// It stands for `target`, by what its registry said at `at`, to this node or to another. Of the same the younger word counts.
     fn learn(&mut self, target: &Descriptor, at: Option<SystemTime>, own: bool) {
         let before = self.last.as_ref().filter(|(of, _)| of.digest == target.digest).and_then(|(_, at)| *at);
-        self.own = if before >= at && before.is_some() { self.own } else { own };
+        if before.is_none() || at > before {
+            self.own = own;
+        }
         self.last = Some((target.clone(), at.max(before)));
     }
 

@@ -25,6 +25,8 @@ const FRESH: Duration = Duration::from_secs(60);
 const LEAST: Duration = Duration::from_secs(1);
 /// Questions to one home at once: fewer than the control plane lets there be, which others use too.
 const QUESTIONS: usize = 2;
+/// Homes whose queue is kept although nobody is in it.
+const HOMES: usize = 1024;
 /// How long a registry that does not let this node know a tag is not asked about it.
 const REFUSED: Duration = Duration::from_secs(30);
 const REFUSALS: usize = 1024;
@@ -75,7 +77,7 @@ impl Tags {
     pub(super) fn place(&self, home: &PeerId) -> Arc<Semaphore> {
         let mut places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
         // Homes that nobody asks now need none.
-        if places.len() > REFUSALS {
+        if places.len() > HOMES {
             places.retain(|_, place| Arc::strong_count(place) > 1);
         }
         Arc::clone(places.entry(home.clone()).or_insert_with(|| Arc::new(Semaphore::new(QUESTIONS))))

@@ -347,14 +347,12 @@ impl Peers {
     /// Leaves those out that are suspected now.
     pub(crate) fn retain_unsuspected(&self, peers: &mut Vec<Arc<Peer>>, now: Instant) {
         let table = self.lock();
-        let until = |peer: &Peer| table.records.get(&peer.id).and_then(|record| record.suspected_until);
-        peers.retain(|peer| until(peer).is_none_or(|until| until <= now));
+        peers.retain(|peer| !table.is_suspected(&peer.id, now));
     }
 
     /// Whether `peer` failed a moment ago.
     pub(crate) fn is_suspected(&self, peer: &PeerId, now: Instant) -> bool {
-        let table = self.lock();
-        table.records.get(peer).and_then(|record| record.suspected_until).is_some_and(|until| until > now)
+        self.lock().is_suspected(peer, now)
     }
 
     /// How long to wait for a first byte before another holder is asked too: the 95th percentile of what was seen.
@@ -380,7 +378,7 @@ impl Peers {
     /// What was seen of each peer.
     pub(crate) fn conduct(&self, now: Instant) -> HashMap<PeerId, Conduct> {
         let seen = |record: &Record| Conduct {
-            suspected: record.suspected_until.is_some_and(|until| until > now),
+            suspected: record.is_suspected(now),
             faults: record.faults_at(now),
             ..record.conduct
         };
@@ -393,6 +391,10 @@ impl Peers {
 }
 
 impl Table {
+    fn is_suspected(&self, peer: &PeerId, now: Instant) -> bool {
+        self.records.get(peer).is_some_and(|record| record.is_suspected(now))
+    }
+
     fn sample(&mut self, after: Duration) {
         if self.first_bytes.len() < SAMPLES {
             self.first_bytes.push(after);
@@ -432,6 +434,10 @@ impl Drop for Load {
 }
 
 impl Record {
+    fn is_suspected(&self, now: Instant) -> bool {
+        self.suspected_until.is_some_and(|until| until > now)
+    }
+
     fn fail(&mut self, now: Instant) -> bool {
         self.conduct.failures += 1;
         let is_new = self.suspect(now);
@@ -458,7 +464,7 @@ impl Record {
 
     fn suspect(&mut self, now: Instant) -> bool {
         // Requests that were under way together fail together: they count as one failure.
-        if self.suspected_until.is_some_and(|until| until > now) {
+        if self.is_suspected(now) {
             return false;
         }
         if self.failed_at.is_none_or(|at| now.duration_since(at) > FORGIVEN) {

@@ -2,7 +2,6 @@
 //! or policy says so: a tag is a name that its registry may change at any time, and only the registry checks the pod's right to it.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +15,7 @@ use super::{Mirror, NotHere, Refusal, Shared, Target};
 use crate::network::{ResolveError, TagQuestion, Tagged};
 use crate::oci::{Action, Descriptor, Home, MANIFEST_LIMIT, Name, Reference, Registry, Tag, is_manifest};
 use crate::policy::registry::{Plan, Source};
+use crate::upstream::hosts::is_loopback;
 
 /// Peers asked about one tag at once: more than agree by chance, few enough for a large cluster.
 const ASKED: usize = 16;
@@ -244,6 +244,5 @@ impl Shared {
 
 /// Whether the name means another registry on each node, so that no node can speak for all.
 pub(super) fn is_local(registry: &Registry) -> bool {
-    let host = registry.host().trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    is_loopback(registry.host())
 }

@@ -9,9 +9,10 @@ use super::claim;
 
 /// Longest wire form of facts.
 pub const LIMIT: usize = 320;
-/// Labels of a member, and the longest key or value.
-const LABELS: usize = 8;
-const LABEL_LIMIT: usize = 63;
+/// Labels of a member.
+pub const LABELS: usize = 8;
+/// Longest key or value of a label, in bytes.
+pub const LABEL_LIMIT: usize = 63;
 
 /// What a member says of itself. The default is that of one that says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

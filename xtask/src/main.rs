@@ -8,6 +8,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 
+// One list for both; the laboratory itself is too large to stand on here.
+#[path = "../../lab/src/policies.rs"]
+mod policies;
 mod setup;
 mod tally;
 mod test;
@@ -148,26 +151,11 @@ fn programs(release: bool) -> Result<Programs> {
     Ok(Programs(target().join(if release { "release" } else { "debug" })))
 }
 
-/// The policies, as folders of `plugins` and names of components.
-const POLICIES: [&str; 11] = [
-    "allow-list",
-    "api-reachable",
-    "node-allow",
-    "prefer-labels",
-    "tag-freshness",
-    "upstream-order",
-    "zone-boundary",
-    "zone-spread",
-    "testguests",
-    "testguests-election",
-    "testguests-trust",
-];
-
 /// Builds the policies by this `peili`.
 fn build_policies(peili: &Path) -> Result<()> {
     let folder = target().join("plugins");
     std::fs::create_dir_all(&folder)?;
-    for name in POLICIES {
+    for name in policies::ALL {
         let (source, out) = (root().join("plugins").join(name), folder.join(name).with_extension("wasm"));
         let built =
             Command::new(peili).args(["plugin", "build"]).arg(source).arg("--out").arg(out).status()?;
