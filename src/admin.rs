@@ -32,6 +32,7 @@ use crate::watchdog::Watchdog;
 pub use client::{FetchError, fetch};
 pub use explain::{
     ExplainError, ExplainServer, Explainers, election_status, explain_peer, explain_pull, explain_role,
+    yield_role,
 };
 pub use render::{render, render_election, render_explained, render_peer, render_pull};
 pub use status::{Node, Served, Status, Store, StoreHealth, Upstream};

@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin::{self, Sources, Status};
 use crate::config::{Config, Loaded, watch};
+use crate::election::strict::LeaseMetrics;
 use crate::election::{self, Election};
 use crate::listener::Sockets;
 use crate::mirror::{self, Mirror, Parts, Serve, Settings, Tags};
@@ -66,6 +67,7 @@ struct App {
     listening: Arc<AtomicBool>,
     vitals: Vitals,
     _explaining: Option<admin::ExplainServer>,
+    _driving: Option<AbortOnDropHandle<()>>,
     _tasks: [AbortOnDropHandle<()>; 7],
 }
 
@@ -114,9 +116,11 @@ impl App {
         raise_descriptor_limit();
         let watchdog = Watchdog::start().context("cannot start the watchdog")?;
         let executor = watchdog.watch_executor(&tokio::runtime::Handle::current());
-        let mut metrics = telemetry::registry();
-        telemetry::register_runtime(&mut metrics, tokio::runtime::Handle::current());
-        log.register(&mut metrics);
+        let mut all_metrics = prometheus_client::registry::Registry::default();
+        let lease_metrics = LeaseMetrics::register(&mut all_metrics);
+        let metrics = telemetry::registry(&mut all_metrics);
+        telemetry::register_runtime(metrics, tokio::runtime::Handle::current());
+        log.register(metrics);
 
         let (identity, identity_problem) = identity(&config);
         let problems = Arc::new(Problems { identity: identity_problem, ..Problems::default() });
@@ -200,7 +204,10 @@ impl App {
             looks: Arc::clone(&looks),
         };
         let election_metrics = election::Metrics::register(metrics.sub_registry_with_prefix("election"));
-        let election = electing::elections(&config.election, &policies, &admission, nodes, election_metrics);
+        let (strict, driver) = electing::strict(&config, identity.peer_id(), lease_metrics).unzip();
+        let driving = driver.map(|driver| AbortOnDropHandle::new(tokio::spawn(driver.run())));
+        let election =
+            electing::elections(&config.election, &policies, &admission, nodes, strict, election_metrics);
         let electing = AbortOnDropHandle::new(tokio::spawn(election.clone().follow()));
 
         let client = Client::presenting(admission.clone(), &identity, transfer_metrics)
@@ -253,6 +260,10 @@ impl App {
             election: Arc::new({
                 let election = election.clone();
                 move |()| election.status()
+            }),
+            give_away: Arc::new({
+                let (election, runtime) = (election.clone(), tokio::runtime::Handle::current());
+                move |role| runtime.block_on(election.give_away(*role))
             }),
             role: Arc::new({
                 let election = election.clone();
@@ -310,7 +321,7 @@ impl App {
                 required.unready().map_or(Ok(()), |problem| Err(format!("policies: {problem}")))
             }),
             status: Arc::new(move || report.status()),
-            metrics: Arc::new(metrics),
+            metrics: Arc::new(all_metrics),
         };
         let admin = admin::Server::start(admin_sockets, sources, Some(&watchdog));
         let mut vitals = Vitals::start(watchdog);
@@ -331,6 +342,10 @@ impl App {
             let electing = electing.abort_handle();
             move || !electing.is_finished()
         });
+        if let Some(driving) = &driving {
+            let driving = driving.abort_handle();
+            vitals.add("lease", move || !driving.is_finished());
+        }
         vitals.add("trust", {
             let judging = judging.abort_handle();
             move || !judging.is_finished()
@@ -362,6 +377,7 @@ impl App {
             listening,
             vitals,
             _explaining: explaining,
+            _driving: driving,
             _tasks: [executor, advertising, admitting, judging, following, electing, resolving],
         })
     }
@@ -371,8 +387,14 @@ impl App {
         self.listening.store(false, Ordering::Relaxed);
         // What ends from here on ends on purpose.
         let _watchdog = self.vitals.end();
-        let ((), registry, ()) =
-            tokio::join!(self.swarm.shutdown(), self.registry.drain(limit), self.uploads.shutdown(limit));
+        // While others can still hear of it.
+        let leaving = self.election.leave();
+        let ((), (), registry, ()) = tokio::join!(
+            leaving,
+            self.swarm.shutdown(),
+            self.registry.drain(limit),
+            self.uploads.shutdown(limit)
+        );
         if !registry {
             tracing::warn!("some answers to the runtime were cut by the end of the drain");
         }

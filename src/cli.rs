@@ -232,10 +232,22 @@ enum Election {
         peili election explain tag-home docker.io/library/nginx:1.27 --json\n\n\
         Exit codes: 0 done, 1 failed (no peili runs here, or there is no such role), 2 wrong usage or configuration.")]
     Explain {
-        /// The role: introducers, tag-home
+        /// The role: coordinator, introducers, tag-home
         role: String,
         /// A key of a role that is held for each key by another node: for tag-home an image with its tag
         key: Option<String>,
+        #[command(flatten)]
+        place: ExplainPlace,
+    },
+
+    /// Give a role away that this node holds; another candidate takes it
+    ///
+    /// Only the coordinator can be given away. This node does not take it again while the lease of another holds, and for one duration of it.
+    #[command(after_help = "Examples:\n  peili election yield coordinator\n\n\
+        Exit codes: 0 given away, 1 failed (no peili runs here, or it does not hold the role), 2 wrong usage or configuration.")]
+    Yield {
+        /// The role: coordinator
+        role: String,
         #[command(flatten)]
         place: ExplainPlace,
     },

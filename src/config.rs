@@ -24,7 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    admin, election, mirror, network, policy, registry, store, telemetry, transfer, trust, upstream,
+    admin, cluster, election, mirror, network, policy, registry, store, telemetry, transfer, trust, upstream,
 };
 
 pub use error::{Error, Fault, Origin};
@@ -32,6 +32,10 @@ pub use reload::{Reload, diff};
 
 /// Where the file is if nothing else is said; it may be absent then.
 pub const DEFAULT_PATH: &str = "/etc/peili/config.yaml";
+/// The name of this node, where no key has it.
+const NODE_NAME: &str = "NODE_NAME";
+/// Where kubelet says that the API server's Service is.
+const SERVICE: (&str, &str) = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT");
 /// Largest file that is read: a ConfigMap cannot be larger.
 const FILE_LIMIT: u64 = 1 << 20;
 
@@ -65,6 +69,8 @@ pub struct Config {
     pub policies: policy::Config,
     /// Who does for all nodes what one of them should do.
     pub election: election::Config,
+    /// Where the Kubernetes API is, if this node is in a cluster; nothing but the strict role of elections needs it.
+    pub kubernetes: cluster::Config,
     /// Where health, metrics and status are served.
     pub admin: admin::Config,
     /// How the process logs.
@@ -97,7 +103,7 @@ pub struct Inputs {
     pub path: Option<PathBuf>,
     /// `key.path=value`, in order.
     pub set: Vec<String>,
-    /// Environment variables; those without `PEILI_<SECTION>__<KEY>` and `NODE_NAME` are ignored.
+    /// Environment variables; those without `PEILI_<SECTION>__<KEY>`, `NODE_NAME` and the two of the Kubernetes Service are ignored.
     pub environment: Vec<(String, String)>,
 }
 
@@ -115,6 +121,8 @@ pub struct Loaded {
     tree: tree::Node,
     /// What named the node if no key did.
     name_source: &'static str,
+    /// What named the Service of the API server if no key did.
+    service_source: &'static str,
 }
 
 impl Default for NodeConfig {
@@ -135,7 +143,7 @@ impl Inputs {
         let environment = env::vars_os()
             .filter_map(|(name, value)| {
                 let name = name.into_string().ok()?;
-                (name == "NODE_NAME" || name.starts_with("PEILI_"))
+                ([NODE_NAME, SERVICE.0, SERVICE.1].contains(&&*name) || name.starts_with("PEILI_"))
                     .then(|| (name, value.to_string_lossy().into_owned()))
             })
             .collect();
@@ -184,17 +192,30 @@ impl Inputs {
         if config.node.name.is_empty() {
             (config.node.name, name_source) = self.node_name();
         }
+        let mut service_source = "default";
+        if config.kubernetes.service.is_empty()
+            && let (Some(host), Some(port)) = (self.variable(SERVICE.0), self.variable(SERVICE.1))
+        {
+            config.kubernetes.service = cluster::service(host, port);
+            service_source = SERVICE.0;
+        }
         let faults = check::check(&config, &tree);
         if !faults.is_empty() {
             return Err(with_excerpt(faults));
         }
         let file = text.is_some().then(|| path.to_owned());
-        Ok(Loaded { config, inputs: self.clone(), file, stamp: None, tree, name_source })
+        Ok(Loaded { config, inputs: self.clone(), file, stamp: None, tree, name_source, service_source })
+    }
+
+    /// An environment variable that is not empty.
+    fn variable(&self, wanted: &str) -> Option<&str> {
+        let all = self.environment.iter().filter(|(name, value)| name == wanted && !value.is_empty());
+        all.map(|(_, value)| value.as_str()).next()
     }
 
     fn node_name(&self) -> (String, &'static str) {
-        match self.environment.iter().find(|(name, value)| name == "NODE_NAME" && !value.is_empty()) {
-            Some((_, name)) => (name.clone(), "NODE_NAME"),
+        match self.variable(NODE_NAME) {
+            Some(name) => (name.to_owned(), NODE_NAME),
             None => {
                 let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
                 (name.trim().to_owned(), "host name")

@@ -4,13 +4,19 @@
 //! needs no API server. Where views differ, two nodes do the work of one, and nothing else. Knows no network: `app` brings the
 //! members by [`World`], policies come as a trait of `policy`, and `mirror` asks by [`Homes`].
 //!
-//! The strict role has its core in [`lease`]: pure, proved by simulation, and without a driver yet, so that no node leads by it so far.
+//! The strict role is held under a lease of the Kubernetes API: its core is in [`lease`], pure and proved by simulation; [`strict`] drives it.
+//! Which nodes stand for it, and in which order, follows from the same members. Nothing else waits for it.
 
+mod campaign;
+pub mod identity;
 pub mod lease;
 mod members;
 mod metrics;
 mod rendezvous;
 mod roles;
+mod seats;
+mod status;
+pub mod strict;
 mod table;
 
 use std::collections::BTreeMap;
@@ -29,10 +35,13 @@ use crate::policy::election::{self as policies, EffectiveHash, ElectionPolicy, R
 pub use members::{Facts, Mark, Member};
 pub use metrics::Metrics;
 pub use roles::{Role, remembered};
-pub use table::{Alone, By, Compared, Explained, Holder, Mode, RoleStatus, Standing, Status, Table};
+pub use status::{Compared, Explained, Holder, LeaseStatus, RoleStatus, Standing, Status};
+pub use table::{Alone, By, Mode, Table};
 
+use campaign::Lease;
 use members::{Load, uptime};
 use roles::{Input, Output, Roles};
+use strict::{Notes, Strict};
 
 /// Between two evaluations: what changes meanwhile is taken together.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -42,6 +51,8 @@ const SHARE: u32 = 50;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Between two looks at this node's own facts: they are told at most so often.
 const LOOK: Duration = Duration::from_secs(1);
+/// Where another backend was configured while the process runs, the lease is given away and read no more than once an hour.
+const NOT_WANTED: lease::Ms = 3_600_000;
 /// An evaluation is made at least so often, for what tells nobody that it has changed.
 const AT_LEAST: Duration = Duration::from_secs(30);
 
@@ -58,6 +69,8 @@ pub const INTRODUCERS: u32 = 16;
 pub struct Config {
     /// How roles are given.
     pub backend: Backend,
+    /// The lease of the strict role.
+    pub lease: LeaseConfig,
     /// With `backend: static`: the names of the nodes (`node.name`) that hold the roles, the first ones first. At most 64.
     pub nodes: Vec<String>,
     /// How many nodes newcomers are sent to first: 1 to 16.
@@ -70,9 +83,11 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
-    /// By the best that there is: without a Kubernetes API, as `gossip`.
+    /// By the best that there is: with a Kubernetes API as `lease`, without one as `gossip`.
     #[default]
     Auto,
+    /// The strict role by a lease, all others as `gossip`.
+    Lease,
     /// By each node's view of the members.
     Gossip,
     /// To the nodes that are named.
@@ -83,7 +98,48 @@ pub enum Backend {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { backend: Backend::Auto, nodes: Vec::new(), introducers: 3, labels: BTreeMap::new() }
+        let (lease, nodes, labels) = (LeaseConfig::default(), Vec::new(), BTreeMap::new());
+        Self { backend: Backend::Auto, lease, nodes, introducers: 3, labels }
+    }
+}
+
+/// The lease of the strict role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LeaseConfig {
+    /// Name of the Lease, in the namespace of `kubernetes`. Nodes that elect together name the same one.
+    pub name: String,
+    /// How long it holds and how often it is renewed; the same on all nodes.
+    pub times: Times,
+}
+
+/// Times of a lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Times {
+    /// 6 s, renewed every 1.5 s: a leader again within 8 s.
+    #[default]
+    Fast,
+    /// 15 s, renewed every 2 s, as Kubernetes' own components.
+    Compat,
+    /// 137 s, renewed every 26 s: rides out a minute without the API server.
+    Tolerant,
+}
+
+impl Times {
+    /// As numbers.
+    pub fn settings(self) -> lease::Settings {
+        match self {
+            Self::Fast => lease::Settings::FAST,
+            Self::Compat => lease::Settings::COMPAT,
+            Self::Tolerant => lease::Settings::TOLERANT,
+        }
+    }
+}
+
+impl Default for LeaseConfig {
+    fn default() -> Self {
+        Self { name: "peili".into(), times: Times::default() }
     }
 }
 
@@ -99,8 +155,8 @@ pub trait World: Send + Sync {
     fn alone(&self) -> Alone;
     /// Load of this node, in hundredths of its capacity.
     fn load(&self) -> u32;
-    /// Whether this node reaches the API server.
-    fn api_server(&self) -> Reachability;
+    /// Nodes that are said to be there, this node among them: members, remembered ones, and addresses that were resolved.
+    fn known(&self) -> usize;
     /// Tells all members what this node says of itself.
     fn tell(&self, facts: Facts);
     /// Takes who holds what.
@@ -121,6 +177,7 @@ struct Shared {
     policy: Arc<dyn ElectionPolicy>,
     hash: Arc<dyn Fn() -> EffectiveHash + Send + Sync>,
     world: Arc<dyn World>,
+    strict: Option<Strict>,
     metrics: Metrics,
     table: ArcSwapOption<Table>,
     /// The configuration is another one.
@@ -128,13 +185,15 @@ struct Shared {
 }
 
 impl Election {
-    /// Elections that have not begun: until [`Election::follow`] runs nobody holds anything. `hash`: what this node's policies are.
+    /// Elections that have not begun: until [`Election::follow`] runs nobody holds anything. `hash`: what this node's policies are. `strict`:
+    /// the strict role, where there is a Kubernetes API.
     pub fn new(
         here: PeerId,
         config: &Config,
         policy: Arc<dyn ElectionPolicy>,
         hash: impl Fn() -> EffectiveHash + Send + Sync + 'static,
         world: Arc<dyn World>,
+        strict: Option<Strict>,
         metrics: Metrics,
     ) -> Self {
         let shared = Shared {
@@ -143,6 +202,7 @@ impl Election {
             policy,
             hash: Arc::new(hash),
             world,
+            strict,
             metrics,
             table: ArcSwapOption::empty(),
             again: Notify::new(),
@@ -153,6 +213,9 @@ impl Election {
     /// Puts another configuration in force.
     pub fn reconfigure(&self, config: &Config) {
         if **self.shared.config.load() != *config {
+            if let Some(strict) = &self.shared.strict {
+                strict.configure(&config.lease.times.settings());
+            }
             self.shared.config.store(Arc::new(config.clone()));
             self.shared.again.notify_one();
         }
@@ -167,8 +230,12 @@ impl Election {
     pub fn status(&self) -> Status {
         let backend = self.shared.config.load().backend;
         let opinions = self.shared.world.opinions();
-        let status = self.table().map(|table| table.status(backend, &opinions));
-        let status = status.unwrap_or_else(|| Status { backend, ..Status::default() });
+        let table = self.table();
+        let status = table.as_ref().map(|table| table.status(backend, &opinions));
+        let mut status = status.unwrap_or_else(|| Status { backend, ..Status::default() });
+        if let Some((strict, table)) = self.strict().zip(table) {
+            status.put_lease(&strict.state(), &table);
+        }
         self.shared.metrics.compared(&status);
         status
     }
@@ -182,7 +249,64 @@ impl Election {
             .map(|fallback| self.fault(&table, fallback))
             .collect();
         lines.dedup();
+        if let Some(state) = self.strict().map(Strict::state) {
+            if let Some(fault) = state.fault.filter(|_| !state.relied_on) {
+                lines.push(format!("elections: nobody coordinates: {fault}; {}", fault.cause.remedy()));
+            }
+            lines.extend(state.blind.map(|fault| {
+                format!("elections: the lease cannot be watched: {fault}; give the service account the verb watch on it")
+            }));
+        }
         lines
+    }
+
+    /// Gives a role away, if this node holds it and it can be given.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn give_away(&self, role: Role) -> Result<(), String> {
+        let name = role.name();
+        let strict = self.strict().filter(|_| role == Role::Coordinator);
+        let strict = strict.ok_or_else(|| {
+            format!("{name} cannot be given away: it follows from the members; only the coordinator under a lease can")
+        })?;
+        if strict.state().leadership.is_none() {
+            return Err(format!("this node does not hold {name}"));
+        }
+        if strict.leave(false).await {
+            Ok(())
+        } else {
+            Err(format!(
+                "{name} was not given away within a second; this node leads no more, and the lease is free when its time is over"
+            ))
+        }
+    }
+
+    /// Gives away what it holds, before the process ends.
+    pub async fn leave(&self) {
+        if let Some(strict) = &self.shared.strict
+            && strict.state().leadership.is_some()
+        {
+            strict.leave(true).await;
+        }
+    }
+
+    /// The strict role, where the configuration wants it.
+    fn strict(&self) -> Option<&Strict> {
+        let backend = self.shared.config.load().backend;
+        self.shared.strict.as_ref().filter(|_| matches!(backend, Backend::Auto | Backend::Lease))
+    }
+
+    fn lease(&self) -> Option<Lease> {
+        let state = self.strict()?.state();
+        Some(Lease {
+            relied_on: state.relied_on,
+            cause: state.cause(),
+            holder: state.holder.as_deref().filter(|_| !state.free).and_then(identity::peer),
+            tenure: Duration::from_millis(state.tenure),
+            members: state.notes.members,
+            duration: Duration::from_millis(self.shared.config.load().lease.times.settings().duration),
+        })
     }
 
     fn fault(&self, table: &Table, fallback: roles::Fallback) -> String {
@@ -224,6 +348,7 @@ impl Election {
         let hash = Arc::clone(&shared.hash);
         let mut roles = Roles::new(shared.here.clone(), Arc::clone(&shared.policy), move || hash());
         let mut changes = shared.world.changes();
+        let mut lease = shared.strict.as_ref().map(Strict::changes);
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut load, mut told, mut mark) = (Load::default(), None, None);
@@ -232,6 +357,7 @@ impl Election {
         loop {
             tokio::select! {
                 Ok(()) = changes.changed() => {}
+                () = changed(lease.as_mut()) => {}
                 () = shared.again.notified() => {}
                 () = sleep_until(due) => {}
                 _ = looks.tick() => {
@@ -240,7 +366,7 @@ impl Election {
                     let Some(policy) = mark else { continue };
                     let facts = Facts {
                         policy,
-                        api_server: shared.world.api_server(),
+                        api_server: self.reachability(),
                         // Nobody asks for it where there are no policies.
                         load: if policy.is_built_in() { 0 } else { load },
                         uptime: uptime(began.elapsed()),
@@ -263,7 +389,8 @@ impl Election {
                 let start = Instant::now();
                 let (members, complete) = (world.members(), world.is_complete());
                 let alone = if members.len() > 1 { Alone::Unreached } else { world.alone() };
-                let output = roles.evaluate(&config, Input { now, members, complete, alone });
+                let (known, lease) = (world.known(), election.lease());
+                let output = roles.evaluate(&config, Input { now, members, complete, alone, known, lease });
                 (roles, output, start.elapsed())
             });
             // A panic of it ends this task, which the watchdog looks after.
@@ -279,9 +406,34 @@ impl Election {
         }
     }
 
+    fn reachability(&self) -> Reachability {
+        match self.strict().and_then(|strict| strict.state().reached) {
+            None => Reachability::Unknown,
+            Some(true) => Reachability::Reachable,
+            Some(false) => Reachability::Unreachable,
+        }
+    }
+
+    fn stand(&self, output: &Output) {
+        let Some(strict) = &self.shared.strict else { return };
+        if self.strict().is_none() {
+            return strict.stand(lease::Standing::Observer(NOT_WANTED));
+        }
+        let Some(standing) = output.standing else { return };
+        let members = u32::try_from(output.table.members()).unwrap_or(u32::MAX);
+        strict.note(Notes { members, ..Notes::default() });
+        strict.stand(standing);
+        if output.yields && strict.state().leadership.is_some() {
+            tracing::info!(role = Role::Coordinator.name(), "makes room for a better candidate");
+            let strict = strict.clone();
+            tokio::spawn(async move { strict.leave(false).await });
+        }
+    }
+
     fn take(&self, output: &Output, took: Duration) {
         let shared = &self.shared;
         let table = &output.table;
+        self.stand(output);
         let before = shared.table.swap(Some(Arc::clone(table)));
         shared.metrics.table(table, before.as_deref(), &output.changed, took);
         shared.metrics.compared(&self.status());
@@ -311,6 +463,16 @@ impl Election {
         if output.changed.contains(&Role::Introducers) {
             tracing::info!(introducers = ?table.introducers(), here = table.holds(Role::Introducers), "introducers");
         }
+    }
+}
+
+async fn changed(lease: Option<&mut watch::Receiver<strict::State>>) {
+    let ended = match lease {
+        Some(lease) => lease.changed().await.is_err(),
+        None => true,
+    };
+    if ended {
+        std::future::pending::<()>().await;
     }
 }
 

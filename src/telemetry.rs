@@ -144,10 +144,10 @@ impl Collector for Tasks {
     }
 }
 
-/// A metrics registry whose names all begin with `peili_`, with `peili_build_info{version}` and
+/// Adds a registry whose names all begin with `peili_`, with `peili_build_info{version}` and
 /// `peili_start_time_seconds` in it.
-pub fn registry() -> Registry {
-    let mut registry = Registry::with_prefix("peili");
+pub fn registry(all: &mut Registry) -> &mut Registry {
+    let registry = all.sub_registry_with_prefix("peili");
     registry.register("build", "Version of Peili", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
     let start = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
     start.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());

@@ -20,6 +20,8 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("trust", &["oci", "policy"]),
     // `policy` for the ranking of candidates.
     ("election", &["oci", "policy"]),
+    // Implements the election's lock.
+    ("cluster", &["oci", "election"]),
     ("transfer", &["oci", "network"]),
     ("mirror", &["oci", "store", "network", "transfer", "upstream", "trust", "policy", "telemetry"]),
     ("pull", &["oci", "upstream", "store"]),
@@ -60,6 +62,7 @@ const GRAPH: &[(&str, &[&str])] = &[
             "trust",
             "policy",
             "election",
+            "cluster",
             "mirror",
             "registry",
             "admin",
@@ -81,6 +84,7 @@ const GRAPH: &[(&str, &[&str])] = &[
             "trust",
             "policy",
             "election",
+            "cluster",
             "mirror",
             "registry",
             "admin",
@@ -101,6 +105,8 @@ const GRAPH: &[(&str, &[&str])] = &[
 /// Third-party crates that have a home: the files and folders below `src` (without `.rs`) that may name them.
 const HOMES: &[(&str, &[&str])] = &[
     ("libp2p", &["network"]),
+    ("kube", &["cluster"]),
+    ("k8s_openapi", &["cluster"]),
     ("roaring", &["network/gossip"]),
     // Certificates of the peer port are libp2p's too.
     ("libp2p_tls", &["network", "transfer"]),
@@ -109,18 +115,18 @@ const HOMES: &[(&str, &[&str])] = &[
     ("prost", &["store/containerd", "network"]),
     ("prost_types", &["store/containerd"]),
     // In `upstream` and `pull` as the provider of reqwest.
-    ("rustls", &["transfer", "network", "upstream", "pull"]),
+    ("rustls", &["transfer", "network", "upstream", "pull", "cluster/classify"]),
     ("tokio_rustls", &["transfer"]),
     ("reqwest", &["upstream", "pull"]),
-    ("hyper", &["transfer", "registry", "admin", "listener"]),
+    ("hyper", &["transfer", "registry", "admin", "listener", "cluster/api"]),
     // In `store/containerd` as the glue between tokio and tonic.
-    ("hyper_util", &["transfer", "registry", "admin", "listener", "store/containerd"]),
+    ("hyper_util", &["transfer", "registry", "admin", "listener", "store/containerd", "cluster/api"]),
     ("clap", &["cli", "main"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
     ("indicatif", &["pull"]),
     ("hickory_resolver", &["network"]),
-    ("base64", &["network/admission", "transfer/wire", "upstream/credentials", "plugin/manifest"]),
+    ("base64", &["network/admission", "transfer/wire", "upstream/credentials", "plugin/manifest", "cluster"]),
     ("flate2", &["plugin"]),
     ("zeroize", &["network/admission"]),
     // In `plugin` for cargo's configuration.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -80,7 +80,8 @@ async fn ask(address: SocketAddr) -> Result<Status, FetchError> {
     let stream =
         TcpStream::connect(address).await.map_err(|source| FetchError::Connect { address, source })?;
     let wrong = |reason: String| FetchError::Answer { address, reason };
-    let (status, body) = get(stream, &address.to_string(), "/status", SIZE_LIMIT).await.map_err(wrong)?;
+    let (status, body) =
+        send(stream, &address.to_string(), (Method::GET, "/status"), SIZE_LIMIT).await.map_err(wrong)?;
     if status != StatusCode::OK {
         return Err(wrong(format!("status {status}")));
     }
@@ -93,17 +94,18 @@ async fn ask(address: SocketAddr) -> Result<Status, FetchError> {
 }
 
 /// Status and body of the answer to a GET. The body may have `limit` bytes.
-pub(super) async fn get(
+pub(super) async fn send(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     host: &str,
-    path: &str,
+    (method, path): (Method, &str),
     limit: usize,
 ) -> Result<(StatusCode, Bytes), String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let request = Request::get(path).header(header::HOST, host).body(Empty::<Bytes>::new());
+    let request =
+        Request::builder().method(method).uri(path).header(header::HOST, host).body(Empty::<Bytes>::new());
     let request = request.map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
     let status = response.status();

@@ -20,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::client::get;
+use super::client::send;
 use crate::election::{self, Role};
 use crate::mirror;
 use crate::oci::{PeerId, Reference};
@@ -49,6 +49,8 @@ pub struct Explainers {
     pub peer: Explainer<PeerId, Option<trust::Explained>>,
     /// How elections stand.
     pub election: Explainer<(), election::Status>,
+    /// Gives a role away; waits for it for a second.
+    pub give_away: Explainer<Role, Result<(), String>>,
     /// Who holds a role, or a key of it; `None`: that is not known yet.
     pub role: Explainer<(Role, Option<String>), Option<election::Explained>>,
 }
@@ -152,6 +154,7 @@ async fn answer(explainers: Explainers, request: Request<Incoming>) -> http::Res
     let query = request.uri().query().unwrap_or_default().to_owned();
     let path = request.uri().path().to_owned();
     let is_get = request.method() == Method::GET;
+    let is_post = request.method() == Method::POST;
     // Policies run on the thread of who asks.
     let explained = tokio::task::spawn_blocking(move || match path.as_str() {
         "/pull" if is_get => match query.parse::<Reference>() {
@@ -173,18 +176,31 @@ async fn answer(explainers: Explainers, request: Request<Incoming>) -> http::Res
                     Some(explained) => json(&explained),
                     None => (StatusCode::NOT_FOUND, "it is not known yet who holds what".to_owned()),
                 },
-                None => {
-                    let names = Role::ALL.map(Role::name).join(", ");
-                    (StatusCode::NOT_FOUND, format!("there is no role `{name}`\nhint: the roles are {names}"))
-                }
+                None => no_role(name),
             }
         }
-        _ => (StatusCode::NOT_FOUND, "there are GET /pull?IMAGE, /peer?ID and /election?ROLE&KEY".to_owned()),
+        "/election/yield" if is_post => match Role::named(&query) {
+            Some(role) => match (explainers.give_away)(&role) {
+                Ok(()) => json(&()),
+                Err(reason) => (StatusCode::CONFLICT, reason),
+            },
+            None => no_role(&query),
+        },
+        _ => (
+            StatusCode::NOT_FOUND,
+            "there are GET /pull?IMAGE, /peer?ID and /election?ROLE&KEY, and POST /election/yield?ROLE"
+                .to_owned(),
+        ),
     });
     let (status, text) = explained.await.unwrap_or_else(|error| {
         (StatusCode::INTERNAL_SERVER_ERROR, format!("it cannot be explained: {error}"))
     });
     Response::builder().status(status).body(Full::new(text.into()))
+}
+
+fn no_role(name: &str) -> (StatusCode, String) {
+    let names = Role::ALL.map(Role::name).join(", ");
+    (StatusCode::NOT_FOUND, format!("there is no role `{name}`\nhint: the roles are {names}"))
 }
 
 fn json(explained: &impl Serialize) -> (StatusCode, String) {
@@ -231,17 +247,29 @@ pub async fn explain_role(
     ask(&folder.join(NAME), &format!("/election?{role}{key}")).await
 }
 
+/// Has the node with this data folder give a role away.
+///
+/// # Errors
+/// Why it did not, with a hint.
+pub async fn yield_role(folder: &Path, role: &str) -> Result<(), ExplainError> {
+    let path = folder.join(NAME);
+    let answer =
+        tokio::time::timeout(TIME_LIMIT, exchange(&path, (Method::POST, &format!("/election/yield?{role}"))))
+            .await;
+    answer.map_err(|_| ExplainError::Timeout { path: path.clone() })?
+}
+
 async fn ask<T: DeserializeOwned>(path: &Path, question: &str) -> Result<T, ExplainError> {
-    let answer = tokio::time::timeout(TIME_LIMIT, exchange(path, question)).await;
+    let answer = tokio::time::timeout(TIME_LIMIT, exchange(path, (Method::GET, question))).await;
     answer.map_err(|_| ExplainError::Timeout { path: path.to_owned() })?
 }
 
-async fn exchange<T: DeserializeOwned>(path: &Path, question: &str) -> Result<T, ExplainError> {
+async fn exchange<T: DeserializeOwned>(path: &Path, question: (Method, &str)) -> Result<T, ExplainError> {
     let stream = UnixStream::connect(path)
         .await
         .map_err(|source| ExplainError::Connect { path: path.to_owned(), source })?;
     let wrong = |reason: String| ExplainError::Answer { path: path.to_owned(), reason };
-    let (status, body) = get(stream, "localhost", question, SIZE_LIMIT).await.map_err(wrong)?;
+    let (status, body) = send(stream, "localhost", question, SIZE_LIMIT).await.map_err(wrong)?;
     match status {
         StatusCode::OK => serde_json::from_slice(&body).map_err(|error| wrong(error.to_string())),
         _ => Err(ExplainError::Refused(String::from_utf8_lossy(&body).into_owned())),

@@ -249,7 +249,11 @@ fn start() -> Admin {
             readiness(true, is_ready, if is_ready { &Health::Ready } else { &Health::Starting })
         }),
         status: Arc::new(sample),
-        metrics: Arc::new(crate::telemetry::registry()),
+        metrics: Arc::new({
+            let mut all = Registry::default();
+            crate::telemetry::registry(&mut all);
+            all
+        }),
     };
     Admin { server: Server::start(config.bind().unwrap(), sources, None), ready }
 }

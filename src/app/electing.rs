@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
+use crate::cluster::{Api, LeaseLock};
+use crate::config::Config;
+use crate::election::strict::{self, BootClock, Driver, Idle, LeaseMetrics, Strict};
 use crate::election::{self, Alone, Election, Facts, Mark, Member, Metrics, Table, World};
 use crate::network;
 use crate::network::admission::Admission;
@@ -42,6 +45,7 @@ pub(super) fn elections(
     policies: &Arc<Policies>,
     admission: &Admission,
     nodes: Nodes,
+    strict: Option<Strict>,
     metrics: Metrics,
 ) -> Election {
     let here = nodes.network.peer_id().clone();
@@ -58,8 +62,27 @@ pub(super) fn elections(
         Arc::clone(policies) as Arc<dyn ElectionPolicy>,
         hash,
         Arc::new(nodes),
+        strict,
         metrics,
     )
+}
+
+/// The strict role and who drives it, where there is a Kubernetes API.
+pub(super) fn strict(config: &Config, here: &PeerId, metrics: LeaseMetrics) -> Option<(Strict, Driver)> {
+    if !config.kubernetes.is_in_cluster() {
+        return None;
+    }
+    let api = Arc::new(Api::new(&config.kubernetes));
+    let lease = &config.election.lease;
+    let parts = strict::Parts {
+        lock: Arc::new(LeaseLock::new(api, &lease.name)),
+        clock: Arc::new(BootClock),
+        duty: Arc::new(Idle),
+        metrics,
+        seed: rand::random(),
+    };
+    let identity = election::identity::identity(&config.node.name, here, rand::random());
+    Some(Strict::new(&identity, &lease.times.settings(), parts))
 }
 
 impl World for Nodes {
@@ -84,9 +107,8 @@ impl World for Nodes {
         (self.load)()
     }
 
-    fn api_server(&self) -> Reachability {
-        // Nothing of this program speaks with it yet.
-        Reachability::Unknown
+    fn known(&self) -> usize {
+        self.network.known_peers().len() + 1
     }
 
     fn tell(&self, facts: Facts) {

@@ -92,6 +92,7 @@ fn in_force(old: &Config, new: Config) -> Config {
         upstreams: new.upstreams,
         policies: new.policies,
         election: new.election,
+        kubernetes: old.kubernetes,
         trust: new.trust,
     }
 }
@@ -124,7 +125,8 @@ trust: {allow: [a/b], deny: [a/b], unowned: true}
 policies:
   {registry: [{name: a, path: /x/a}], trust: [{name: a, path: /x/a}], election: [{name: a, path: /x/a}],
   startup: require, roots: [/x], max-change: 5, accept: 0123456789abcdef, decisions: {path: /x/a}}
-election: {backend: static, nodes: [a], introducers: 2, labels: {a: b}}
+election: {backend: static, nodes: [a], introducers: 2, labels: {a: b}, lease: {name: b, times: compat}}
+kubernetes: {service: 'a:1', endpoints: ['https://a.test'], credentials: /x, namespace: a}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
 log: {level: debug, format: json}
 ";

@@ -131,6 +131,14 @@ async fn election(command: Election) -> Result<(), Failure> {
                 admin::explain_role(&folder, &role, key.as_deref()).await.context("no explanation")?;
             print_explained(json, &explained, admin::render_explained)
         }
+        Election::Yield { role, place } => {
+            let (folder, json) = place.read()?;
+            admin::yield_role(&folder, &role).await.context("not given away")?;
+            let role = serde_json::json!({"yielded": role});
+            print_explained(json, &role, |role| {
+                format!("{} given away\n", role["yielded"].as_str().unwrap_or_default())
+            })
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use super::Config;
 use super::error::Fault;
 use super::tree::Node;
+use crate::cluster;
 use crate::election::{self, Backend};
 use crate::network::admission::certificate::is_cluster;
 use crate::network::facts;
@@ -41,6 +42,7 @@ pub(super) fn check(config: &Config, tree: &Node) -> Vec<Fault> {
     check.upstreams(config);
     check.policies(config);
     check.election(config);
+    check.kubernetes(config);
     check.ports(config);
     check.faults.sort_by_key(|fault| fault.origin.line());
     check.faults
@@ -365,6 +367,45 @@ impl Check<'_> {
         if election.labels.len() > labels || bytes > limit {
             let hint = Some("each member tells all others of them: leave out what no policy asks for");
             self.fault("election.labels", format!("more than {labels} labels, or than {limit} bytes"), hint);
+        }
+    }
+
+    fn kubernetes(&mut self, config: &Config) {
+        let kubernetes = &config.kubernetes;
+        if kubernetes.endpoints.len() > cluster::ENDPOINTS {
+            self.fault("kubernetes.endpoints", format!("more than {}", cluster::ENDPOINTS), None);
+        }
+        for (index, address) in kubernetes.endpoints.iter().enumerate() {
+            if cluster::endpoint(address).is_none() {
+                let hint = Some("https://10.0.0.2:6443");
+                self.fault(
+                    &format!("kubernetes.endpoints[{index}]"),
+                    format!("`{address}` is no address of an API server"),
+                    hint,
+                );
+            }
+        }
+        if !kubernetes.service.is_empty() {
+            self.host_and_port("kubernetes.service", &kubernetes.service, "10.96.0.1:443");
+        }
+        if !kubernetes.namespace.is_empty() && !cluster::is_name(&kubernetes.namespace) {
+            self.fault(
+                "kubernetes.namespace",
+                format!("`{}` is no name of a namespace", kubernetes.namespace),
+                None,
+            );
+        }
+        let name = &config.election.lease.name;
+        if !cluster::is_name(name) {
+            self.fault(
+                "election.lease.name",
+                format!("`{name}` is no name of an object"),
+                Some("lower-case letters, digits, `-` and `.`"),
+            );
+        }
+        if config.election.backend == Backend::Lease && !kubernetes.is_in_cluster() {
+            let hint = "in a pod $KUBERNETES_SERVICE_HOST and _PORT say where it is; elsewhere name it under kubernetes.endpoints";
+            self.fault("election.backend", "`lease` needs a Kubernetes API, and none is known", Some(hint));
         }
     }
 

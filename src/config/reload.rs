@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Config;
 
 /// Keys, and sections by their first part with a dot, that are applied while the process runs.
-const LIVE: [&str; 20] = [
+const LIVE: [&str; 24] = [
     "network.peers",
     "network.cluster-key",
     "network.cluster",
@@ -15,7 +15,11 @@ const LIVE: [&str; 20] = [
     "network.dns",
     "trust.",
     "policies.",
-    "election.",
+    "election.backend",
+    "election.nodes",
+    "election.introducers",
+    "election.labels",
+    "election.lease",
     "mirror.private",
     "mirror.tags-peers-first",
     "mirror.verify",

@@ -38,6 +38,7 @@ fn source(loaded: &Loaded, path: &str) -> String {
     match (loaded.tree.origin_of(path), &loaded.file) {
         (Origin::File { line, .. }, Some(file)) => format!("{}:{line}", file.display()),
         (Origin::Default, _) if path == "node.name" => loaded.name_source.to_owned(),
+        (Origin::Default, _) if path == "kubernetes.service" => loaded.service_source.to_owned(),
         (origin, _) => origin.to_string(),
     }
 }

@@ -18,6 +18,7 @@ mod leadership;
 mod message;
 mod record;
 mod settings;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ pub use record::{ANNOTATION, IDENTITY_LIMIT, Mark, NoMark, Object, Record};
 pub use settings::{Rules, Settings, Shipped, validity};
 
 use settings::{FOREIGN, LONGEST, validity_by};
+use state::{Flight, Seen, Term, What};
 
 /// Milliseconds of the boot-time clock, which counts while the machine is suspended.
 pub type Ms = u64;
@@ -38,6 +40,8 @@ pub type RequestId = u64;
 
 /// Those who read since something may have been missed do so within this time.
 const SPREAD: Ms = 1_000;
+/// The longest pause after a refusal.
+const REJECTED: Ms = 30_000;
 /// The first pause after a failure.
 const FIRST_PAUSE: Ms = 250;
 
@@ -75,46 +79,6 @@ pub struct Candidate<R = Shipped> {
     failed_reads: u32,
     failed_writes: u32,
     rules: PhantomData<R>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Seen {
-    /// `None`: there is no object.
-    object: Option<Object>,
-    /// When the time of its holder began to count.
-    since: Ms,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Term {
-    token: Token,
-    until: Ms,
-    renew_at: Ms,
-    /// As it was last sent.
-    duration: Ms,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Flight {
-    id: RequestId,
-    what: What,
-    sent: Ms,
-    deadline: Ms,
-    /// When it left.
-    news: u64,
-    version: u64,
-    uid: Arc<str>,
-    sequence: u64,
-    duration: Ms,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum What {
-    Read,
-    Create,
-    Acquire,
-    Renew,
-    Release,
 }
 
 impl<R: Rules> Candidate<R> {
@@ -170,6 +134,17 @@ impl<R: Rules> Candidate<R> {
                 self.read_by(at);
             }
             Input::Ranked(standing) => {
+                match (standing, self.standing) {
+                    // After a failure it waited as an observer does.
+                    (Standing::Candidate(_), Standing::Observer(_)) => {
+                        self.read_at = self.read_at.map(|at| at.min(now));
+                    }
+                    // Whoever starts with all the others does not read with them.
+                    (Standing::Observer(pause), _) if self.seen.is_none() && self.poll_at == 0 => {
+                        self.poll_at = now + self.draw(pause);
+                    }
+                    _ => {}
+                }
                 self.standing = standing;
                 if matches!(standing, Standing::Observer(_)) && self.term.is_some() {
                     self.lose(Loss::Yielded, &mut out);
@@ -224,6 +199,13 @@ impl<R: Rules> Candidate<R> {
         self.seen.as_ref().map(|seen| seen.since)
     }
 
+    /// Whether nobody holds it, as far as this node can tell; `None`: it was not read yet.
+    pub fn is_free(&self, now: Ms) -> Option<bool> {
+        let seen = self.seen.as_ref()?;
+        let is_over = |object: &Object| now >= seen.since.saturating_add(self.wait(object));
+        Some(self.term.is_none() && seen.object.as_ref().is_none_or(is_over))
+    }
+
     /// The present term and its end.
     pub fn term(&self) -> Option<(&Token, Ms)> {
         self.term.as_ref().map(|term| (&term.token, term.until))
@@ -269,7 +251,11 @@ impl<R: Rules> Candidate<R> {
             return Some((at, What::Read));
         }
         let Some(seen) = &self.seen else {
-            return Some((self.not_before, What::Read));
+            let at = match self.standing {
+                Standing::Observer(_) => self.not_before.max(self.poll_at),
+                Standing::Candidate(_) => self.not_before,
+            };
+            return Some((at, What::Read));
         };
         let poll = match self.standing {
             Standing::Observer(_) => Some((self.poll_at, What::Read)),
@@ -413,13 +399,13 @@ impl<R: Rules> Candidate<R> {
                 self.see(now, None, None, true, out);
             }
             (Answer::Conflict, What::Acquire | What::Renew | What::Release | What::Create) => {
-                let pause = if self.failed_writes == 0 { 0 } else { self.pause(self.failed_writes) };
+                let pause = if self.failed_writes == 0 { 0 } else { self.pause(self.failed_writes, false) };
                 self.failed_writes = self.failed_writes.saturating_add(1);
                 self.read_by(now + pause);
             }
-            (Answer::Rejected(asked), _) => self.failed(now, flight, asked),
+            (Answer::Rejected(asked), _) => self.failed(now, flight, Some(asked)),
             // A namespace that is not there answers a POST so.
-            (Answer::Absent, What::Create) => self.failed(now, flight, None),
+            (Answer::Absent, What::Create) => self.failed(now, flight, Some(None)),
             (Answer::Conflict, What::Read) | (Answer::Unknown, _) => self.failed(now, flight, None),
         }
     }
@@ -434,12 +420,21 @@ impl<R: Rules> Candidate<R> {
     }
 
     /// Reads before anything else is tried: a write without an answer may have been carried out.
-    fn failed(&mut self, now: Ms, flight: &Flight, asked: Option<Ms>) {
+    /// `rejected`: the server was reached and refused, and may have said when to ask again.
+    fn failed(&mut self, now: Ms, flight: &Flight, rejected: Option<Option<Ms>>) {
         let failures =
             if flight.what == What::Read { &mut self.failed_reads } else { &mut self.failed_writes };
         *failures = failures.saturating_add(1);
         let failures = *failures;
-        let mut at = now + self.pause(failures).max(asked.unwrap_or(0).min(LONGEST));
+        let pause = match self.standing {
+            // They are many: after an outage all of them would come at once.
+            Standing::Observer(pause) if self.term.is_none() && !self.yielding => {
+                pause / 2 + self.draw(pause)
+            }
+            Standing::Observer(_) | Standing::Candidate(_) => self.pause(failures, rejected.is_some()),
+        };
+        let asked = rejected.flatten();
+        let mut at = now + pause.max(asked.unwrap_or(0).min(LONGEST));
         if let Some(term) = &mut self.term {
             // Whatever the server asks for, it is tried once more before the end.
             at = at.min(term.until.saturating_sub(self.settings.attempt())).max(now);
@@ -456,9 +451,13 @@ impl<R: Rules> Candidate<R> {
         self.read_at = Some(self.read_at.filter(|_| self.missed).map_or(at, |before| before.min(at)));
     }
 
-    /// A random pause, longer with each failure. A leader has little time.
-    fn pause(&mut self, failures: u32) -> Ms {
-        let limit = if self.term.is_some() { self.settings.attempt() / 4 } else { self.settings.pause };
+    /// A random pause, longer with each failure. A leader has little time. What is refused is so for longer than what cannot be reached.
+    fn pause(&mut self, failures: u32, is_rejected: bool) -> Ms {
+        let limit = match self.term {
+            Some(_) => self.settings.attempt() / 4,
+            None if is_rejected => self.settings.pause.max(REJECTED),
+            None => self.settings.pause,
+        };
         let grown = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(limit);
         if self.settings.jitter { 20 + self.draw(grown) } else { grown }
     }

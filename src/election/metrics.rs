@@ -10,7 +10,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::roles::{Fallback, Role};
-use super::table::{Mode, Status, Table};
+use super::status::Status;
+use super::table::{Mode, Table};
 
 /// Upper bounds in seconds: a few members take microseconds, 5,000 with policies some milliseconds.
 const BUCKETS: [f64; 8] = [64e-6, 250e-6, 1e-3, 4e-3, 16e-3, 64e-3, 250e-3, 1.0];

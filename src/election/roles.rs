@@ -4,29 +4,37 @@
 //!   members -> view (sorted, rounded) -> policies, if more than 2/3 carry the same ones, else all alike -> weights -> owners
 //! ```
 
-mod seats;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::campaign::{Campaign, Lease};
+use super::lease::Standing;
 use super::members::{Mark, Member, View};
+use super::seats::Seats;
 use super::table::{Agreement, Alone, By, Held, Mode, Table};
 use super::{Backend, Config, rendezvous};
 use crate::oci::{Digest, PeerId};
-use crate::policy::election::{self as policies, EffectiveHash, ElectionPolicy, Ranked, RoleKind, Selection};
-use seats::Seats;
+use crate::policy::election::{
+    self as policies, EffectiveHash, ElectionPolicy, Ranked, RoleKind, Selection, Tenure,
+};
 
 /// So long members must have carried the same policies before those rank.
 pub(super) const CARRIED: Duration = Duration::from_secs(10);
 /// A ranking that failed is tried again after it, where nothing else has changed.
 const RETRY: Duration = Duration::from_secs(60);
+/// So long a node that knows nobody yet waits for others before it takes itself for the only one.
+const JOINING: Duration = Duration::from_secs(5);
+/// Why nobody is coordinator.
+const NO_LEASE: &str = "it is held under a lease, and there is none: no Kubernetes API, or another backend";
 /// Longest tenure that a policy can ask for in an advisory role: for so long a node that was started later may see other owners.
 const TENURE_LIMIT: Duration = Duration::from_secs(60);
 
 /// A role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
+    /// Who speaks for the cluster: at most one, under a lease, or nobody.
+    Coordinator,
     /// Whom a node without neighbours dials first.
     Introducers,
     /// Who asks an upstream what a tag means, for all; for each tag another one.
@@ -44,6 +52,10 @@ pub(super) struct Input {
     pub complete: bool,
     /// Why this node would be alone.
     pub alone: Alone,
+    /// Nodes that are said to be there, this node among them, whether or not they are members.
+    pub known: usize,
+    /// How the lease stands, where there is one.
+    pub lease: Option<Lease>,
 }
 
 /// What follows.
@@ -57,6 +69,10 @@ pub(super) struct Output {
     pub due: Option<Duration>,
     /// Roles that others hold than before.
     pub changed: Vec<Role>,
+    /// The part of this node in the strict role; `None`: it is too early to say.
+    pub standing: Option<Standing>,
+    /// This node leads, and is to make room for a better one.
+    pub yields: bool,
 }
 
 /// The roles of a node.
@@ -68,6 +84,7 @@ pub(super) struct Roles {
     carried: HashMap<PeerId, (Mark, Duration)>,
     ranked: HashMap<Role, Evaluated>,
     introducers: Seats,
+    campaign: Campaign,
     last: Option<Arc<Table>>,
 }
 
@@ -76,17 +93,20 @@ struct Evaluated {
     view: [u8; 32],
     generation: i64,
     seats: u32,
+    /// Who leads, and for how long, as a power of two.
+    holder: Option<(usize, u32)>,
     at: Duration,
     ranked: Ranked,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Introducers, Self::TagHome];
+    pub const ALL: [Self; 3] = [Self::Coordinator, Self::Introducers, Self::TagHome];
 
     /// As policies, people and metrics see it.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Coordinator => "coordinator",
             Self::Introducers => "introducers",
             Self::TagHome => "tag-home",
         }
@@ -99,11 +119,12 @@ impl Role {
 
     /// As policies are asked about it. `introducers`: their seats.
     pub(super) fn for_policies(self, introducers: u32) -> policies::Role {
-        let (selection, seats) = match self {
-            Self::Introducers => (Selection::Ranked, introducers),
-            Self::TagHome => (Selection::Proportional, 1),
+        let (kind, selection, seats) = match self {
+            Self::Coordinator => (RoleKind::Strict, Selection::Ranked, 1),
+            Self::Introducers => (RoleKind::Advisory, Selection::Ranked, introducers),
+            Self::TagHome => (RoleKind::Advisory, Selection::Proportional, 1),
         };
-        policies::Role { name: self.name().into(), kind: RoleKind::Advisory, selection, seats }
+        policies::Role { name: self.name().into(), kind, selection, seats }
     }
 }
 
@@ -121,6 +142,7 @@ impl Roles {
             carried: HashMap::new(),
             ranked: HashMap::new(),
             introducers: Seats::default(),
+            campaign: Campaign::default(),
             last: None,
         }
     }
@@ -130,9 +152,11 @@ impl Roles {
         let now = input.now;
         let view = View::new(input.members, &self.here);
         let mut due = view.due.map(|left| now + left);
-        let asks = matches!(config.backend, Backend::Auto | Backend::Gossip) && self.policy.is_active();
+        let elects = matches!(config.backend, Backend::Auto | Backend::Gossip | Backend::Lease);
+        let lease = input.lease.filter(|_| matches!(config.backend, Backend::Auto | Backend::Lease));
+        let asks = elects && self.policy.is_active();
         if asks {
-            self.ask_policies(&view, config, now);
+            self.ask_policies(&view, config, lease.as_ref(), now);
         } else {
             self.ranked.clear();
         }
@@ -142,6 +166,26 @@ impl Roles {
         for role in Role::ALL {
             let mut held = self.weigh(role, &view, config, agreement.in_force);
             match role {
+                Role::Coordinator => match &lease {
+                    None => held = Held::new(By::Nobody, vec![0; view.members.len()], NO_LEASE.into()),
+                    Some(lease) => {
+                        let asked = self.ranked.get(&role).filter(|_| held.by == By::Policy);
+                        let asked = asked.map(|evaluated| evaluated.ranked.clone()).unwrap_or_default();
+                        if held.by == By::BuiltIn {
+                            held.weights = reaching(&view);
+                        }
+                        let wait = self.campaign.take(
+                            &view,
+                            &self.here,
+                            &mut held,
+                            lease,
+                            &asked,
+                            now,
+                            input.complete,
+                        );
+                        due = earlier(due, wait);
+                    }
+                },
                 Role::TagHome => {
                     held.owners =
                         rendezvous::Table::new(view.marks.iter().copied().zip(held.weights.iter().copied()));
@@ -161,42 +205,63 @@ impl Roles {
             held.digest = digest(role, &held, &view);
             roles.push((role, held));
         }
-        let mode = match config.backend {
-            Backend::Static => Mode::Static,
-            Backend::Off => Mode::Off,
-            Backend::Auto | Backend::Gossip if view.members.len() <= 1 => Mode::Alone(input.alone),
-            Backend::Auto | Backend::Gossip => Mode::Gossip,
+        let is_alone = view.members.len() <= 1;
+        let mode = match (config.backend, &lease) {
+            (Backend::Static, _) => Mode::Static,
+            (Backend::Off, _) => Mode::Off,
+            // One node that relies on its lease is a cluster of one.
+            (_, Some(lease)) if lease.relied_on && !(is_alone && input.alone == Alone::Unreached) => {
+                Mode::Lease
+            }
+            _ if is_alone => Mode::Alone(input.alone),
+            (_, Some(lease)) => Mode::Degraded(lease.cause),
+            (_, None) => Mode::Gossip,
         };
+        let early = !input.complete && is_alone && now < JOINING;
+        let standing = lease.as_ref().filter(|_| !early);
+        let standing = standing.map(|lease| {
+            let seats = roles.iter().find(|(role, _)| *role == Role::Coordinator);
+            let seats = seats.map(|(_, held)| held.seats.as_slice()).unwrap_or_default();
+            self.campaign.standing(&view, &self.here, seats, lease, input.known)
+        });
+        let yields = self.campaign.yields();
         let table = Arc::new(Table::new(mode, view, &self.here, roles, agreement));
         let before = self.last.replace(Arc::clone(&table));
         let differs =
             |role: &Role| before.as_ref().is_none_or(|before| before.digest(*role) != table.digest(*role));
         let changed = Role::ALL.into_iter().filter(differs).collect();
-        Output { table, mark, due, changed }
+        Output { table, mark, due, changed, standing, yields }
     }
 
-    fn ask_policies(&mut self, view: &View, config: &Config, now: Duration) {
+    fn ask_policies(&mut self, view: &View, config: &Config, lease: Option<&Lease>, now: Duration) {
         let generation = self.policy.generation();
         let seats = config.introducers;
-        let is_known = |evaluated: &Evaluated| {
-            let same =
-                (evaluated.view, evaluated.generation, evaluated.seats) == (view.digest, generation, seats);
-            same && !(evaluated.ranked.why.is_fault() && now >= evaluated.at + RETRY)
-        };
-        if Role::ALL.iter().all(|role| self.ranked.get(role).is_some_and(is_known)) {
-            return;
-        }
-        let candidates = view.candidates();
+        let mut candidates = None;
         for role in Role::ALL {
-            let asked = policies::View {
-                role: role.for_policies(seats),
-                candidates: candidates.clone(),
-                holder: None,
-            };
+            if role == Role::Coordinator && lease.is_none() {
+                self.ranked.remove(&role);
+                continue;
+            }
+            let tenure = lease.filter(|_| role == Role::Coordinator).and_then(|lease| lease.tenure(view));
+            let holder = tenure.map(|Tenure { candidate, duration }| {
+                (candidate, u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1).ilog2())
+            });
+            let is_known = self.ranked.get(&role).is_some_and(|evaluated| {
+                let same = (evaluated.view, evaluated.generation, evaluated.seats, evaluated.holder)
+                    == (view.digest, generation, seats, holder);
+                same && !(evaluated.ranked.why.is_fault() && now >= evaluated.at + RETRY)
+            });
+            if is_known {
+                continue;
+            }
+            let candidates = candidates.get_or_insert_with(|| view.candidates()).clone();
+            let count = candidates.len();
+            let asked = policies::View { role: role.for_policies(seats), candidates, holder: tenure };
             let mut ranked = self.policy.rank(&asked);
             // Guarded here too, whoever implements the trait.
-            ranked.weights = ranked.weights.filter(|weights| weights.len() == candidates.len());
-            self.ranked.insert(role, Evaluated { view: view.digest, generation, seats, at: now, ranked });
+            ranked.weights = ranked.weights.filter(|weights| weights.len() == count);
+            let evaluated = Evaluated { view: view.digest, generation, seats, holder, at: now, ranked };
+            self.ranked.insert(role, evaluated);
         }
     }
 
@@ -239,7 +304,7 @@ impl Roles {
                 let weights = view.members.iter().map(weight).collect();
                 return Held::new(By::Static, weights, "`election.nodes` names them".into());
             }
-            Backend::Auto | Backend::Gossip => {}
+            Backend::Auto | Backend::Gossip | Backend::Lease => {}
         }
         let Some(Evaluated { ranked, .. }) = self.ranked.get(&role) else {
             return Held::new(By::BuiltIn, all(1), policies::Why::NoPolicy.to_string());
@@ -296,7 +361,7 @@ pub fn remembered(members: Vec<Member>, here: &PeerId, config: &Config) -> Vec<P
     let weigh = |member: &Member| match config.backend {
         Backend::Off => 0,
         Backend::Static => named(config, member).map_or(0, |place| u32::MAX - place),
-        Backend::Auto | Backend::Gossip => 1,
+        Backend::Auto | Backend::Gossip | Backend::Lease => 1,
     };
     let weights: Vec<u32> = view.members.iter().map(weigh).collect();
     introducers(&view, &weights, config)
@@ -318,6 +383,13 @@ fn introducers(view: &View, weights: &[u32], config: &Config) -> Vec<PeerId> {
     spread.into_iter().chain(rest).take(seats).collect()
 }
 
+/// All members alike, but for those that say that they do not reach the API server, unless that is all.
+fn reaching(view: &View) -> Vec<u32> {
+    let reaches = |member: &Member| member.facts.api_server != policies::Reachability::Unreachable;
+    let any = view.members.iter().any(reaches);
+    view.members.iter().map(|member| u32::from(!any || reaches(member))).collect()
+}
+
 /// Where the configuration names a member.
 fn named(config: &Config, member: &Member) -> Option<u32> {
     (0..).zip(&config.nodes).find(|(_, name)| **name == member.name).map(|(place, _)| place)
@@ -327,7 +399,7 @@ fn named(config: &Config, member: &Member) -> Option<u32> {
 fn digest(role: Role, held: &Held, view: &View) -> [u8; 32] {
     let mut bytes = role.name().as_bytes().to_vec();
     match role {
-        Role::Introducers => {
+        Role::Introducers | Role::Coordinator => {
             let mut seats: Vec<&str> =
                 held.seats.iter().map(|place| view.members[*place].id.as_str()).collect();
             seats.sort_unstable();
@@ -348,4 +420,4 @@ fn earlier(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -6,6 +6,8 @@ use super::Backend;
 use super::members::{Mark, Member, View};
 use super::rendezvous;
 use super::roles::{Fallback, Role};
+use super::status::{Compared, Explained, Holder, RoleStatus, Standing, Status};
+use super::strict::Cause;
 use crate::oci::{Digest, Home, PeerId};
 use crate::policy;
 use crate::policy::election::Candidate;
@@ -16,6 +18,10 @@ const SHOWN: usize = 20;
 /// How roles are given now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
+    /// By the view of the members, and the strict role by a lease that is healthy.
+    Lease,
+    /// By the view of the members, and the strict role by nobody for sure.
+    Degraded(Cause),
     /// By the view of the members.
     Gossip,
     /// No other member is known.
@@ -86,120 +92,12 @@ pub struct Table {
     agreement: Agreement,
 }
 
-/// Elections for people.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Status {
-    /// As the configuration has it.
-    pub backend: Backend,
-    /// `gossip`, `alone`, `static`, `off`; empty: not known yet.
-    pub mode: String,
-    /// Why, where that is a state that should not last.
-    pub cause: String,
-    /// What to do about it.
-    pub remedy: String,
-    /// Live members that take part, this node included.
-    pub members: usize,
-    /// What stands for this node's election policies; `builtin`: there are none, or they failed.
-    pub policy: String,
-    /// Members that carry the same.
-    pub carry: usize,
-    /// Whether those are enough, and for long enough, that policies rank.
-    pub agreed: bool,
-    /// A hash of the candidates and their facts.
-    pub view: String,
-    /// Neighbours that saw the same candidates when views were compared last, and others.
-    pub views: Compared,
-    /// Neighbours that saw the same owners then, and others.
-    pub owners: Compared,
-    /// Each role.
-    pub roles: Vec<RoleStatus>,
-}
-
-/// What neighbours see.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Compared {
-    /// The same as this node.
-    pub same: usize,
-    /// Something else.
-    pub other: usize,
-}
-
-/// One role for people.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RoleStatus {
-    /// Its name.
-    pub role: String,
-    /// Who ranks.
-    pub by: By,
-    /// Why.
-    pub why: String,
-    /// Why the policies do not; empty: they do, or there are none.
-    pub fallback: String,
-    /// Members that can hold it.
-    pub candidates: usize,
-    /// Those who hold it; for a role that is held for each key by another one, none.
-    pub holders: Vec<Holder>,
-    /// Whether this node holds it, or some of its keys.
-    pub held: bool,
-    /// A hash of its owners.
-    pub ranking: String,
-}
-
-/// Who holds a role.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Holder {
-    /// Peer ID.
-    pub id: String,
-    /// Node name; empty: unknown.
-    pub node: String,
-}
-
-/// Why a role is held as it is.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Explained {
-    /// The role as it stands.
-    pub role: RoleStatus,
-    /// The key that was asked about.
-    pub key: Option<String>,
-    /// Who holds the key, or the role.
-    pub owners: Vec<Holder>,
-    /// What stands for this node's policies, how many of the members carry the same, and how many there are.
-    pub policy: String,
-    /// See there.
-    pub carry: usize,
-    /// See there.
-    pub members: usize,
-    /// What each policy says now.
-    pub said: Vec<policy::Said>,
-    /// The best candidates, the best first: for a key in the order in which they would hold it.
-    pub candidates: Vec<Standing>,
-}
-
-/// How a candidate stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Standing {
-    /// Peer ID.
-    pub id: String,
-    /// Node name; empty: unknown.
-    pub node: String,
-    /// Zone; empty: unknown.
-    pub zone: String,
-    /// Its weight; 0: it cannot hold the role.
-    pub weight: u32,
-    /// Whether it holds it.
-    pub holds: bool,
-}
-
 impl Mode {
     /// As metrics and people see it.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Lease => "lease",
+            Self::Degraded(_) => "gossip-degraded",
             Self::Gossip => "gossip",
             Self::Alone(_) => "alone",
             Self::Static => "static",
@@ -208,13 +106,14 @@ impl Mode {
     }
 
     /// All names.
-    pub const NAMES: [&'static str; 4] = ["gossip", "alone", "static", "off"];
+    pub const NAMES: [&'static str; 6] = ["lease", "gossip-degraded", "gossip", "alone", "static", "off"];
 
     /// Why, where that should not last; else empty.
     pub const fn cause(self) -> &'static str {
         match self {
             Self::Alone(Alone::NoBootstrapSource) => "no-bootstrap-source",
             Self::Alone(Alone::Unreached) => "unreached",
+            Self::Degraded(cause) => cause.name(),
             _ => "",
         }
     }
@@ -230,6 +129,7 @@ impl Mode {
                 "no other node has answered yet: the problems of the network say why (names, addresses, ports, the cluster \
                  key); the first node of a cluster may stay as it is until others come"
             }
+            Self::Degraded(cause) => cause.remedy(),
             _ => "",
         }
     }
@@ -289,7 +189,9 @@ impl Table {
     /// What this node makes of its view, as neighbours are told: the candidates, and who leads. Never 0.
     pub fn opinion(&self) -> (u32, u32) {
         let short = |bytes: &[u8; 32]| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]).max(1);
-        let all: Vec<u8> = self.roles.iter().flat_map(|(_, held)| held.digest).collect();
+        // Who stands for the strict role may differ, since some see the lease later than others.
+        let compared = self.roles.iter().filter(|(role, _)| *role != Role::Coordinator);
+        let all: Vec<u8> = compared.flat_map(|(_, held)| held.digest).collect();
         let all = *Digest::sha256(&all).as_bytes().first_chunk().unwrap_or(&[0; 32]);
         (short(&self.view.digest), short(&all))
     }
@@ -298,6 +200,8 @@ impl Table {
     pub fn holds(&self, role: Role) -> bool {
         let Some((held, here)) = self.held(role).zip(self.here) else { return false };
         match role {
+            // Of the strict role it is the lease that says who holds it.
+            Role::Coordinator => false,
             Role::Introducers => held.seats.contains(&here),
             Role::TagHome => held.weights.get(here).is_some_and(|weight| *weight > 0),
         }
@@ -350,6 +254,7 @@ impl Table {
             views: compared(&|opinion| opinion.0 == own.0),
             owners: compared(&|opinion| opinion.1 == own.1),
             roles: Role::ALL.iter().map(|role| self.role(*role)).collect(),
+            lease: None,
         }
     }
 
@@ -361,10 +266,21 @@ impl Table {
             why: held.why.clone(),
             fallback: held.fallback.map(Fallback::name).unwrap_or_default().into(),
             candidates: held.weights.iter().filter(|weight| **weight > 0).count(),
-            holders: held.seats.iter().filter_map(|place| self.holder(*place)).collect(),
+            holders: match role {
+                // The lease says who it is.
+                Role::Coordinator => Vec::new(),
+                Role::Introducers | Role::TagHome => {
+                    held.seats.iter().filter_map(|place| self.holder(*place)).collect()
+                }
+            },
             held: self.holds(role),
             ranking: hex(&held.digest),
         }
+    }
+
+    /// A member by its ID.
+    pub(super) fn named(&self, id: &PeerId) -> Option<Holder> {
+        self.holder(self.view.place(id)?)
     }
 
     fn holder(&self, place: usize) -> Option<Holder> {

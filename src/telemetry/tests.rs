@@ -121,11 +121,11 @@ fn lines_that_nobody_reads_are_dropped_and_counted() {
 
 #[tokio::test]
 async fn registry_names_the_build_and_counts_tasks() {
-    let mut registry = registry();
-    register_runtime(&mut registry, tokio::runtime::Handle::current());
+    let mut all = Registry::default();
+    register_runtime(registry(&mut all), tokio::runtime::Handle::current());
     let mut text = String::new();
     let waiting = tokio::spawn(std::future::pending::<()>());
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    prometheus_client::encoding::text::encode(&mut text, &all).unwrap();
     waiting.abort();
     assert!(text.contains("# TYPE peili_runtime_tasks gauge\npeili_runtime_tasks 1\n"), "{text}");
     assert!(

@@ -1,7 +1,7 @@
 //! Elections for people.
 
 use super::{Page, known, short};
-use crate::election::{By, Compared, Explained, Holder, RoleStatus, Status};
+use crate::election::{By, Compared, Explained, Holder, LeaseStatus, RoleStatus, Status};
 
 /// Elections as one line of a node's status; `None`: nothing is known yet.
 pub(super) fn line(status: &Status) -> Option<String> {
@@ -36,6 +36,12 @@ pub fn render_election(status: &Status) -> String {
     let neighbours =
         format!("see candidates: {}; owners: {}", compared(status.views), compared(status.owners));
     page.line("Neighbours ", &neighbours);
+    if let Some(lease) = &status.lease {
+        page.line("Lease    ", &lease_line(lease));
+        if !lease.fault.is_empty() {
+            page.line("         ", &lease.fault);
+        }
+    }
     page.text.push('\n');
     let header = ["ROLE", "BY", "HERE", "CANDIDATES", "HOLDERS", "WHY"].map(String::from).to_vec();
     let rows: Vec<_> = std::iter::once(header).chain(status.roles.iter().map(role)).collect();
@@ -75,6 +81,27 @@ pub fn render_explained(explained: &Explained) -> String {
     let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
     page.table(&rows, &[]);
     page.text
+}
+
+fn lease_line(lease: &LeaseStatus) -> String {
+    let seconds = |millis: u64| format!("{:.1} s", millis as f64 / 1_000.0);
+    let mut parts = vec![match (lease.holder.as_str(), lease.age_millis) {
+        ("", _) => "held by nobody".to_owned(),
+        (holder, Some(age)) => format!("held by {holder}, renewed {} ago", seconds(age)),
+        (holder, None) => format!("held by {holder}"),
+    }];
+    if !lease.standing.is_empty() {
+        parts.push(format!("this node is {}", lease.standing));
+    }
+    if !lease.token.is_empty() {
+        parts.push(format!("it leads by token {}", lease.token));
+    }
+    match lease.reached {
+        Some(true) => parts.push("the API server is reached".into()),
+        Some(false) => parts.push("the API server is not reached".into()),
+        None => {}
+    }
+    parts.join("; ")
 }
 
 fn mode(status: &Status) -> String {

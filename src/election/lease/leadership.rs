@@ -94,6 +94,12 @@ pub enum Loss {
     Yielded,
 }
 
+impl Loss {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Expired, Self::Foreign, Self::Deleted, Self::Replaced, Self::Preferred, Self::Yielded];
+}
+
 /// Carries the changes of the role to those who hold the [`Leadership`]. The core puts a role that ends or shrinks before
 /// the request that it has to precede.
 #[derive(Debug, Default)]

@@ -34,9 +34,17 @@ impl Settings {
     /// Rides out a minute without the API server.
     pub const TOLERANT: Self = Self::new(137_000, 26_000);
 
-    /// By the duration and the time between renewals.
+    /// By the duration and the time between renewals. Candidates are few, so that they may try again soon.
     pub const fn new(duration: Ms, renew: Ms) -> Self {
-        Self { duration, renew, step: 300, pause: 30_000, jitter: true }
+        let third = duration / 3;
+        let pause = if third < 1_000 {
+            1_000
+        } else if third > 30_000 {
+            30_000
+        } else {
+            third
+        };
+        Self { duration, renew, step: 300, pause, jitter: true }
     }
 
     /// With a duration that others wait for, too.

@@ -486,8 +486,8 @@ fn pauses_grow_and_end_when_the_server_is_back() {
         }
     }
     let gaps: Vec<Ms> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(gaps[0] <= 1_000 && gaps.iter().all(|gap| *gap <= 30_100), "{gaps:?}");
-    assert!(gaps.last().is_some_and(|gap| *gap >= 20_000), "{gaps:?}");
+    assert!(gaps[0] <= 1_000 && gaps.iter().all(|gap| *gap <= 2_100), "{gaps:?}");
+    assert!(gaps.last().is_some_and(|gap| *gap >= 1_500), "{gaps:?}");
     bench.input(Input::Reread);
     assert!(bench.reads());
     // Told so while a request is under way: its failure does not put that off.

@@ -5,14 +5,15 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::election::members::Facts;
+use crate::election::strict::Cause;
 use crate::oci::Home;
 use crate::policy::Failure;
-use crate::policy::election::Why;
+use crate::policy::election::{Handover, Reachability, Why};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MARK: EffectiveHash = EffectiveHash([7; 32]);
 
-pub(super) fn id(n: u32) -> PeerId {
+pub(in crate::election) fn id(n: u32) -> PeerId {
     // 52 characters of base58, sorted by number.
     let digits = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
     let (high, low) = (digits[(n / 58) as usize] as char, digits[(n % 58) as usize] as char);
@@ -78,6 +79,8 @@ struct Bench {
     ranks: Arc<Ranks>,
     roles: Roles,
     config: Config,
+    known: usize,
+    lease: Option<Lease>,
 }
 
 impl Bench {
@@ -86,12 +89,14 @@ impl Bench {
         let ranks = Arc::new(Ranks::default());
         let hash = Arc::clone(&ranks);
         let roles = Roles::new(id(here), Arc::clone(&ranks) as _, move || hash.hash(None));
-        Self { ranks, roles, config: Config::default() }
+        Self { ranks, roles, config: Config::default(), known: 1, lease: None }
     }
 
     fn at(&mut self, seconds: u32, members: &[Member]) -> Output {
         let alone = Alone::Unreached;
-        let input = Input { now: seconds * SECOND, members: members.to_vec(), complete: true, alone };
+        let (known, lease) = (self.known, self.lease.clone());
+        let input =
+            Input { now: seconds * SECOND, members: members.to_vec(), complete: true, alone, known, lease };
         self.roles.evaluate(&self.config, input)
     }
 }
@@ -324,4 +329,160 @@ fn a_long_tenure_counts_for_a_minute() {
     let due = bench.at(85, &members).due;
     assert!(due.is_some_and(|due| due <= 141 * SECOND), "{due:?}");
     assert_eq!(bench.at(141, &members).table.introducers(), [id(1)]);
+}
+
+fn lease(holder: Option<u32>, tenure: u32) -> Option<Lease> {
+    Some(Lease {
+        relied_on: true,
+        cause: Cause::Starting,
+        holder: holder.map(id),
+        tenure: tenure * SECOND,
+        members: 0,
+        duration: 6 * SECOND,
+    })
+}
+
+/// The parts of all nodes for the strict role, by their numbers.
+fn standings(members: &[Member]) -> Vec<Standing> {
+    let numbers = 0..u32::try_from(members.len()).unwrap();
+    let standing = |n| {
+        let mut bench = Bench::new(n);
+        bench.lease = lease(None, 0);
+        bench.at(0, members).standing.unwrap()
+    };
+    numbers.map(standing).collect()
+}
+
+#[test]
+fn five_stand_for_the_strict_role_in_one_order_and_the_others_ask_once_a_second_together() {
+    let members: Vec<Member> = (0..50).map(member).collect();
+    let all = standings(&members);
+    let mut ranks: Vec<u32> = all
+        .iter()
+        .filter_map(|standing| match standing {
+            Standing::Candidate(rank) => Some(*rank),
+            Standing::Observer(pause) => {
+                assert_eq!(*pause, 50_000);
+                None
+            }
+        })
+        .collect();
+    ranks.sort_unstable();
+    assert_eq!(ranks, [0, 1, 2, 3, 4]);
+    let three = standings(&members[..3]);
+    assert!(three.iter().all(|standing| matches!(standing, Standing::Candidate(_))));
+    // Without a lease nobody stands.
+    assert_eq!(Bench::new(0).at(0, &members).standing, None);
+}
+
+/// The case that this project comes from: some nodes cannot reach the API server.
+#[test]
+fn who_does_not_reach_the_api_server_does_not_stand_unless_nobody_does() {
+    let mut members: Vec<Member> = (0..8).map(member).collect();
+    for member in &mut members[..6] {
+        member.facts.api_server = Reachability::Unreachable;
+    }
+    let all = standings(&members);
+    let stands = |standing: &Standing| matches!(standing, Standing::Candidate(_));
+    assert_eq!(all.iter().map(stands).collect::<Vec<_>>(), [[false; 6].as_slice(), &[true; 2]].concat());
+    for member in &mut members[6..] {
+        member.facts.api_server = Reachability::Unreachable;
+    }
+    assert_eq!(standings(&members).iter().filter(|standing| stands(standing)).count(), 5);
+}
+
+/// Where nodes cannot see each other, each would take itself for the first: about five of them stand all the same.
+#[test]
+fn of_many_nodes_that_are_alone_some_stand() {
+    let standing = |n: u32, known: usize, said: u32| {
+        let mut bench = Bench::new(n);
+        bench.known = known;
+        bench.lease = lease(None, 0).map(|lease| Lease { members: said, ..lease });
+        bench.at(10, &[member(n)]).standing.unwrap()
+    };
+    assert_eq!(standing(1, 1, 0), Standing::Candidate(0), "a cluster of one");
+    for (known, said) in [(500, 0), (1, 500)] {
+        let stand = (0..500).filter(|n| matches!(standing(*n, known, said), Standing::Candidate(_))).count();
+        assert!((1..=15).contains(&stand), "{stand} of 500");
+    }
+    assert!((0..500).any(|n| standing(n, 500, 0) == Standing::Observer(500_000)));
+}
+
+#[test]
+fn a_node_that_has_just_started_waits_for_others() {
+    let mut bench = Bench::new(0);
+    bench.lease = lease(None, 0);
+    let input = |now: u32, bench: &mut Bench| {
+        let input = Input {
+            now: now * SECOND,
+            members: vec![member(0)],
+            complete: false,
+            alone: Alone::Unreached,
+            known: 1,
+            lease: bench.lease.clone(),
+        };
+        bench.roles.evaluate(&bench.config, input)
+    };
+    assert_eq!(input(4, &mut bench).standing, None);
+    assert_eq!(input(5, &mut bench).standing, Some(Standing::Candidate(0)));
+}
+
+#[test]
+fn a_leader_makes_room_as_its_policies_say() {
+    let members: Vec<Member> = (0..3).map(member).collect();
+    let best = |bench: &mut Bench, n: usize, handover: Option<Handover>, min_tenure: Option<Duration>| {
+        let mut weights = [1; 3];
+        weights[n] = 500;
+        bench.ranks.say(&weights);
+        let mut ranked = bench.ranks.ranked.lock().unwrap();
+        (ranked.handover, ranked.min_tenure) = (handover, min_tenure);
+    };
+    for (handover, tenure, at) in [
+        (None, None, None),
+        (Some(Handover::Never), None, None),
+        (Some(Handover::Now), None, Some(16)),
+        (Some(Handover::Idle), None, Some(23)),
+        (Some(Handover::Now), Some(SECOND * 40), Some(41)),
+    ] {
+        let mut bench = Bench::new(0);
+        best(&mut bench, 1, handover, tenure);
+        let mut yields = None;
+        for second in 0..60 {
+            bench.lease = lease(Some(0), second);
+            // Policies rank from second 10 on, when they have been carried for long enough.
+            if bench.at(second, &members).yields {
+                yields.get_or_insert(second);
+            }
+        }
+        let close = |at: u32| yields.is_some_and(|second| second.abs_diff(at) <= 1);
+        assert!(at.map_or(yields.is_none(), close), "{handover:?} {tenure:?}: {yields:?}");
+        // Who does not lead has nothing to give.
+        let mut bench = Bench::new(2);
+        best(&mut bench, 1, handover, tenure);
+        for second in 0..60 {
+            bench.lease = lease(Some(0), second);
+            assert!(!bench.at(second, &members).yields);
+        }
+    }
+}
+
+#[test]
+fn modes_say_whether_the_lease_is_relied_on() {
+    let members: Vec<Member> = (0..3).map(member).collect();
+    let mode = |lease: Option<Lease>, members: &[Member]| {
+        let mut bench = Bench::new(0);
+        bench.lease = lease;
+        bench.at(0, members).table.mode()
+    };
+    let degraded = |cause| lease(None, 0).map(|lease| Lease { relied_on: false, cause, ..lease });
+    assert_eq!(mode(lease(None, 0), &members), Mode::Lease);
+    assert_eq!(mode(degraded(Cause::Timeout), &members), Mode::Degraded(Cause::Timeout));
+    assert_eq!(mode(None, &members), Mode::Gossip);
+    assert_eq!(mode(degraded(Cause::Timeout), &members[..1]), Mode::Alone(Alone::Unreached));
+    assert!(!Mode::Degraded(Cause::Timeout).remedy().is_empty());
+    // Another backend has no lease.
+    let mut bench = Bench::new(0);
+    (bench.lease, bench.config.backend) = (lease(None, 0), Backend::Gossip);
+    let output = bench.at(0, &members);
+    assert_eq!((output.table.mode(), output.standing), (Mode::Gossip, None));
 }

@@ -72,7 +72,7 @@ impl Seats {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::id;
+    use super::super::roles::tests::id;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);

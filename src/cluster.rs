@@ -1,0 +1,123 @@
+//! Everything that talks to the Kubernetes API: where it is, by whose rights, and the objects that Peili keeps there.
+//!
+//! Nothing waits for it, and nothing of it ends the process: each call has a limit of time and of bytes, and comes to an answer or to a
+//! [`Fault`] by name. It decides nothing: who leads is the election's.
+
+mod api;
+mod classify;
+mod lease;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use http::Uri;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use crate::election::strict::{Cause, Fault};
+pub use api::{Api, Response};
+pub use lease::LeaseLock;
+
+/// Where Talos answers for the API server on each node (KubePrism), for whoever is in the node's network.
+const KUBEPRISM: &str = "https://127.0.0.1:7445";
+/// Endpoints that may be named.
+pub const ENDPOINTS: usize = 16;
+
+/// The Kubernetes API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Address and port of the API server's Service. Empty: `$KUBERNETES_SERVICE_HOST` and `$KUBERNETES_SERVICE_PORT`; without these
+    /// and without endpoints this node is in no Kubernetes cluster.
+    pub service: String,
+    /// API servers that are asked before the Service, by address: `https://10.0.0.2:6443`. At most 16. After them and the Service comes
+    /// `https://127.0.0.1:7445`, where Talos has one.
+    pub endpoints: Vec<String>,
+    /// Folder with `token`, `ca.crt` and `namespace`, as a service account's token is mounted.
+    pub credentials: PathBuf,
+    /// Namespace of Peili's objects. Empty: as the credentials say.
+    pub namespace: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            service: String::new(),
+            endpoints: Vec::new(),
+            credentials: "/var/run/secrets/kubernetes.io/serviceaccount".into(),
+            namespace: String::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Whether there is a Kubernetes API to be asked, as far as the configuration and the environment say.
+    pub fn is_in_cluster(&self) -> bool {
+        !self.service.is_empty() || !self.endpoints.is_empty()
+    }
+
+    /// All addresses, in the order in which they are asked. Those that are none are left out: the check of the configuration has said so.
+    fn addresses(&self) -> Vec<Uri> {
+        let service = (!self.service.is_empty()).then(|| format!("https://{}", self.service));
+        let all = self.endpoints.iter().cloned().chain(service).chain([KUBEPRISM.to_owned()]);
+        all.filter_map(|address| endpoint(&address)).collect()
+    }
+}
+
+/// The address of an API server: `https`, a host, perhaps a port and a path, and nothing else.
+pub fn endpoint(text: &str) -> Option<Uri> {
+    let uri: Uri = text.parse().ok()?;
+    let authority = uri.authority()?;
+    let is_plain = uri.query().is_none() && !authority.as_str().contains('@') && !authority.host().is_empty();
+    (uri.scheme_str() == Some("https") && is_plain).then_some(uri)
+}
+
+/// Host and port as an address: IPv6 ones in brackets.
+pub fn service(host: &str, port: &str) -> String {
+    match host.parse() {
+        Ok(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+        _ => format!("{host}:{port}"),
+    }
+}
+
+/// Whether a text can be the name of an object or a namespace (RFC 1123), so that it can stand in a path.
+pub fn is_name(text: &str) -> bool {
+    let is_inner =
+        |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-' || char == '.';
+    let is_outer =
+        |char: Option<char>| char.is_some_and(|char| is_inner(char) && char.is_ascii_alphanumeric());
+    text.len() <= 253
+        && text.chars().all(is_inner)
+        && is_outer(text.chars().next())
+        && is_outer(text.chars().last())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_asked_in_their_order() {
+        let config = Config {
+            service: service("fd00::1", "443"),
+            endpoints: vec!["https://10.0.0.2:6443".into()],
+            ..Config::default()
+        };
+        let all: Vec<String> = config.addresses().iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["https://10.0.0.2:6443/", "https://[fd00::1]:443/", "https://127.0.0.1:7445/"]);
+        assert!(config.is_in_cluster() && !Config::default().is_in_cluster());
+        for text in ["http://a", "https://", "a", "https://a?b", "https://u:p@a", ""] {
+            assert!(endpoint(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_can_stand_in_a_path() {
+        for name in ["peili", "kube-system", "a.b", "1"] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in ["", "-a", "a-", "A", "a/b", "a?b", "..", "ä", &"a".repeat(254)] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+}

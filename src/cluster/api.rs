@@ -1,0 +1,326 @@
+//! Calls to the API server: which of its addresses answers, the connection, the token, and the bounds of all of it.
+//!
+//! Configuration, TLS and the token are kube's. What is sent, how long it may take and what its failure is called are here, since an
+//! election has to tell a request that was never sent from one that may still be carried out. It never sends twice.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures::future::join_all;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::ConfigExt;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tokio_util::io::StreamReader;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, ServiceBuilder, ServiceExt};
+
+use super::classify::{classify, refusal};
+use super::{Cause, Config, Fault};
+
+/// Bytes of an answer: objects have at most 1.5 MiB in etcd, and Peili's have a few KiB.
+const ANSWER: usize = 1 << 20;
+/// Bytes of a namespace's name, and of what a file of it may hold.
+const NAMESPACE: u64 = 512;
+/// How long an open stream may be silent before its first line.
+const HEAD: Duration = Duration::from_secs(5);
+
+type Service = BoxCloneSyncService<Request<Full<Bytes>>, http::Response<Incoming>, BoxError>;
+
+/// The API of a cluster.
+pub struct Api {
+    config: ArcSwap<Config>,
+    endpoints: Vec<Endpoint>,
+    /// The one that is asked next.
+    current: AtomicUsize,
+}
+
+struct Endpoint {
+    address: Uri,
+    /// Made when it is needed, and anew after a failure: certificates, tokens and connections may be others by then.
+    service: Mutex<Option<Service>>,
+    /// Why it did not answer.
+    fault: Mutex<Option<Fault>>,
+}
+
+/// A stream of lines of JSON.
+pub struct Lines {
+    address: Uri,
+    lines: FramedRead<StreamReader<BoxStream<'static, io::Result<Bytes>>, Bytes>, LinesCodec>,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// Its status.
+    pub status: StatusCode,
+    /// After which time the server wants to be asked again.
+    pub retry_after: Option<Duration>,
+    /// Its body; `Null`: it is no JSON.
+    pub body: Value,
+}
+
+impl Api {
+    /// Asks nothing yet.
+    pub fn new(config: &Config) -> Self {
+        let endpoint = |address| Endpoint { address, service: Mutex::default(), fault: Mutex::default() };
+        Self {
+            endpoints: config.addresses().into_iter().map(endpoint).collect(),
+            config: ArcSwap::from_pointee(config.clone()),
+            current: AtomicUsize::new(0),
+        }
+    }
+
+    /// The namespace of Peili's objects.
+    ///
+    /// # Errors
+    /// It is configured nowhere.
+    pub fn namespace(&self) -> Result<String, Fault> {
+        let config = self.config.load();
+        if !config.namespace.is_empty() {
+            return Ok(config.namespace.clone());
+        }
+        let path = config.credentials.join("namespace");
+        let missing = |text: String| Fault::new(Cause::NoCredentials, text);
+        let read = || -> io::Result<String> {
+            let mut text = String::new();
+            io::Read::read_to_string(&mut io::Read::take(std::fs::File::open(&path)?, NAMESPACE), &mut text)?;
+            Ok(text)
+        };
+        let text = read().map_err(|error| missing(format!("{}: {error}", path.display())))?;
+        let name = text.trim();
+        if super::is_name(name) {
+            Ok(name.to_owned())
+        } else {
+            Err(missing(format!("{}: no name of a namespace", path.display())))
+        }
+    }
+
+    /// Sends a request, once, to the address that answered last, and reads the answer. An answer of any status is one.
+    ///
+    /// # Errors
+    /// What is wrong where there is none.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        limit: Duration,
+    ) -> Result<Response, Fault> {
+        let end = Instant::now() + limit;
+        let (index, endpoint) = self.endpoint()?;
+        let result = async {
+            let request = request(method, path, body)?;
+            let response = endpoint.send(&self.config.load(), request, limit).await?;
+            let status = response.status();
+            let retry_after = response.headers().get(header::RETRY_AFTER).and_then(seconds);
+            let body = timeout(end - Instant::now(), Limited::new(response.into_body(), ANSWER).collect());
+            let body = match body.await {
+                Ok(Ok(body)) => body.to_bytes(),
+                Ok(Err(error)) => return Err(classify(&endpoint.address, error.as_ref())),
+                Err(_) => return Err(self.late(endpoint, limit)),
+            };
+            Ok(Response { status, retry_after, body: serde_json::from_slice(&body).unwrap_or_default() })
+        };
+        let result = timeout(limit, result).await.unwrap_or_else(|_| Err(self.late(endpoint, limit)));
+        self.settle(index, endpoint, &result.as_ref().map(|response| response.status));
+        result.map_err(|fault| self.all(fault))
+    }
+
+    /// Opens a stream of lines of JSON.
+    ///
+    /// # Errors
+    /// What is wrong where there is none.
+    pub async fn stream(&self, path: &str) -> Result<Lines, Fault> {
+        let (index, endpoint) = self.endpoint()?;
+        let request = request(Method::GET, path, None)?;
+        let sent = timeout(HEAD, endpoint.send(&self.config.load(), request, HEAD)).await;
+        let sent = sent.unwrap_or_else(|_| Err(self.late(endpoint, HEAD)));
+        self.settle(index, endpoint, &sent.as_ref().map(http::Response::status));
+        let response = sent?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let body = timeout(HEAD, Limited::new(response.into_body(), ANSWER).collect()).await;
+            let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
+            return Err(refusal(status, &serde_json::from_slice(&body).unwrap_or_default()));
+        }
+        let body =
+            StreamReader::new(response.into_body().into_data_stream().map_err(io::Error::other).boxed());
+        let lines = FramedRead::new(body, LinesCodec::new_with_max_length(ANSWER));
+        Ok(Lines { address: endpoint.address.clone(), lines })
+    }
+
+    /// Whether any address takes a connection; the first that does is asked next.
+    pub async fn knock(&self, limit: Duration) -> bool {
+        let tries = self.endpoints.iter().map(|endpoint| async move {
+            let host = endpoint.address.host().unwrap_or_default().trim_matches(['[', ']']);
+            let port = endpoint.address.port_u16().unwrap_or(443);
+            matches!(timeout(limit, TcpStream::connect((host, port))).await, Ok(Ok(_)))
+        });
+        let answers = join_all(tries).await;
+        let first = answers.iter().position(|answers| *answers);
+        if let Some(first) = first {
+            self.current.store(first, Ordering::Relaxed);
+        }
+        first.is_some()
+    }
+
+    /// The addresses, for people.
+    pub fn place(&self) -> String {
+        let all: Vec<&str> = self.endpoints.iter().filter_map(Endpoint::authority).collect();
+        all.join(", ")
+    }
+
+    fn endpoint(&self) -> Result<(usize, &Endpoint), Fault> {
+        let index = self.current.load(Ordering::Relaxed);
+        let missing = || Fault::new(Cause::Unresolved, "no address of an API server is known");
+        self.endpoints.get(index).map(|endpoint| (index, endpoint)).ok_or_else(missing)
+    }
+
+    fn late(&self, endpoint: &Endpoint, limit: Duration) -> Fault {
+        let address = endpoint.authority().unwrap_or_default();
+        Fault::new(
+            Cause::NoAnswer,
+            format!("{address} takes connections and did not answer within {limit:?}"),
+        )
+    }
+
+    /// Remembers how it went: who did not answer is not asked next.
+    fn settle(&self, index: usize, endpoint: &Endpoint, result: &Result<StatusCode, &Fault>) {
+        let fault = match result {
+            Ok(StatusCode::UNAUTHORIZED) => {
+                // The token may be another one by now.
+                *lock(&endpoint.service) = None;
+                None
+            }
+            Ok(_) => None,
+            Err(fault) => {
+                *lock(&endpoint.service) = None;
+                let next = (index + 1) % self.endpoints.len().max(1);
+                // Another call may have found one that answers.
+                let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+                Some((*fault).clone())
+            }
+        };
+        *lock(&endpoint.fault) = fault;
+    }
+
+    /// What is wrong with the first address, and with the others in words: whether one of them is there is the cluster's matter.
+    fn all(&self, last: Fault) -> Fault {
+        let faults: Vec<Fault> =
+            self.endpoints.iter().filter_map(|endpoint| lock(&endpoint.fault).clone()).collect();
+        let Some(first) = faults.first().filter(|_| faults.len() > 1) else { return last };
+        let texts: Vec<&str> = faults.iter().map(|fault| fault.text.as_str()).collect();
+        Fault::new(first.cause, texts.join("; "))
+    }
+}
+
+impl Lines {
+    /// The next one; `None`: the server has ended the stream.
+    ///
+    /// # Errors
+    /// What broke it.
+    pub async fn next(&mut self) -> Result<Option<Value>, Fault> {
+        let Some(line) = self.lines.next().await else { return Ok(None) };
+        let line = line.map_err(|error| match error {
+            LinesCodecError::MaxLineLengthExceeded => {
+                Fault::new(Cause::Malformed, "a line of the stream has more than 1 MiB")
+            }
+            LinesCodecError::Io(error) => classify(&self.address, &error),
+        })?;
+        let value = serde_json::from_str(&line);
+        value.map(Some).map_err(|error| {
+            Fault::new(Cause::Malformed, format!("a line of the stream is no JSON: {error}"))
+        })
+    }
+}
+
+impl Endpoint {
+    async fn send(
+        &self,
+        config: &Config,
+        request: Request<Full<Bytes>>,
+        limit: Duration,
+    ) -> Result<http::Response<Incoming>, Fault> {
+        let service = self.service(config, limit)?;
+        service.oneshot(request).await.map_err(|error| classify(&self.address, error.as_ref()))
+    }
+
+    fn service(&self, config: &Config, limit: Duration) -> Result<Service, Fault> {
+        let mut made = lock(&self.service);
+        if let Some(service) = &*made {
+            return Ok(service.clone());
+        }
+        let service = connect(&self.address, config, limit)?;
+        *made = Some(service.clone());
+        Ok(service)
+    }
+
+    fn authority(&self) -> Option<&str> {
+        self.address.authority().map(http::uri::Authority::as_str)
+    }
+}
+
+fn connect(address: &Uri, config: &Config, limit: Duration) -> Result<Service, Fault> {
+    let missing = |error: kube::Error| {
+        // Its words do not name the file that it was given.
+        let folder = config.credentials.display();
+        Fault::new(Cause::NoCredentials, format!("the credentials in {folder} cannot be used: {error}"))
+    };
+    let mut kube = kube::Config::new(address.clone());
+    let authority = config.credentials.join("ca.crt");
+    for path in [&authority, &config.credentials.join("token")] {
+        if let Err(error) = std::fs::File::open(path) {
+            return Err(Fault::new(Cause::NoCredentials, format!("{}: {error}", path.display())));
+        }
+    }
+    kube.root_cert_file = Some(authority);
+    kube.auth_info.token_file = Some(config.credentials.join("token").to_string_lossy().into_owned());
+    kube.default_retry = false;
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    // A part of the time of the first call, so that "no connection" can be told from "no answer".
+    connector.set_connect_timeout(Some(limit * 2 / 3));
+    let connector = kube.rustls_https_connector_with_connector(connector).map_err(missing)?;
+    let client = Client::builder(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(kube.base_uri_layer())
+        .option_layer(kube.auth_layer().map_err(missing)?)
+        .map_err(BoxError::from)
+        .service(client);
+    Ok(BoxCloneSyncService::new(service))
+}
+
+fn request(method: Method, path: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>, Fault> {
+    let bytes = body.map(Value::to_string).unwrap_or_default();
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::ACCEPT, HeaderValue::from_static("application/json"))
+        .header(header::USER_AGENT, HeaderValue::from_static(concat!("peili/", env!("CARGO_PKG_VERSION"))))
+        .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let request = request.body(Full::new(Bytes::from(bytes)));
+    request.map_err(|error| Fault::new(Cause::Malformed, format!("{path} is no path: {error}")))
+}
+
+fn seconds(value: &HeaderValue) -> Option<Duration> {
+    value.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

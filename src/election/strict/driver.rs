@@ -1,0 +1,465 @@
+//! The loop that drives the core: one request at a time, a watch beside it, and the work of whoever leads.
+
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::metrics::{loss, verb};
+use super::{Cause, Change, Fault, Leave, Notes, Parts, Reply, State, Strict};
+use crate::election::lease::{
+    Answer, Candidate, Desk, Input, Ms, Output, Request, RequestId, Role, Settings, Standing,
+};
+
+/// The longest pause: after the machine was suspended a timer is late by as long as it slept.
+const NAP: Ms = 1_000;
+/// Between two starts of a watch, and of one that may not be: then the lease is read instead.
+const WATCH_PAUSE: (Ms, Ms) = (1_000, 30_000);
+/// Between two knocks at a server that is gone, by candidates.
+const KNOCK_PAUSE: Ms = 1_000;
+/// So long a server must be out of reach before this node says so: each change is a record for all members.
+const UNREACHED: Ms = 5_000;
+/// Changes that wait to be taken.
+const CHANGES: usize = 16;
+
+/// Drives the core. Ends never.
+pub struct Driver {
+    strict: Strict,
+    leaving: mpsc::Receiver<Leave>,
+    parts: Parts,
+    core: Candidate,
+    desk: Desk,
+    flight: Option<Flight>,
+    following: Option<Following>,
+    next_watch: Ms,
+    blind: Option<Fault>,
+    duty: Option<AbortOnDropHandle<()>>,
+    leaves: Vec<(bool, oneshot::Sender<()>)>,
+    knocking: Option<BoxFuture<'static, bool>>,
+    next_knock: Ms,
+    health: Health,
+    held: (Option<std::sync::Arc<str>>, Ms),
+    notes: std::sync::Arc<Notes>,
+    looked: Ms,
+}
+
+/// A request that is under way.
+struct Flight {
+    id: RequestId,
+    verb: &'static str,
+    call: BoxFuture<'static, Reply>,
+}
+
+/// A watch that is under way.
+struct Following {
+    changes: mpsc::Receiver<Change>,
+    task: AbortOnDropHandle<Result<(), Fault>>,
+    heard: Ms,
+}
+
+/// How the server does.
+#[derive(Default)]
+struct Health {
+    fault: Option<Failing>,
+    /// Since when nothing has failed.
+    well: Option<Ms>,
+    relied_on: bool,
+}
+
+struct Failing {
+    fault: Fault,
+    since: Ms,
+    /// A write failed, which reads that succeed say nothing about.
+    is_write: bool,
+}
+
+enum Happened {
+    Tick,
+    Reply(Reply),
+    Change(Option<Change>),
+    Standing,
+    Settings,
+    Leave(Leave),
+    DutyEnded,
+    Knocked(bool),
+}
+
+impl Driver {
+    pub(super) fn new(strict: Strict, leaving: mpsc::Receiver<Leave>, parts: Parts) -> Self {
+        let settings = strict.settings.borrow().clone();
+        // Replaced before the first request.
+        let standing = Standing::Observer(NAP);
+        let core = Candidate::new(&strict.identity, settings, standing, parts.seed);
+        Self {
+            core,
+            strict,
+            leaving,
+            parts,
+            desk: Desk::default(),
+            flight: None,
+            following: None,
+            next_watch: 0,
+            blind: None,
+            duty: None,
+            leaves: Vec::new(),
+            knocking: None,
+            next_knock: 0,
+            health: Health::default(),
+            held: (None, 0),
+            notes: std::sync::Arc::default(),
+            looked: 0,
+        }
+    }
+
+    /// Leads when it can. Ends only with the last handle.
+    pub async fn run(mut self) {
+        let mut standing = self.strict.standing.subscribe();
+        let mut settings = self.strict.settings.subscribe();
+        // Nothing is asked before it is known where this node stands.
+        while standing.borrow().is_none() {
+            tokio::select! {
+                Ok(()) = standing.changed() => {}
+                Some(leave) = self.leaving.recv() => drop(leave.done.send(())),
+                else => return,
+            }
+        }
+        self.looked = self.parts.clock.now();
+        standing.mark_changed();
+        loop {
+            match self.next(&mut standing, &mut settings).await {
+                Happened::Tick => self.feed(Input::Tick),
+                Happened::Reply(reply) => self.answered(reply),
+                Happened::Change(change) => self.told(change),
+                Happened::Standing => {
+                    if let Some(standing) = *standing.borrow_and_update() {
+                        self.ranked(standing);
+                    }
+                }
+                Happened::Settings => {
+                    let settings = settings.borrow_and_update().clone();
+                    self.feed(Input::Configured(settings));
+                }
+                Happened::Leave(Leave { for_good, done }) => {
+                    self.leaves.push((for_good, done));
+                    self.feed(Input::Leave(for_good));
+                }
+                Happened::DutyEnded => {
+                    self.duty = None;
+                    if self.desk.current().is_some() {
+                        tracing::error!(
+                            role = "coordinator",
+                            "the work of the leader has ended by itself; the lease is given away"
+                        );
+                        self.feed(Input::Leave(false));
+                    }
+                    self.feed(Input::Joined);
+                }
+                Happened::Knocked(answers) => {
+                    self.knocking = None;
+                    if answers {
+                        self.feed(Input::Reread);
+                    }
+                }
+            }
+            self.look();
+            self.publish();
+        }
+    }
+
+    async fn next(
+        &mut self,
+        standing: &mut watch::Receiver<Option<Standing>>,
+        settings: &mut watch::Receiver<Settings>,
+    ) -> Happened {
+        let now = self.parts.clock.now();
+        let wake = self.core.next().map_or(NAP, |at| at.saturating_sub(now)).clamp(1, NAP);
+        let changes = self.following.as_mut().map(|following| following.changes.recv().boxed());
+        let call = self.flight.as_mut().map(|flight| &mut flight.call);
+        tokio::select! {
+            // What was heard comes before what is to be said.
+            biased;
+            change = some(changes) => Happened::Change(change),
+            reply = some(call) => Happened::Reply(reply),
+            _ = some(self.duty.as_mut()) => Happened::DutyEnded,
+            Ok(()) = standing.changed() => Happened::Standing,
+            Ok(()) = settings.changed() => Happened::Settings,
+            Some(leave) = self.leaving.recv() => Happened::Leave(leave),
+            answers = some(self.knocking.as_mut()) => Happened::Knocked(answers),
+            () = sleep(Duration::from_millis(wake)) => Happened::Tick,
+        }
+    }
+
+    fn feed(&mut self, input: Input) {
+        for output in self.core.input(self.parts.clock.now(), input) {
+            match output {
+                Output::Role(role) => self.take(&role),
+                Output::Send(id, request) => self.send(id, request),
+            }
+        }
+    }
+
+    fn take(&mut self, role: &Role) {
+        let begun = self.desk.apply(role);
+        self.parts.metrics.leads(self.desk.current().is_some());
+        match role {
+            Role::Leader(token, _) => {
+                let Some(leadership) = begun else { return };
+                tracing::info!(role = "coordinator", %token, "leads");
+                self.parts.metrics.begun();
+                let duty = std::sync::Arc::clone(&self.parts.duty);
+                let work = async move { duty.lead(leadership).await };
+                self.duty = Some(AbortOnDropHandle::new(tokio::spawn(work)));
+            }
+            Role::Ended(why) => {
+                tracing::info!(role = "coordinator", why = loss(*why), "leads no more");
+                self.parts.metrics.lost(*why);
+                if let Some(duty) = &self.duty {
+                    duty.abort();
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, id: RequestId, request: Request) {
+        let lock = std::sync::Arc::clone(&self.parts.lock);
+        let notes = self.strict.notes.borrow().clone();
+        let attempt = Duration::from_millis(self.strict.settings.borrow().attempt());
+        // Its own words of what went wrong are better than that the time is over.
+        let limit = attempt.mul_f32(0.9);
+        let verb = verb(&request);
+        if verb == "get" && self.desk.current().is_some() {
+            self.parts.metrics.read_as_leader();
+        }
+        let call = async move {
+            let call = async {
+                match &request {
+                    Request::Get => lock.get(limit).await,
+                    Request::Create(write) => lock.create(write, &notes, limit).await,
+                    Request::Put(write) => lock.put(write, &notes, limit).await,
+                }
+            };
+            timeout(attempt, call).await.unwrap_or_else(|_| {
+                let text = format!("no answer from {} within {attempt:?}", lock.place());
+                Reply::failed(Answer::Unknown, Fault::new(Cause::NoAnswer, text))
+            })
+        };
+        self.flight = Some(Flight { id, verb, call: call.boxed() });
+    }
+
+    fn answered(&mut self, reply: Reply) {
+        let Some(Flight { id, verb, .. }) = self.flight.take() else { return };
+        self.parts.metrics.answered(verb, &reply.answer);
+        if let Some(notes) = reply.notes {
+            self.noted(notes);
+        }
+        let before = self.health.fault.as_ref().map(|failing| failing.fault.cause);
+        let is_empty = reply.answer == Answer::Absent;
+        self.health.take(reply.fault, verb != "get", is_empty, self.parts.clock.now());
+        match &self.health.fault {
+            Some(failing) if before != Some(failing.fault.cause) => {
+                let Fault { cause, text } = &failing.fault;
+                tracing::warn!(cause = cause.name(), remedy = cause.remedy(), "the lease: {text}");
+            }
+            None if before.is_some() => tracing::info!("the lease: the API server answers again"),
+            _ => {}
+        }
+        self.feed(Input::Answer(id, reply.answer));
+    }
+
+    fn told(&mut self, change: Option<Change>) {
+        let now = self.parts.clock.now();
+        let Some(change) = change else { return self.unfollow() };
+        if let Some(following) = &mut self.following {
+            following.heard = now;
+        }
+        match change {
+            Change::Seen(object, notes) => {
+                self.noted(notes);
+                self.feed(Input::Seen(object));
+            }
+            Change::Gone(version) => self.feed(Input::Gone(version)),
+        }
+    }
+
+    /// The watch has ended by itself.
+    fn unfollow(&mut self) {
+        let Some(following) = self.following.take() else { return };
+        let fault = match following.task.now_or_never() {
+            Some(Ok(Err(fault))) => Some(fault),
+            _ => None,
+        };
+        // Connections break; what is forbidden stays so.
+        let is_lasting = fault.as_ref().is_some_and(|fault| fault.cause.reached() == Some(true));
+        if is_lasting && self.blind.is_none() {
+            let fault = fault.as_ref().map(ToString::to_string).unwrap_or_default();
+            tracing::warn!("the lease cannot be watched, it is read instead: {fault}");
+        }
+        self.blind = fault.filter(|_| is_lasting);
+        let pause = if is_lasting { WATCH_PAUSE.1 } else { WATCH_PAUSE.0 };
+        self.next_watch = self.parts.clock.now() + pause;
+        self.feed(Input::Reread);
+    }
+
+    fn ranked(&mut self, standing: Standing) {
+        if matches!(standing, Standing::Observer(_)) {
+            // Candidates watch; and what an observer could not write does not matter any more.
+            self.following = None;
+            self.health.fault.take_if(|failing| failing.is_write);
+        }
+        self.feed(Input::Ranked(standing));
+    }
+
+    fn noted(&mut self, notes: Notes) {
+        if *self.notes != notes {
+            self.notes = std::sync::Arc::new(notes);
+        }
+    }
+
+    /// What is to be done beside requests.
+    fn look(&mut self) {
+        let now = self.parts.clock.now();
+        let settings = self.strict.settings.borrow().clone();
+        self.health.look(now, &settings);
+        self.watch(now, &settings);
+        let fails = self.health.fault.as_ref().is_some_and(|failing| failing.fault.cause.knocks());
+        if fails && self.is_candidate() && self.knocking.is_none() && now >= self.next_knock {
+            self.next_knock = now + KNOCK_PAUSE;
+            let lock = std::sync::Arc::clone(&self.parts.lock);
+            self.knocking = Some(async move { lock.knock(Duration::from_millis(KNOCK_PAUSE)).await }.boxed());
+        }
+        let holder = self.core.object().map(|object| object.record.holder.clone());
+        let holder = holder.filter(|holder| !holder.is_empty());
+        if holder != self.held.0 {
+            self.held = (holder, now);
+        }
+        let is_mine = self.held.0.as_deref() == Some(&*self.strict.identity);
+        let is_given = self.desk.current().is_none() && self.duty.is_none() && !is_mine;
+        let is_finished = self.core.is_finished();
+        for index in (0..self.leaves.len()).rev() {
+            if if self.leaves[index].0 { is_finished } else { is_given } {
+                // Whoever waited may have gone.
+                let _ = self.leaves.swap_remove(index).1.send(());
+            }
+        }
+        if self.core.is_free(now) != Some(false) {
+            self.parts.metrics.without(now.saturating_sub(self.looked));
+        }
+        self.looked = now;
+        self.parts.metrics.seen(self.core.since().map(|since| now.saturating_sub(since)));
+    }
+
+    fn watch(&mut self, now: Ms, settings: &Settings) {
+        let Some(object) = self.core.object() else {
+            self.following = None;
+            return;
+        };
+        if let Some(following) = &self.following {
+            let silent = now.saturating_sub(following.heard);
+            // A holder renews several times in this time: a watch that says nothing is dead, whatever the connection looks like.
+            if !object.record.holder.is_empty() && silent > settings.duration {
+                self.following = None;
+                self.next_watch = now + WATCH_PAUSE.0;
+                self.feed(Input::Reread);
+            }
+            return;
+        }
+        if !self.is_candidate() || self.health.fault.is_some() {
+            return;
+        }
+        if now < self.next_watch {
+            // Without a watch, which is not allowed.
+            let third = settings.duration / 3;
+            if self.blind.is_some() && self.core.since().is_some_and(|since| now >= since + third) {
+                self.feed(Input::Reread);
+            }
+            return;
+        }
+        self.next_watch = now + WATCH_PAUSE.0;
+        let (told, changes) = mpsc::channel(CHANGES);
+        let (lock, version) = (std::sync::Arc::clone(&self.parts.lock), object.version);
+        let task = tokio::spawn(async move { lock.watch(version, told).await });
+        self.following = Some(Following { changes, task: AbortOnDropHandle::new(task), heard: now });
+    }
+
+    fn is_candidate(&self) -> bool {
+        matches!(*self.strict.standing.borrow(), Some(Standing::Candidate(_)))
+    }
+
+    fn publish(&self) {
+        let now = self.parts.clock.now();
+        let object = self.core.object();
+        let state = State {
+            relied_on: self.health.relied_on,
+            fault: self.health.fault.as_ref().map(|failing| failing.fault.clone()),
+            blind: self.blind.clone(),
+            reached: self.health.reached(now),
+            standing: *self.strict.standing.borrow(),
+            holder: self.held.0.clone(),
+            tenure: now.saturating_sub(self.held.1),
+            age: object.and_then(|_| self.core.since()).map(|since| now.saturating_sub(since)),
+            duration: object.map_or(0, |object| {
+                object.record.mark.as_ref().map_or(object.record.duration, |mark| mark.duration)
+            }),
+            free: self.core.is_free(now) == Some(true),
+            leadership: self.desk.current().cloned(),
+            notes: std::sync::Arc::clone(&self.notes),
+        };
+        self.strict.state.send_if_modified(|before| {
+            let differs = before.differs(&state);
+            *before = state;
+            differs
+        });
+    }
+}
+
+impl Health {
+    /// Takes what a request came to. `is_empty`: there is no object, which says nothing about a right to write it.
+    fn take(&mut self, fault: Option<Fault>, is_write: bool, is_empty: bool, now: Ms) {
+        match fault {
+            Some(fault) => {
+                let since = self.fault.as_ref().map_or(now, |failing| failing.since);
+                self.fault = Some(Failing { fault, since, is_write });
+                self.well = None;
+            }
+            None => {
+                let stays = |failing: &Failing| {
+                    let by_contents = failing.is_write && failing.fault.cause.reached() == Some(true);
+                    by_contents && (!is_write || is_empty)
+                };
+                if !self.fault.as_ref().is_some_and(stays) {
+                    self.fault = None;
+                    self.well.get_or_insert(now);
+                }
+            }
+        }
+    }
+
+    /// Relied on after two durations without a fault, and no more after half of one with one.
+    fn look(&mut self, now: Ms, settings: &Settings) {
+        self.relied_on = match (&self.fault, self.well) {
+            (Some(failing), _) => self.relied_on && now < failing.since + settings.duration / 2,
+            (None, Some(since)) => self.relied_on || now >= since + 2 * settings.duration,
+            (None, None) => self.relied_on,
+        };
+    }
+
+    fn reached(&self, now: Ms) -> Option<bool> {
+        match &self.fault {
+            None => self.well.map(|_| true),
+            Some(Failing { fault, since, .. }) => match fault.cause.reached() {
+                Some(false) if now < since + UNREACHED => None,
+                reached => reached,
+            },
+        }
+    }
+}
+
+async fn some<F: Future + Unpin>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}

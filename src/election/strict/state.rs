@@ -1,0 +1,84 @@
+//! How the strict role stands, as it is published.
+
+use std::sync::Arc;
+
+use super::{Cause, Fault, Notes};
+use crate::election::lease::{Leadership, Ms, Standing, Token};
+
+/// How the strict role stands on this node. Times are as of a second ago at most.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Whether the lease has been healthy for long enough to be relied on.
+    pub relied_on: bool,
+    /// What is wrong, or was before it was relied on.
+    pub fault: Option<Fault>,
+    /// Why changes are not told, so that they have to be asked for.
+    pub blind: Option<Fault>,
+    /// Whether this node reaches the API server; `None`: not known.
+    pub reached: Option<bool>,
+    /// The part of this node.
+    pub standing: Option<Standing>,
+    /// Who holds the lease, as it was seen last; `None`: nobody, or it is not known.
+    pub holder: Option<Arc<str>>,
+    /// For how long this node has seen the same holder.
+    pub tenure: Ms,
+    /// How long ago the holder was last seen to renew.
+    pub age: Option<Ms>,
+    /// How long a renewal counts for those who see it.
+    pub duration: Ms,
+    /// The lease was read, and its time is over, it was given away, or there is none.
+    pub free: bool,
+    /// The term of this process.
+    pub leadership: Option<Leadership>,
+    /// What the holder publishes.
+    pub notes: Arc<Notes>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            relied_on: false,
+            fault: None,
+            blind: None,
+            reached: None,
+            standing: None,
+            holder: None,
+            tenure: 0,
+            age: None,
+            duration: 0,
+            free: false,
+            leadership: None,
+            notes: Arc::default(),
+        }
+    }
+}
+
+impl State {
+    /// Why it is not relied on.
+    pub fn cause(&self) -> Cause {
+        self.fault.as_ref().map_or(Cause::Starting, |fault| fault.cause)
+    }
+
+    /// The token of this process's term.
+    pub fn token(&self) -> Option<&Token> {
+        self.leadership.as_ref().map(Leadership::token)
+    }
+
+    /// Whether somebody else would have to look again.
+    pub(super) fn differs(&self, other: &Self) -> bool {
+        let short = |state: &Self| {
+            (
+                state.relied_on,
+                state.fault.as_ref().map(|fault| fault.cause),
+                state.blind.is_some(),
+                state.reached,
+                state.standing,
+                state.free,
+            )
+        };
+        short(self) != short(other)
+            || self.holder != other.holder
+            || self.token() != other.token()
+            || self.notes != other.notes
+    }
+}
