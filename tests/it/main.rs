@@ -22,6 +22,7 @@ mod cluster;
 mod configure;
 mod election;
 mod faults;
+mod kubernetes;
 mod network;
 mod policies;
 mod pulls;
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
     cases.extend(configure::cases());
     cases.extend(election::cases());
     cases.extend(faults::cases());
+    cases.extend(kubernetes::cases());
     cases.extend(network::cases());
     cases.extend(policies::cases());
     cases.extend(pulls::cases());
