@@ -113,7 +113,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("prost", &["store/containerd", "network"]),
     ("prost_types", &["store/containerd"]),
     // In `upstream` and `pull` as the provider of reqwest.
-    ("rustls", &["transfer", "network", "upstream", "pull", "cluster/classify"]),
+    ("rustls", &["transfer", "network", "upstream", "pull", "cluster"]),
     ("tokio_rustls", &["transfer"]),
     ("reqwest", &["upstream", "pull"]),
     ("hyper", &["transfer", "registry", "admin", "listener", "cluster/api"]),

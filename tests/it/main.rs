@@ -20,6 +20,7 @@ mod admission;
 mod cli;
 mod cluster;
 mod configure;
+mod coordination;
 mod election;
 mod faults;
 mod kubernetes;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
     let mut cases = admission::cases();
     cases.extend(cli::cases());
     cases.extend(configure::cases());
+    cases.extend(coordination::cases());
     cases.extend(election::cases());
     cases.extend(faults::cases());
     cases.extend(kubernetes::cases());
