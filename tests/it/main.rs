@@ -27,6 +27,7 @@ mod kubernetes;
 mod network;
 mod policies;
 mod pulls;
+mod seed;
 
 /// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
     cases.extend(election::cases());
     cases.extend(faults::cases());
     cases.extend(kubernetes::cases());
+    cases.extend(seed::cases());
     cases.extend(network::cases());
     cases.extend(policies::cases());
     cases.extend(pulls::cases());
