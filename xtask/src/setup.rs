@@ -169,6 +169,8 @@ impl Containerd {
         archive.download(&["containerd"])?;
         let tools = target().join("tools");
         let unpacked = tools.join(".containerd");
+        // Of a try that was ended.
+        let _ = fs::remove_dir_all(&unpacked);
         let version = archive.unpack("containerd", &unpacked)?;
         // "1.7.24~ds1-6+deb13u1" is 1.7.24, "2.1.9+ds1-5" is 2.1.9.
         let version = version.split(['~', '+', '-']).next().unwrap_or_default();

@@ -116,6 +116,18 @@ impl Build {
         go
     }
 
+    /// Builds one program, with further flags of the linker.
+    fn build(&self, program: &Path, package: &str, flags: &str) -> Result<()> {
+        // Without the drivers of clouds, which are a third of it.
+        let mut go = self.go(&["build", "-tags", "providerless", "-o"]);
+        go.arg(program);
+        // No debugger will look at it. The standard library is left as it was packaged: compiled.
+        for packages in ["k8s.io/kubernetes/...", "k8s.io/kubernetes/vendor/..."] {
+            go.arg(format!("-gcflags={packages}=-dwarf=false"));
+        }
+        checked(go.arg(format!("-ldflags=-s -w{flags}")).arg(package))
+    }
+
     fn replace_reflect(&self) -> Result<()> {
         let name = "github.com/modern-go/reflect2";
         let (vendored, packaged) = (
@@ -135,8 +147,7 @@ impl Build {
     /// Generates the description of the types, which the server needs to merge what several clients apply.
     fn describe(&self) -> Result<()> {
         let generator = self.folder.join("openapi-gen");
-        let mut go = self.go(&["build", "-o"]);
-        checked(go.arg(&generator).arg("./vendor/k8s.io/kube-openapi/cmd/openapi-gen"))?;
+        self.build(&generator, "./vendor/k8s.io/kube-openapi/cmd/openapi-gen", "")?;
         let vendor = self.source().join("vendor");
         let mut marked = Vec::new();
         for name in DESCRIBED {
@@ -173,16 +184,13 @@ impl Build {
         let (major, minor) = ("1", VERSION.split('.').nth(1).unwrap_or_default());
         let version = format!("v{VERSION}");
         let stamped = [("gitVersion", version.as_str()), ("gitMajor", major), ("gitMinor", minor)];
-        // No debugger will look at it.
-        let mut flags = String::from("-s -w");
+        let mut flags = String::new();
         for package in ["k8s.io/client-go/pkg/version", "k8s.io/component-base/version"] {
             for (name, value) in stamped {
                 flags.push_str(&format!(" -X k8s.io/kubernetes/vendor/{package}.{name}={value}"));
             }
         }
-        // Without the drivers of clouds, which are a third of it.
-        let mut go = self.go(&["build", "-tags", "providerless", "-gcflags", "all=-dwarf=false", "-ldflags"]);
-        checked(go.arg(flags).arg("-o").arg(self.server()).arg("./cmd/kube-apiserver"))?;
+        self.build(&self.server(), "./cmd/kube-apiserver", &flags)?;
         let output = Command::new(self.server()).arg("--version").output()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(said.trim() == format!("Kubernetes {version}"), "what was built says `{}`", said.trim());
