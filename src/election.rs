@@ -21,6 +21,7 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -51,6 +52,9 @@ const SHARE: u32 = 50;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Between two looks at this node's own facts: they are told at most so often.
 const LOOK: Duration = Duration::from_secs(1);
+/// So long nodes take to look for an API server that one of them has found again, at least, and for each of them: ten requests a second.
+const HINT: Duration = Duration::from_secs(2);
+const HINT_SHARE: Duration = Duration::from_millis(100);
 /// Where another backend was configured while the process runs, the lease is given away and read no more than once an hour.
 const NOT_WANTED: lease::Ms = 3_600_000;
 /// An evaluation is made at least so often, for what tells nobody that it has changed.
@@ -180,6 +184,8 @@ struct Shared {
     strict: Option<Strict>,
     metrics: Metrics,
     table: ArcSwapOption<Table>,
+    /// Members that said last that they reach the API server.
+    reaching: AtomicUsize,
     /// The configuration is another one.
     again: Notify,
 }
@@ -205,6 +211,7 @@ impl Election {
             strict,
             metrics,
             table: ArcSwapOption::empty(),
+            reaching: AtomicUsize::new(0),
             again: Notify::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -423,6 +430,10 @@ impl Election {
         let members = u32::try_from(output.table.members()).unwrap_or(u32::MAX);
         strict.note(Notes { members, ..Notes::default() });
         strict.stand(standing);
+        let reaching = output.table.reaching();
+        if reaching > self.shared.reaching.swap(reaching, Ordering::Relaxed) {
+            strict.hint(HINT.max(HINT_SHARE * members));
+        }
         if output.yields && strict.state().leadership.is_some() {
             tracing::info!(role = Role::Coordinator.name(), "makes room for a better candidate");
             let strict = strict.clone();

@@ -79,6 +79,8 @@ pub struct Strict {
     standing: watch::Sender<Option<Standing>>,
     settings: watch::Sender<Settings>,
     notes: watch::Sender<Notes>,
+    /// The longest wait after the last hint.
+    hints: watch::Sender<Duration>,
     leave: mpsc::Sender<Leave>,
     state: watch::Sender<State>,
 }
@@ -98,6 +100,7 @@ impl Strict {
             standing: watch::Sender::new(None),
             settings: watch::Sender::new(settings.clone()),
             notes: watch::Sender::default(),
+            hints: watch::Sender::default(),
             leave,
             state: watch::Sender::default(),
         };
@@ -126,6 +129,11 @@ impl Strict {
             *now = notes;
             differs
         });
+    }
+
+    /// Another node has found the API server again: this one looks too, if it has to, at a random time within `spread`.
+    pub fn hint(&self, spread: Duration) {
+        self.hints.send_replace(spread);
     }
 
     /// How it stands.

@@ -10,7 +10,7 @@ use super::status::{Compared, Explained, Holder, RoleStatus, Standing, Status};
 use super::strict::Cause;
 use crate::oci::{Digest, Home, PeerId};
 use crate::policy;
-use crate::policy::election::Candidate;
+use crate::policy::election::{Candidate, Reachability};
 
 /// Candidates that an explanation shows.
 const SHOWN: usize = 20;
@@ -215,6 +215,12 @@ impl Table {
     /// Live members that take part.
     pub fn members(&self) -> usize {
         self.view.members.len()
+    }
+
+    /// Members that say that they reach the API server.
+    pub(super) fn reaching(&self) -> usize {
+        let reaches = |member: &&Member| member.facts.api_server == Reachability::Reachable;
+        self.view.members.iter().filter(reaches).count()
     }
 
     /// Members that carry the same policies as this node.

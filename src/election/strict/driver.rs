@@ -41,6 +41,8 @@ pub struct Driver {
     leaves: Vec<(bool, oneshot::Sender<()>)>,
     knocking: Option<BoxFuture<'static, bool>>,
     next_knock: Ms,
+    /// When a hint is followed.
+    hinted: Option<Ms>,
     health: Health,
     held: (Option<std::sync::Arc<str>>, Ms),
     notes: std::sync::Arc<Notes>,
@@ -83,6 +85,7 @@ enum Happened {
     Change(Option<Change>),
     Standing,
     Settings,
+    Hint,
     Leave(Leave),
     DutyEnded,
     Knocked(bool),
@@ -109,6 +112,7 @@ impl Driver {
             leaves: Vec::new(),
             knocking: None,
             next_knock: 0,
+            hinted: None,
             health: Health::default(),
             held: (None, 0),
             notes: std::sync::Arc::default(),
@@ -120,6 +124,7 @@ impl Driver {
     pub async fn run(mut self) {
         let mut standing = self.strict.standing.subscribe();
         let mut settings = self.strict.settings.subscribe();
+        let mut hints = self.strict.hints.subscribe();
         // Nothing is asked before it is known where this node stands.
         while standing.borrow().is_none() {
             tokio::select! {
@@ -131,7 +136,7 @@ impl Driver {
         self.looked = self.parts.clock.now();
         standing.mark_changed();
         loop {
-            match self.next(&mut standing, &mut settings).await {
+            match self.next(&mut standing, &mut settings, &mut hints).await {
                 Happened::Tick => self.feed(Input::Tick),
                 Happened::Reply(reply) => self.answered(reply),
                 Happened::Change(change) => self.told(change),
@@ -143,6 +148,12 @@ impl Driver {
                 Happened::Settings => {
                     let settings = settings.borrow_and_update().clone();
                     self.feed(Input::Configured(settings));
+                }
+                Happened::Hint => {
+                    let spread = u64::try_from(hints.borrow_and_update().as_millis()).unwrap_or(Ms::MAX);
+                    if self.health.fault.is_some() && self.hinted.is_none() {
+                        self.hinted = Some(self.parts.clock.now() + rand::random_range(0..=spread));
+                    }
                 }
                 Happened::Leave(Leave { for_good, done }) => {
                     self.leaves.push((for_good, done));
@@ -175,6 +186,7 @@ impl Driver {
         &mut self,
         standing: &mut watch::Receiver<Option<Standing>>,
         settings: &mut watch::Receiver<Settings>,
+        hints: &mut watch::Receiver<Duration>,
     ) -> Happened {
         let now = self.parts.clock.now();
         let wake = self.core.next().map_or(NAP, |at| at.saturating_sub(now)).clamp(1, NAP);
@@ -188,6 +200,7 @@ impl Driver {
             _ = some(self.duty.as_mut()) => Happened::DutyEnded,
             Ok(()) = standing.changed() => Happened::Standing,
             Ok(()) = settings.changed() => Happened::Settings,
+            Ok(()) = hints.changed() => Happened::Hint,
             Some(leave) = self.leaving.recv() => Happened::Leave(leave),
             answers = some(self.knocking.as_mut()) => Happened::Knocked(answers),
             () = sleep(Duration::from_millis(wake)) => Happened::Tick,
@@ -309,7 +322,9 @@ impl Driver {
         if matches!(standing, Standing::Observer(_)) {
             // Candidates watch; and what an observer could not write does not matter any more.
             self.following = None;
-            self.health.fault.take_if(|failing| failing.is_write);
+            if self.health.fault.take_if(|failing| failing.is_write).is_some() {
+                self.health.well = Some(self.parts.clock.now());
+            }
         }
         self.feed(Input::Ranked(standing));
     }
@@ -326,6 +341,9 @@ impl Driver {
         let settings = self.strict.settings.borrow().clone();
         self.health.look(now, &settings);
         self.watch(now, &settings);
+        if self.hinted.take_if(|at| now >= *at).is_some() && self.health.fault.is_some() {
+            self.feed(Input::Reread);
+        }
         let fails = self.health.fault.as_ref().is_some_and(|failing| failing.fault.cause.knocks());
         if fails && self.is_candidate() && self.knocking.is_none() && now >= self.next_knock {
             self.next_knock = now + KNOCK_PAUSE;
