@@ -20,7 +20,6 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("trust", &["oci", "policy"]),
     // `policy` for the ranking of candidates.
     ("election", &["oci", "policy"]),
-    // Implements the election's lock.
     ("cluster", &["oci", "election"]),
     ("transfer", &["oci", "network"]),
     ("mirror", &["oci", "store", "network", "transfer", "upstream", "trust", "policy", "telemetry"]),
@@ -106,7 +105,6 @@ const GRAPH: &[(&str, &[&str])] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("libp2p", &["network"]),
     ("kube", &["cluster"]),
-    ("k8s_openapi", &["cluster"]),
     ("roaring", &["network/gossip"]),
     // Certificates of the peer port are libp2p's too.
     ("libp2p_tls", &["network", "transfer"]),
@@ -115,7 +113,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("prost", &["store/containerd", "network"]),
     ("prost_types", &["store/containerd"]),
     // In `upstream` and `pull` as the provider of reqwest.
-    ("rustls", &["transfer", "network", "upstream", "pull", "cluster/classify"]),
+    ("rustls", &["transfer", "network", "upstream", "pull", "cluster"]),
     ("tokio_rustls", &["transfer"]),
     ("reqwest", &["upstream", "pull"]),
     ("hyper", &["transfer", "registry", "admin", "listener", "cluster/api"]),

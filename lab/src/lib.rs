@@ -1,8 +1,8 @@
 //! The laboratory: what Peili's integration tests, demo, benchmarks and soak are made of.
 //!
 //! Images ([`image`]), a registry that counts and misbehaves on request ([`origin`]), with TLS too ([`certificates`]), nodes as network namespaces
-//! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), and the real `peili` program
-//! ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
+//! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), a real Kubernetes API server ([`kubernetes`]),
+//! and the real `peili` program ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
 //! takes nothing but names and digests (`peili::oci`), except for the hostile node ([`liar`])
 //! and the bare peer ([`peer`]), which speak its protocol.
 //!
@@ -17,6 +17,7 @@ pub mod freeze;
 pub mod hosts;
 pub mod http;
 pub mod image;
+pub mod kubernetes;
 pub mod liar;
 pub mod netns;
 pub mod node;
@@ -32,6 +33,7 @@ pub use certificates::Certificates;
 pub use containerd::Containerd;
 pub use freeze::Freezer;
 pub use image::Image;
+pub use kubernetes::ApiServer;
 pub use liar::Liar;
 pub use netns::{Namespace, Network};
 pub use node::Node;

@@ -33,6 +33,8 @@ pub enum Requirement {
     Iptables,
     /// A containerd of this generation.
     Containerd(Generation),
+    /// `kube-apiserver` and `etcd`.
+    Kubernetes,
     /// `nginx`.
     Nginx,
     /// `zstd`.
@@ -121,6 +123,7 @@ impl fmt::Display for Requirement {
             Self::Iproute2 => f.write_str("iproute2"),
             Self::Iptables => f.write_str("iptables"),
             Self::Containerd(generation) => generation.fmt(f),
+            Self::Kubernetes => f.write_str("kube-apiserver and etcd, which KUBEBUILDER_ASSETS may name"),
             Self::Nginx => f.write_str("nginx"),
             Self::Zstd => f.write_str("zstd"),
             Self::Gzip => f.write_str("gzip"),
@@ -145,6 +148,7 @@ impl Requirement {
             Self::Iproute2 => program("ip").is_some() && program("tc").is_some(),
             Self::Iptables => program("iptables").is_some() && program("ip6tables").is_some(),
             Self::Containerd(generation) => generation.binary().is_some(),
+            Self::Kubernetes => kubernetes().is_some(),
             Self::Nginx => program("nginx").is_some(),
             Self::Zstd => program("zstd").is_some(),
             Self::Gzip => program("gzip").is_some(),
@@ -234,6 +238,18 @@ fn sysroot(rustc: &Path) -> Option<PathBuf> {
 fn said(program: &Path, arguments: &[&str]) -> Option<PathBuf> {
     let output = std::process::Command::new(program).args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().into())
+}
+
+/// The folder of `kube-apiserver` and `etcd`: from the environment by the convention of envtest, else from the tool cache.
+pub fn kubernetes() -> Option<PathBuf> {
+    let has_both =
+        |folder: &PathBuf| ["kube-apiserver", "etcd"].iter().all(|name| folder.join(name).is_file());
+    if let Some(folder) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
+        return has_both(&folder).then_some(folder);
+    }
+    let folders = std::fs::read_dir(tools()).ok()?.flatten();
+    let named = folders.filter(|entry| entry.file_name().to_string_lossy().starts_with("kubernetes-"));
+    named.map(|entry| entry.path()).filter(has_both).max()
 }
 
 /// The program that speaks as the next version.

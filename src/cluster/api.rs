@@ -281,6 +281,11 @@ fn connect(address: &Uri, config: &Config, limit: Duration) -> Result<Service, F
         let folder = config.credentials.display();
         Fault::new(Cause::NoCredentials, format!("the credentials in {folder} cannot be used: {error}"))
     };
+    // Without one kube's configuration of TLS would panic, since two are compiled in.
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // An error: somebody else has just done it.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    }
     let mut kube = kube::Config::new(address.clone());
     let authority = config.credentials.join("ca.crt");
     for path in [&authority, &config.credentials.join("token")] {

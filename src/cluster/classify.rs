@@ -35,6 +35,9 @@ fn cause_of(error: &(dyn Error + 'static)) -> Option<Cause> {
     if error.downcast_ref::<kube::client::AuthError>().is_some() {
         return Some(Cause::NoCredentials);
     }
+    if error.is::<rustls::Error>() {
+        return Some(Cause::Tls);
+    }
     let error = error.downcast_ref::<io::Error>()?;
     // TLS wraps its errors so.
     if error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>) {

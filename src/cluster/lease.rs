@@ -221,7 +221,11 @@ fn book(text: &str) -> Vec<Vec<u8>> {
     if text.len() > BOOK_LIMIT * 2 {
         return Vec::new();
     }
-    text.split(' ').take(BOOK).filter_map(|record| STANDARD.decode(record).ok()).collect()
+    text.split(' ')
+        .filter(|record| !record.is_empty())
+        .take(BOOK)
+        .filter_map(|record| STANDARD.decode(record).ok())
+        .collect()
 }
 
 fn fill(body: &mut Value, write: &Write, notes: &Notes) {

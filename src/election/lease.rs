@@ -40,6 +40,8 @@ pub type RequestId = u64;
 
 /// Those who read since something may have been missed do so within this time.
 const SPREAD: Ms = 1_000;
+/// A lease that was given away is taken so many times as soon by those of higher ranks.
+const RELEASED: Ms = 6;
 /// The longest pause after a refusal.
 const REJECTED: Ms = 30_000;
 /// The first pause after a failure.
@@ -78,6 +80,8 @@ pub struct Candidate<R = Shipped> {
     hold_until: Ms,
     failed_reads: u32,
     failed_writes: u32,
+    /// The last failure was a refusal.
+    was_rejected: bool,
     rules: PhantomData<R>,
 }
 
@@ -109,6 +113,7 @@ impl<R: Rules> Candidate<R> {
             hold_until: 0,
             failed_reads: 0,
             failed_writes: 0,
+            was_rejected: false,
             rules: PhantomData,
         }
     }
@@ -266,12 +271,13 @@ impl<R: Rules> Candidate<R> {
             Standing::Candidate(_) | Standing::Observer(_) => None,
         };
         let earliest = self.not_before.max(self.hold_until);
-        let delayed = |free: Ms, rank: u32| {
-            free.saturating_add(self.settings.step.saturating_mul(rank.into())).max(earliest)
+        let delayed = |free: Ms, step: Ms, rank: u32| {
+            free.saturating_add(step.saturating_mul(rank.into())).max(earliest)
         };
+        let step = self.settings.step;
         let Some(object) = &seen.object else {
             return match rank {
-                Some(rank) if !self.working => Some((delayed(seen.since, rank), What::Create)),
+                Some(rank) if !self.working => Some((delayed(seen.since, step, rank), What::Create)),
                 Some(_) | None => poll,
             };
         };
@@ -287,7 +293,11 @@ impl<R: Rules> Candidate<R> {
         }
         match rank {
             Some(_) if is_mine => Some((earliest, What::Acquire)),
-            Some(rank) => Some((delayed(seen.since + self.wait(object), rank), What::Acquire)),
+            // All see it at once that it was given away, and each counts by its own clock when its time is over.
+            Some(rank) if object.record.is_released() => {
+                Some((delayed(seen.since, step / RELEASED, rank), What::Acquire))
+            }
+            Some(rank) => Some((delayed(seen.since + self.wait(object), step, rank), What::Acquire)),
             None if is_mine => Some((self.not_before, What::Release)),
             None => poll,
         }
@@ -422,6 +432,11 @@ impl<R: Rules> Candidate<R> {
     /// Reads before anything else is tried: a write without an answer may have been carried out.
     /// `rejected`: the server was reached and refused, and may have said when to ask again.
     fn failed(&mut self, now: Ms, flight: &Flight, rejected: Option<Option<Ms>>) {
+        if self.was_rejected != rejected.is_some() {
+            // A server that has just come back refuses for a moment, until it knows the rights again.
+            (self.failed_reads, self.failed_writes) = (0, 0);
+            self.was_rejected = rejected.is_some();
+        }
         let failures =
             if flight.what == What::Read { &mut self.failed_reads } else { &mut self.failed_writes };
         *failures = failures.saturating_add(1);

@@ -20,11 +20,14 @@ mod admission;
 mod cli;
 mod cluster;
 mod configure;
+mod coordination;
 mod election;
 mod faults;
+mod kubernetes;
 mod network;
 mod policies;
 mod pulls;
+mod seed;
 
 /// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -95,8 +98,11 @@ fn main() -> ExitCode {
     let mut cases = admission::cases();
     cases.extend(cli::cases());
     cases.extend(configure::cases());
+    cases.extend(coordination::cases());
     cases.extend(election::cases());
     cases.extend(faults::cases());
+    cases.extend(kubernetes::cases());
+    cases.extend(seed::cases());
     cases.extend(network::cases());
     cases.extend(policies::cases());
     cases.extend(pulls::cases());

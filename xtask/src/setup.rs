@@ -2,7 +2,7 @@
 //!
 //! Programs that exist in this machine's package archive are installed. containerds go into the tool cache instead: all
 //! three generations are wanted side by side, and none of them as a service. They are Go programs, so those of other
-//! Debian suites run here; the archive is the one that this machine's own sources name.
+//! Debian suites run here. The Kubernetes API server goes there too ([`kubernetes`]).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use self::archive::Archive;
 use crate::{cargo, target};
+
+mod archive;
+mod kubernetes;
 
 /// A package, the program by which it is recognised, and what it is for.
 struct Package {
@@ -85,6 +89,7 @@ pub(crate) fn install() -> Result<()> {
             }
         }
     }
+    kubernetes::install();
     components();
     Ok(())
 }
@@ -158,46 +163,20 @@ impl Containerd {
         })
     }
 
-    /// Downloads the package of its suite by a private apt source and unpacks it into the tool cache.
+    /// Unpacks the package of its suite into the tool cache.
     fn install(&self) -> Result<()> {
-        let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        ensure!(os.lines().any(|line| line == "ID=debian"), "only known how on Debian");
-        let folder = target().join("tools").join(format!(".apt-{}", self.suite));
-        let (sources, lists, cache) = (folder.join("sources"), folder.join("lists"), folder.join("cache"));
-        for path in [&sources, &lists.join("partial"), &cache.join("archives/partial")] {
-            fs::create_dir_all(path)?;
-        }
-        fs::write(sources.join("suite.sources"), source(self.suite)?)?;
-        let options = [
-            "Dir::Etc::SourceList=/dev/null".to_owned(),
-            format!("Dir::Etc::SourceParts={}", sources.display()),
-            format!("Dir::State::Lists={}", lists.display()),
-            format!("Dir::Cache={}", cache.display()),
-            // The folder may be closed to apt's own user.
-            "APT::Sandbox::User=root".to_owned(),
-        ];
-        let apt = |arguments: &[&str]| {
-            let mut command = Command::new("apt-get");
-            command.arg("-qq").args(options.iter().flat_map(|option| ["-o", option])).args(arguments);
-            checked(command.current_dir(&folder))
-        };
-        apt(&["update"])?;
-        apt(&["download", "containerd"])?;
-        let package = fs::read_dir(&folder)?
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .context("apt downloaded nothing")?;
-        let output = Command::new("dpkg-deb").arg("-f").arg(&package).arg("Version").output()?;
-        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let archive = Archive::open(self.suite, "deb")?;
+        archive.download(&["containerd"])?;
+        let tools = target().join("tools");
+        let unpacked = tools.join(".containerd");
+        // Of a try that was ended.
+        let _ = fs::remove_dir_all(&unpacked);
+        let version = archive.unpack("containerd", &unpacked)?;
         // "1.7.24~ds1-6+deb13u1" is 1.7.24, "2.1.9+ds1-5" is 2.1.9.
         let version = version.split(['~', '+', '-']).next().unwrap_or_default();
         ensure!(version.starts_with(self.version), "suite {} has containerd {version}", self.suite);
-        let unpacked = folder.join("unpacked");
-        checked(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked))?;
-        fs::rename(&unpacked, target().join("tools").join(format!("containerd-{version}")))?;
-        fs::remove_dir_all(folder)?;
-        Ok(())
+        fs::rename(&unpacked, tools.join(format!("containerd-{version}")))?;
+        archive.close()
     }
 }
 
@@ -254,53 +233,6 @@ fn components() {
     }
 }
 
-/// The first source of this machine that serves Debian, turned to another suite.
-fn source(suite: &str) -> Result<String> {
-    let folder = Path::new("/etc/apt/sources.list.d");
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    files.sort();
-    let deb822 = files
-        .iter()
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sources"))
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .find_map(|text| from_deb822(&text, suite));
-    let one_line = || from_one_line(&fs::read_to_string("/etc/apt/sources.list").ok()?, suite);
-    deb822.or_else(one_line).context("no source of Debian packages on this machine")
-}
-
-/// The first stanza with component main, with its suites replaced.
-fn from_deb822(text: &str, suite: &str) -> Option<String> {
-    let is_archive = |stanza: &&str| {
-        let components = stanza.lines().find_map(|line| line.strip_prefix("Components:"));
-        components.is_some_and(|components| components.split_whitespace().any(|name| name == "main"))
-            && stanza.contains("URIs:")
-            && !stanza.lines().any(|line| line.starts_with("Suites:") && line.contains("-security"))
-    };
-    let stanza = text.split("\n\n").find(is_archive)?;
-    let replace = |line: &str| match line {
-        line if line.starts_with("Suites:") => format!("Suites: {suite}\n"),
-        line if line.starts_with("Types:") => "Types: deb\n".to_owned(),
-        line => format!("{line}\n"),
-    };
-    Some(stanza.lines().map(replace).collect())
-}
-
-/// The same from `deb [OPTIONS] URI SUITE COMPONENT...`.
-fn from_one_line(text: &str, suite: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let rest = line.trim().strip_prefix("deb ")?.trim();
-        let rest =
-            rest.strip_prefix('[').map_or(rest, |rest| rest.split_once(']').map_or("", |(_, rest)| rest));
-        let mut words = rest.split_whitespace();
-        let (uri, old) = (words.next()?, words.next()?);
-        if old.contains("-security") || !words.any(|word| word == "main") {
-            return None;
-        }
-        Some(format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\n"))
-    })
-}
-
 /// Where a program is, administrators' folders included.
 fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -319,21 +251,4 @@ fn checked(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot run {name}"))?;
     ensure!(status.success(), "{name}: {status}");
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_source_is_turned_to_another_suite() {
-        let text = "Types: deb deb-src\n# a comment\nURIs: http://archive.test/debian\nSuites: old old-updates\n\
-                    Components: main\nSigned-By: /k.gpg\n\nTypes: deb\nURIs: http://other.test\n";
-        let expected = "Types: deb\n# a comment\nURIs: http://archive.test/debian\nSuites: new\nComponents: main\n\
-                        Signed-By: /k.gpg\n";
-        assert_eq!(from_deb822(text, "new").as_deref(), Some(expected));
-        let text = "# deb no\ndeb [arch=amd64] http://archive.test/debian old main contrib\n";
-        let expected = "Types: deb\nURIs: http://archive.test/debian\nSuites: new\nComponents: main\n";
-        assert_eq!(from_one_line(text, "new").as_deref(), Some(expected));
-    }
 }

@@ -21,6 +21,8 @@ struct Stored {
     forbidden: Vec<&'static str>,
     /// The next call is carried out, and its answer is lost.
     deaf: bool,
+    /// How long the next call takes.
+    takes: Option<(Arc<Clocked>, Ms)>,
 }
 
 #[derive(Default)]
@@ -137,6 +139,9 @@ impl Server for Memory {
         let kind = if path.contains("/events") { "events" } else { "configmaps" };
         stored.calls.push(format!("{method} {kind}"));
         let answer = stored.answer(&method, path, body);
+        if let Some((clock, millis)) = stored.takes.take() {
+            clock.0.fetch_add(millis, Ordering::SeqCst);
+        }
         if std::mem::take(&mut stored.deaf) {
             return Err(Fault::new(Cause::NoAnswer, "lost"));
         }
@@ -350,6 +355,19 @@ async fn whoever_leads_no_more_sends_nothing() {
     assert!(bench.calls("").is_empty());
     assert_eq!(bench.fenced(), 2, "the summary and an Event");
     assert!(leader.coordinator.problems().is_empty());
+}
+
+/// Guards the check after answers.
+#[tokio::test]
+async fn an_answer_that_comes_after_the_term_leads_to_nothing() {
+    let bench = Bench::new();
+    let mut leader = bench.leader("a", token("l", 7));
+    leader.desk.apply(&Role::Leader(token("l", 7), 10_000));
+    bench.server.0.lock().unwrap().takes = Some((Arc::clone(&bench.clock), 10_000));
+    bench.server.0.lock().unwrap().forbidden = vec!["GET configmaps"];
+    leader.turn().await;
+    assert_eq!(bench.calls(""), ["GET configmaps"]);
+    assert!(leader.coordinator.problems().is_empty(), "who leads no more has no problem with its work");
 }
 
 #[tokio::test]

@@ -35,6 +35,7 @@ pub struct Driver {
     flight: Option<Flight>,
     following: Option<Following>,
     next_watch: Ms,
+    next_poll: Ms,
     blind: Option<Fault>,
     duty: Option<AbortOnDropHandle<()>>,
     leaves: Vec<(bool, oneshot::Sender<()>)>,
@@ -102,6 +103,7 @@ impl Driver {
             flight: None,
             following: None,
             next_watch: 0,
+            next_poll: 0,
             blind: None,
             duty: None,
             leaves: Vec::new(),
@@ -371,8 +373,8 @@ impl Driver {
         }
         if now < self.next_watch {
             // Without a watch, which is not allowed.
-            let third = settings.duration / 3;
-            if self.blind.is_some() && self.core.since().is_some_and(|since| now >= since + third) {
+            if self.blind.is_some() && now >= self.next_poll {
+                self.next_poll = now + settings.duration / 3;
                 self.feed(Input::Reread);
             }
             return;

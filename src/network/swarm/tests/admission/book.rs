@@ -101,6 +101,19 @@ async fn who_answers_has_to_be_whom_the_book_names() {
 }
 
 #[tokio::test]
+async fn who_has_a_neighbour_follows_no_hint() {
+    let keys = Keys::new();
+    let one = Made::by(&[&keys.first], &[]).start().await;
+    let other = Made::by(&[&keys.first], &[&one]).start().await;
+    wait_for("a neighbour", || other.network.status().peers.iter().any(|peer| peer.neighbour)).await;
+    let third = Made::by(&[&keys.first], &[]).start().await;
+    other.network.shared.book().put(third.id.as_str().parse().unwrap(), third.address);
+    other.network.shared.wake.notify_one();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!((other.connected(), third.connected()), (1, 0));
+}
+
+#[tokio::test]
 async fn a_hostile_book_leads_nowhere() {
     let keys = Keys::new();
     let port = 5001;
