@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin::{self, Sources, Status};
+use crate::cluster::Coordinator;
 use crate::config::{Config, Loaded, watch};
 use crate::election::strict::LeaseMetrics;
 use crate::election::{self, Election};
@@ -204,7 +205,8 @@ impl App {
             looks: Arc::clone(&looks),
         };
         let election_metrics = election::Metrics::register(metrics.sub_registry_with_prefix("election"));
-        let (strict, driver) = electing::strict(&config, identity.peer_id(), lease_metrics).unzip();
+        let (strict, work) = electing::strict(&config, &network, lease_metrics).unzip();
+        let (driver, coordinator) = work.unzip();
         let driving = driver.map(|driver| AbortOnDropHandle::new(tokio::spawn(driver.run())));
         let election =
             electing::elections(&config.election, &policies, &admission, nodes, strict, election_metrics);
@@ -307,6 +309,7 @@ impl App {
             causes,
             policies: Arc::clone(&policies),
             election: election.clone(),
+            coordinator,
             upstreams: upstreams.clone(),
             gate: Arc::clone(&gate),
             problems: Arc::clone(&problems),
@@ -415,6 +418,7 @@ struct Report {
     causes: Arc<Causes>,
     policies: Arc<Policies>,
     election: Election,
+    coordinator: Option<Arc<Coordinator>>,
     upstreams: Named,
     gate: Arc<PinnedTrust>,
     problems: Arc<Problems>,
@@ -432,6 +436,7 @@ impl Report {
         }
         problems.extend(self.policies.problems().into_iter().map(|problem| format!("policies: {problem}")));
         problems.extend(self.election.problems());
+        problems.extend(self.coordinator.iter().flat_map(|coordinator| coordinator.problems()));
         problems
             .extend(self.policies.unrecorded().map(|problem| format!("policies: not recorded: {problem}")));
         problems.extend(self.gate.problems());

@@ -5,7 +5,11 @@
 
 mod api;
 mod classify;
+mod coordinator;
+mod effects;
+mod events;
 mod lease;
+mod summary;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::election::strict::{Cause, Fault};
 pub use api::{Api, Response};
+pub use coordinator::{Coordinator, Fleet, Node};
 pub use lease::LeaseLock;
 
 /// Where Talos answers for the API server on each node (KubePrism), for whoever is in the node's network.

@@ -18,6 +18,8 @@ mod seats;
 mod status;
 pub mod strict;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -165,6 +167,10 @@ pub trait World: Send + Sync {
     fn tell(&self, facts: Facts);
     /// Takes who holds what.
     fn lead(&self, table: &Table);
+    /// Signed records of these members, in their order, without those that are not there.
+    fn records(&self, peers: &[PeerId]) -> Vec<Vec<u8>>;
+    /// Takes what the lease says of who is there, from whoever may write it: a hint, to be judged.
+    fn hint(&self, book: &[Vec<u8>]);
     /// What neighbours make of their views, as [`Table::opinion`] has it.
     fn opinions(&self) -> Vec<(u32, u32)>;
 }
@@ -394,6 +400,9 @@ impl Election {
             let evaluation = tokio::task::spawn_blocking(move || {
                 let (world, config) = (&election.shared.world, election.shared.config.load_full());
                 let start = Instant::now();
+                // Before it is said why this node is alone.
+                let notes = election.strict().map(|strict| strict.state().notes);
+                world.hint(notes.as_ref().map_or(&[], |notes| &notes.book));
                 let (members, complete) = (world.members(), world.is_complete());
                 let alone = if members.len() > 1 { Alone::Unreached } else { world.alone() };
                 let (known, lease) = (world.known(), election.lease());
@@ -428,7 +437,8 @@ impl Election {
         }
         let Some(standing) = output.standing else { return };
         let members = u32::try_from(output.table.members()).unwrap_or(u32::MAX);
-        strict.note(Notes { members, ..Notes::default() });
+        let book = self.shared.world.records(&output.table.book());
+        strict.note(Notes { members, book }.bounded());
         strict.stand(standing);
         let reaching = output.table.reaching();
         if reaching > self.shared.reaching.swap(reaching, Ordering::Relaxed) {

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
-use crate::cluster::{Api, LeaseLock};
+use crate::cluster::{Api, Coordinator, Fleet, LeaseLock, Node};
 use crate::config::Config;
-use crate::election::strict::{self, BootClock, Driver, Idle, LeaseMetrics, Strict};
+use crate::election::strict::{self, BootClock, Driver, LeaseMetrics, Strict};
 use crate::election::{self, Alone, Election, Facts, Mark, Member, Metrics, Table, World};
 use crate::network;
 use crate::network::admission::Admission;
@@ -67,22 +67,50 @@ pub(super) fn elections(
     )
 }
 
-/// The strict role and who drives it, where there is a Kubernetes API.
-pub(super) fn strict(config: &Config, here: &PeerId, metrics: LeaseMetrics) -> Option<(Strict, Driver)> {
+/// The strict role, who drives it, and its work, where there is a Kubernetes API.
+pub(super) fn strict(
+    config: &Config,
+    network: &SwarmNetwork,
+    metrics: LeaseMetrics,
+) -> Option<(Strict, (Driver, Arc<Coordinator>))> {
     if !config.kubernetes.is_in_cluster() {
         return None;
     }
-    let api = Arc::new(Api::new(&config.kubernetes));
+    let api = || Api::new(&config.kubernetes);
     let lease = &config.election.lease;
+    let here = if config.node.name.is_empty() { network.peer_id().as_str() } else { &config.node.name };
+    let fleet = Arc::new(Members(network.clone()));
+    let clock = Arc::new(BootClock);
+    let duty = Coordinator::new(api(), &lease.name, here, fleet, clock.clone(), metrics.clone());
+    let duty = Arc::new(duty);
     let parts = strict::Parts {
-        lock: Arc::new(LeaseLock::new(api, &lease.name)),
-        clock: Arc::new(BootClock),
-        duty: Arc::new(Idle),
+        lock: Arc::new(LeaseLock::new(Arc::new(api()), &lease.name)),
+        clock,
+        duty: duty.clone(),
         metrics,
         seed: rand::random(),
     };
-    let identity = election::identity::identity(&config.node.name, here, rand::random());
-    Some(Strict::new(&identity, &lease.times.settings(), parts))
+    let identity = election::identity::identity(&config.node.name, network.peer_id(), rand::random());
+    let (strict, driver) = Strict::new(&identity, &lease.times.settings(), parts);
+    Some((strict, (driver, duty)))
+}
+
+/// The members as the coordinator tells of them.
+struct Members(SwarmNetwork);
+
+impl Fleet for Members {
+    fn members(&self) -> Vec<Node> {
+        let node = |member: network::Member| {
+            let Member { id, name, version, facts, .. } = candidate(member);
+            let reached = match facts.api_server {
+                Reachability::Unknown => None,
+                Reachability::Reachable => Some(true),
+                Reachability::Unreachable => Some(false),
+            };
+            Node { id, name, version, reached, policy: facts.policy.to_string() }
+        };
+        self.0.members().into_iter().map(node).collect()
+    }
 }
 
 impl World for Nodes {
@@ -100,7 +128,7 @@ impl World for Nodes {
 
     fn alone(&self) -> Alone {
         let looks = self.looks.load(Ordering::Relaxed) || !self.network.known_peers().is_empty();
-        if looks { Alone::Unreached } else { Alone::NoBootstrapSource }
+        if looks || self.network.is_hinted() { Alone::Unreached } else { Alone::NoBootstrapSource }
     }
 
     fn load(&self) -> u32 {
@@ -129,6 +157,14 @@ impl World for Nodes {
         let (candidates, leaders) = table.opinion();
         self.network.set_opinion(candidates, leaders);
         self.network.dial_first(&table.introducers());
+    }
+
+    fn records(&self, peers: &[PeerId]) -> Vec<Vec<u8>> {
+        self.network.records(peers)
+    }
+
+    fn hint(&self, book: &[Vec<u8>]) {
+        self.network.hint(book);
     }
 
     fn opinions(&self) -> Vec<(u32, u32)> {

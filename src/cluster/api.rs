@@ -154,7 +154,8 @@ impl Api {
         let status = response.status();
         if status != StatusCode::OK {
             let body = timeout(HEAD, Limited::new(response.into_body(), ANSWER).collect()).await;
-            let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
+            let body =
+                body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
             return Err(refusal(status, &serde_json::from_slice(&body).unwrap_or_default()));
         }
         let body =

@@ -40,7 +40,7 @@ fn cause_of(error: &(dyn Error + 'static)) -> Option<Cause> {
     }
     let error = error.downcast_ref::<io::Error>()?;
     // TLS wraps its errors so.
-    if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+    if error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>) {
         return Some(Cause::Tls);
     }
     Some(match error.kind() {

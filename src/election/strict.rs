@@ -54,7 +54,7 @@ pub struct Idle;
 #[async_trait]
 impl Duty for Idle {
     async fn lead(&self, _: Leadership) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -7,7 +7,7 @@ use super::members::{Mark, Member, View};
 use super::rendezvous;
 use super::roles::{Fallback, Role};
 use super::status::{Compared, Explained, Holder, RoleStatus, Standing, Status};
-use super::strict::Cause;
+use super::strict::{BOOK, Cause};
 use crate::oci::{Digest, Home, PeerId};
 use crate::policy;
 use crate::policy::election::{Candidate, Reachability};
@@ -184,6 +184,21 @@ impl Table {
     pub fn introducers(&self) -> Vec<PeerId> {
         let seats = self.held(Role::Introducers).into_iter().flat_map(|held| &held.seats);
         seats.filter_map(|place| Some(self.view.members.get(*place)?.id.clone())).collect()
+    }
+
+    /// Whom a node without peers may ask, as the lease tells: introducers first, then this node, then others.
+    pub(super) fn book(&self) -> Vec<PeerId> {
+        let mut book = self.introducers();
+        for place in self.here.into_iter().chain(0..self.view.members.len()) {
+            if book.len() >= BOOK {
+                break;
+            }
+            let Some(Member { id, .. }) = self.view.members.get(place) else { continue };
+            if !book.contains(id) {
+                book.push(id.clone());
+            }
+        }
+        book
     }
 
     /// What this node makes of its view, as neighbours are told: the candidates, and who leads. Never 0.

@@ -234,6 +234,11 @@ impl Admission {
         self.shared.state.load().mode == Mode::Key
     }
 
+    /// Whether anybody may come.
+    pub fn is_open(&self) -> bool {
+        self.shared.state.load().mode == Mode::Open
+    }
+
     /// Judges what `peer` shows, and admits it until the certificate's end. The caller knows that it is `peer`: by the
     /// connection, or by its signature over the record in which the certificate came.
     ///

@@ -10,6 +10,7 @@
 //! ```
 
 mod behaviour;
+mod book;
 mod bootstrap;
 mod codec;
 mod disk;
@@ -42,6 +43,7 @@ use super::{
     TagSource, Tagged,
 };
 use crate::oci::{Action, Digest, Gate, PeerId};
+use book::Book;
 use driver::{Command, Driver, Question, Reply};
 use lookup::{Names, SystemNames};
 use view::Shared;
@@ -122,6 +124,7 @@ impl Swarm {
     ) -> Result<(Self, SwarmNetwork), SpawnError> {
         let (gate, admission) = (Arc::clone(&parts.gate), parts.admission.clone());
         let shared = Arc::new(Shared::new(identity, gate, admission, Limits::default()));
+        *shared.book() = Book::new(config);
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let driver = Driver::new(identity, config, announcement, parts, Arc::clone(&shared), names)
             .map_err(SpawnError)?;
@@ -192,6 +195,21 @@ impl SwarmNetwork {
     /// Whom this node dials first when it has no neighbour.
     pub fn dial_first(&self, peers: &[PeerId]) {
         self.shared.dial_first(peers);
+    }
+
+    /// Signed records of those of these members that live, in their order, as [`Self::hint`] takes them elsewhere.
+    pub fn records(&self, peers: &[PeerId]) -> Vec<Vec<u8>> {
+        self.shared.signed(peers).iter().map(|record| record.to_vec()).collect()
+    }
+
+    /// Somebody who cannot be trusted says that these are there: who has no neighbour may dial some of them. The last word counts.
+    pub fn hint(&self, records: &[Vec<u8>]) {
+        self.shared.hint(records);
+    }
+
+    /// Whether the last word named somebody who may be dialled.
+    pub fn is_hinted(&self) -> bool {
+        self.shared.book().has_somebody()
     }
 
     /// What this node makes of its view: hashes of the candidates of elections and of who leads. Neighbours are told when views

@@ -107,6 +107,22 @@ fn by(output: &Output, role: Role) -> (By, String) {
     (role.by, role.fallback)
 }
 
+#[test]
+fn the_book_names_introducers_and_then_this_node_and_others() {
+    let members: Vec<Member> = (0..20).map(member).collect();
+    let mut bench = Bench::new(19);
+    bench.config.introducers = 2;
+    let table = bench.at(0, &members).table;
+    let (book, introducers) = (table.book(), table.introducers());
+    assert_eq!((book.len(), &book[..2]), (5, &introducers[..]));
+    assert!(book.contains(&id(19)));
+    let mut once = book.clone();
+    once.sort();
+    once.dedup();
+    assert_eq!(once.len(), 5, "{book:?}");
+    assert_eq!(bench.at(10, &members[19..]).table.book(), [id(19)]);
+}
+
 /// Two nodes that see the same members in another order agree on everything.
 #[test]
 fn nodes_agree_and_few_keys_move() {

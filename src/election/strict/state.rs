@@ -6,7 +6,7 @@ use super::{Cause, Fault, Notes};
 use crate::election::lease::{Leadership, Ms, Standing, Token};
 
 /// How the strict role stands on this node. Times are as of a second ago at most.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct State {
     /// Whether the lease has been healthy for long enough to be relied on.
     pub relied_on: bool,
@@ -32,25 +32,6 @@ pub struct State {
     pub leadership: Option<Leadership>,
     /// What the holder publishes.
     pub notes: Arc<Notes>,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            relied_on: false,
-            fault: None,
-            blind: None,
-            reached: None,
-            standing: None,
-            holder: None,
-            tenure: 0,
-            age: None,
-            duration: 0,
-            free: false,
-            leadership: None,
-            notes: Arc::default(),
-        }
-    }
 }
 
 impl State {

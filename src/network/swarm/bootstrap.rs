@@ -32,6 +32,8 @@ pub(super) enum Target {
     Service(String),
     /// One that the gossip knows, by its key there: dialled once, since the gossip says when again.
     Member(u64),
+    /// One that a lease names.
+    Hint,
 }
 
 /// What to do now.

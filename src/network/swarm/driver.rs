@@ -32,6 +32,7 @@ use crate::oci::{Action, Digest, PeerId};
 
 mod dialing;
 mod exchange;
+mod hints;
 mod keeping;
 mod neighbours;
 mod proof;
@@ -108,6 +109,8 @@ pub(super) struct Driver {
     /// Identities that two processes have, and when that was seen last.
     twins: HashMap<PeerId, Instant>,
     bootstrap: Bootstrap,
+    /// Hints of a lease are not followed before.
+    next_hint: Instant,
     dials: HashMap<ConnectionId, (Target, Option<SocketAddr>)>,
     names: Arc<dyn Names>,
     lookups: JoinSet<LookupDone>,
@@ -208,6 +211,7 @@ impl Driver {
             gossip_due: 0,
             twins: HashMap::new(),
             bootstrap: Bootstrap::new(),
+            next_hint: Instant::now(),
             dials: HashMap::new(),
             names,
             lookups: JoinSet::new(),
@@ -251,7 +255,8 @@ impl Driver {
         let waiting = self.links.values().filter(|link| link.flight.is_none()).filter_map(|link| link.next);
         let first =
             self.bootstrap.next_due().into_iter().chain(waiting).fold(self.housekeeping, Instant::min);
-        first.min(self.gossip_due())
+        let hint = self.hint_due(Instant::now());
+        first.min(self.gossip_due()).min(hint.unwrap_or(first))
     }
 
     fn on_time(&mut self) {
@@ -270,6 +275,7 @@ impl Driver {
             self.push(peer);
         }
         self.start_lookups(now);
+        self.follow_hints(now);
         if self.housekeeping <= now {
             self.housekeeping = now + HOUSEKEEPING;
             self.keep_house(now);

@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::book::Book;
 use super::notary::{self, Keeper, content_key};
 use crate::network::admission::Admission;
 use crate::network::claim::ADDRESS_LIMIT;
 use crate::network::facts::Facts;
 use crate::network::gossip::holdings::Index;
 use crate::network::gossip::members::{Member, State};
-use crate::network::gossip::record::Record;
+use crate::network::gossip::record::{Notary, Record};
 use crate::network::gossip::{Gossip, Limits, Ms};
 use crate::network::identity::Identity;
 use crate::network::{self, Advertisement, KnownPeer, MemberState, Peer, PeerConfig, PeerStatus, Status};
@@ -34,7 +35,10 @@ pub(super) struct Shared {
     /// Wakes the driver after one of the fields below was written.
     pub wake: Notify,
     began: Instant,
+    keeper: Arc<Keeper>,
     view: RwLock<View>,
+    /// Whom a lease names.
+    book: Mutex<Book>,
     peers: RwLock<BTreeMap<PeerId, Known>>,
     problems: Mutex<Problems>,
     listening: Mutex<Vec<String>>,
@@ -123,13 +127,16 @@ impl Shared {
             process: rand::random(),
             ..Record::default()
         };
-        let gossip = Gossip::new(draft, keeper, Index::default(), limits, rand::random(), 0);
+        let gossip =
+            Gossip::new(draft, Arc::clone(&keeper) as _, Index::default(), limits, rand::random(), 0);
         Self {
             id: identity.peer_id().clone(),
             gate,
             admission,
             wake: Notify::new(),
             began: Instant::now(),
+            keeper,
+            book: Mutex::default(),
             view: RwLock::new(View { gossip, members: HashMap::new() }),
             peers: RwLock::default(),
             problems: Mutex::default(),
@@ -239,6 +246,30 @@ impl Shared {
     pub(super) fn dial_first(&self, peers: &[PeerId]) {
         let keys = peers.iter().filter_map(|id| Some(notary::member_key(&id.as_str().parse().ok()?)));
         self.view_mut().gossip.dial_first(keys.collect());
+    }
+
+    /// Signed records of those of these members that live, in their order.
+    pub(super) fn signed(&self, peers: &[PeerId]) -> Vec<bytes::Bytes> {
+        let gossip = &self.view().gossip;
+        let keys = peers.iter().filter_map(|id| Some(notary::member_key(&id.as_str().parse().ok()?)));
+        let live = keys.filter_map(|key| gossip.members().by_key(key)).filter(|member| member.is_live());
+        live.map(|member| member.record.signed.clone()).collect()
+    }
+
+    /// Takes what a lease says of who is there. In an open network anybody could stand there.
+    pub(super) fn hint(&self, records: &[Vec<u8>]) {
+        let records = if self.admission.is_open() { &[] } else { records };
+        let judge = |record: &[u8]| {
+            let record = self.keeper.open(&bytes::Bytes::copy_from_slice(record)).ok()?;
+            (record.key != self.view().gossip.members().own().key).then_some(record)
+        };
+        if self.book().take(records, judge, Instant::now()) {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How a peer is by the gossip's word.

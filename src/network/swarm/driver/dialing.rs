@@ -144,7 +144,7 @@ impl Driver {
                 self.dial_peer(id, &addresses, now);
             }
             // The gossip knows addresses, and no names.
-            Target::Member(_) => {}
+            Target::Member(_) | Target::Hint => {}
             Target::Service(name) => {
                 let problem = failed.into_iter().next();
                 let answer = if problem.is_none() { Ok(found.as_slice()) } else { Err(()) };
@@ -180,7 +180,13 @@ impl Driver {
         self.dial(Target::Peer(id), None, options, now);
     }
 
-    fn dial(&mut self, target: Target, address: Option<SocketAddr>, options: DialOpts, now: Instant) {
+    pub(super) fn dial(
+        &mut self,
+        target: Target,
+        address: Option<SocketAddr>,
+        options: DialOpts,
+        now: Instant,
+    ) {
         let connection = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
@@ -235,6 +241,8 @@ impl Driver {
                 self.shared.problem(Subject::Address(address), Some(text));
             }
             (Target::Service(_), None) => {}
+            // Anybody may have put it there who may write the lease.
+            (Target::Hint, _) => tracing::debug!("somebody whom the lease names{text}"),
             (Target::Member(key), _) => {
                 let now = self.now();
                 self.shared.view_mut().gossip.dial_failed(key, now);

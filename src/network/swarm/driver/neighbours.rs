@@ -84,6 +84,10 @@ impl Driver {
         let number = self.next_link;
         let link = stream::Link::new(number, stream, &self.events);
         self.neighbours.insert(number, Neighbour { peer, id, link });
+        if self.neighbours.len() == 1 {
+            // From here on it is the neighbours who say where this node is.
+            self.amend();
+        }
         let now = self.now();
         self.shared.view_mut().gossip.link_up(number, member_key(&peer), outbound, observed, now);
         self.turn();
@@ -267,7 +271,11 @@ impl Driver {
         // A socket that listens at one address says itself where it is.
         let sockets = ports.iter().chain(&self.announcement.transfer).map(SocketAddr::ip);
         let named = sockets.filter(|ip| !ip.is_unspecified());
-        let ips: Vec<IpAddr> = advertised.iter().chain(&self.own_ips).copied().chain(named).collect();
+        let mut ips: Vec<IpAddr> = advertised.iter().chain(&self.own_ips).copied().chain(named).collect();
+        if ips.is_empty() && !ports.is_empty() && self.neighbours.is_empty() {
+            // Nobody has said where this node is, and a lease may have to name it to the first who comes.
+            ips = routed();
+        }
         for ip in &ips {
             // Where addresses are configured, they are the ones that others can reach.
             if advertised.is_empty() {
@@ -329,6 +337,18 @@ fn spread(sockets: &[SocketAddr], ip: IpAddr, addresses: &mut Vec<SocketAddr>) {
     }
 }
 
+/// The addresses from which this machine would go out. Nothing is sent.
+fn routed() -> Vec<IpAddr> {
+    // For documentation: they are nobody's.
+    const SOMEWHERE: [(&str, &str); 2] = [("0.0.0.0:0", "198.51.100.1:9"), ("[::]:0", "[2001:db8::1]:9")];
+    let routed = SOMEWHERE.into_iter().filter_map(|(from, to)| {
+        let socket = UdpSocket::bind(from).ok()?;
+        socket.connect(to).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    });
+    routed.filter(|ip| !ip.is_loopback() && !ip.is_unspecified()).collect()
+}
+
 /// Whether this machine has the address: else a neighbour could send all others elsewhere.
 fn is_local(ip: IpAddr) -> bool {
     !ip.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok()
@@ -352,6 +372,11 @@ mod tests {
         check(&["[::]:5001"], "fd00::1", &["[fd00::1]:5001"]);
         check(&["10.0.0.2:5001"], "10.0.0.1", &[]);
         check(&["127.0.0.1:5001"], "127.0.0.1", &["127.0.0.1:5001"]);
+    }
+
+    #[test]
+    fn routes_lead_from_addresses_of_this_machine() {
+        assert!(routed().into_iter().all(|ip| is_local(ip) && !ip.is_loopback()));
     }
 
     #[test]

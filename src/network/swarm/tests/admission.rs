@@ -13,6 +13,8 @@ use crate::network::admission::Admission;
 use crate::oci::{Members, Proof};
 use crate::trust::{self, PinnedTrust};
 
+mod book;
+
 /// A node with the real gate.
 struct Member {
     id: PeerId,
