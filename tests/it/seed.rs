@@ -41,6 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .alone(),
         Case::new("seed::the_lock_names_a_dead_leader", &needs, dead_leader).within(long),
         Case::new("seed::rights_and_objects_come_late", &needs, late).within(long),
+        Case::new("seed::a_node_finds_others_by_what_the_coordinator_wrote", &needs, book).within(long),
     ]
 }
 
@@ -344,4 +345,47 @@ async fn late() {
     rig.nodes.remove(place);
     let took = rig.leads(SOON).await;
     println!("another leads {took:?} after the leader was ended");
+}
+
+/// The coordinator writes its summary and its Events; and a node that nothing tells where others are finds them by its book.
+async fn book() {
+    let (mut rig, plans) = Rig::new().await;
+    rig.cluster.allow_all().await;
+    let mut plans = plans.into_iter();
+    let mut lost = plans.next_back().unwrap();
+    for plan in plans {
+        rig.nodes.push(start(plan).await.0);
+    }
+    let (leader, _) = rig.coordinator(SOON).await;
+    let fleet = "/api/v1/namespaces/peili/configmaps/peili-fleet";
+    let summary = wait::until("the fleet summary", SOON, async || {
+        let (status, map) = rig.cluster.server.admin("GET", fleet, None).await.ok()?;
+        let summary: Value = serde_json::from_str(map["data"]["summary.json"].as_str()?).ok()?;
+        (status == 200 && summary["members"] == 2).then_some(summary)
+    })
+    .await
+    .unwrap();
+    assert_eq!(summary["leader"], leader.as_str(), "{summary}");
+    let lease = rig.cluster.lease().await.unwrap();
+    assert_eq!(summary["token"]["uid"], lease["metadata"]["uid"]);
+    let events = "/apis/events.k8s.io/v1/namespaces/peili/events";
+    let reasons = wait::until("an Event", SOON, async || {
+        let (_, events) = rig.cluster.server.admin("GET", events, None).await.ok()?;
+        let items = events["items"].as_array()?.clone();
+        (!items.is_empty()).then_some(items)
+    })
+    .await
+    .unwrap();
+    assert!(reasons.iter().all(|event| event["reason"] == "LeaderChanged"), "{reasons:#?}");
+    assert_eq!(lease["metadata"]["annotations"]["peili.dev/members"], "2");
+
+    lost.merge(&json!({"network": {"dns": []}}));
+    let began = Instant::now();
+    rig.nodes.push(start(lost).await.0);
+    let seen = rig.nodes[2].status().await.unwrap();
+    assert!(seen["election"]["mode"] != "lease", "{seen}");
+    rig.until("three members", SOON, |election| election["members"] == 3).await;
+    println!("by the book it joined {:?} after its start", began.elapsed());
+    rig.heard().await;
+    rig.mirrors().await;
 }
