@@ -218,6 +218,9 @@ impl Roles {
             (_, None) => Mode::Gossip,
         };
         let early = !input.complete && is_alone && now < JOINING;
+        if early && lease.is_some() {
+            due = earlier(due, Some(JOINING));
+        }
         let standing = lease.as_ref().filter(|_| !early);
         let standing = standing.map(|lease| {
             let seats = roles.iter().find(|(role, _)| *role == Role::Coordinator);

@@ -327,6 +327,7 @@ async fn late() {
     assert!(remedy.contains("get, update and watch"), "{remedy}");
     rig.cluster.allow(&["get", "update", "watch"], false).await;
     rig.until("the missing object", SOON, |election| election["cause"] == "no-lease").await;
+    rig.heard().await;
     rig.mirrors().await;
     let empty =
         json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "peili"}});
@@ -385,7 +386,10 @@ async fn book() {
     let seen = rig.nodes[2].status().await.unwrap();
     assert!(seen["election"]["mode"] != "lease", "{seen}");
     rig.until("three members", SOON, |election| election["members"] == 3).await;
-    println!("by the book it joined {:?} after its start", began.elapsed());
+    let took = began.elapsed();
+    println!("by the book it joined {took:?} after its start");
+    // It looks for 5 s whether somebody is there, and then reads the lease.
+    assert!(took < 2 * JOINED + SLACK, "{took:?}");
     rig.heard().await;
     rig.mirrors().await;
 }

@@ -82,6 +82,11 @@ impl LeaseMetrics {
         );
         self.leads(false);
         drop(self.slow_path.get_or_create(&NAME));
+        for verb in ["get", "create", "update"] {
+            for outcome in ["ok", "absent", "conflict", "rejected", "unknown"] {
+                drop(self.requests.get_or_create(&RequestLabels { verb, outcome }));
+            }
+        }
         for reason in Loss::ALL.map(loss) {
             drop(self.losses.get_or_create(&LossLabels { reason }));
         }
