@@ -38,7 +38,11 @@ fn cause_of(error: &(dyn Error + 'static)) -> Option<Cause> {
     if error.is::<rustls::Error>() {
         return Some(Cause::Tls);
     }
-    let error = error.downcast_ref::<io::Error>()?;
+    let mut error = error.downcast_ref::<io::Error>()?;
+    // One in another has no source of its own.
+    while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>()) {
+        error = inner;
+    }
     // TLS wraps its errors so.
     if error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>) {
         return Some(Cause::Tls);
@@ -81,6 +85,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn errors_in_errors_are_found() {
+        let address = Uri::from_static("https://a:1");
+        let cause = |error: io::Error| classify(&address, &error).cause;
+        let tls = || io::Error::new(ErrorKind::InvalidData, rustls::Error::DecryptError);
+        assert_eq!(cause(tls()), Cause::Tls);
+        assert_eq!(cause(io::Error::other(tls())), Cause::Tls);
+        assert_eq!(cause(io::Error::other(io::Error::from(ErrorKind::ConnectionRefused))), Cause::Refused);
+        assert_eq!(cause(ErrorKind::ConnectionReset.into()), Cause::NoAnswer);
+    }
 
     #[test]
     fn refusals_have_names() {
