@@ -96,6 +96,11 @@ async fn who_answers_has_to_be_whom_the_book_names() {
     let stranger = Identity::generate().keypair().public().to_peer_id();
     other.network.shared.book().put(stranger, one.address);
     other.network.shared.wake.notify_one();
+    wait_for("it is dialled", || {
+        let now = tokio::time::Instant::now();
+        other.network.shared.book().due(0, now).is_some_and(|due| due > now)
+    })
+    .await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!((other.connected(), other.network.members().len()), (0, 1));
 }
