@@ -87,14 +87,13 @@ pub fn service(host: &str, port: &str) -> String {
 
 /// Whether a text can be the name of an object or a namespace (RFC 1123), so that it can stand in a path.
 pub fn is_name(text: &str) -> bool {
-    let is_inner =
-        |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-' || char == '.';
-    let is_outer =
-        |char: Option<char>| char.is_some_and(|char| is_inner(char) && char.is_ascii_alphanumeric());
-    text.len() <= 253
-        && text.chars().all(is_inner)
-        && is_outer(text.chars().next())
-        && is_outer(text.chars().last())
+    let is_outer = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit();
+    let is_label = |label: &str| {
+        label.chars().all(|char| is_outer(char) || char == '-')
+            && label.starts_with(is_outer)
+            && label.ends_with(is_outer)
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
 }
 
 #[cfg(test)]
@@ -121,7 +120,7 @@ mod tests {
         for name in ["peili", "kube-system", "a.b", "1"] {
             assert!(is_name(name), "{name}");
         }
-        for name in ["", "-a", "a-", "A", "a/b", "a?b", "..", "ä", &"a".repeat(254)] {
+        for name in ["", "-a", "a-", "A", "a/b", "a?b", "..", "a..b", "a.-b", "ä", &"a".repeat(254)] {
             assert!(!is_name(name), "{name}");
         }
     }

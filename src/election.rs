@@ -44,7 +44,7 @@ pub use table::{Alone, By, Mode, Table};
 use campaign::Lease;
 use members::{Load, uptime};
 use roles::{Input, Output, Roles};
-use strict::{Notes, Strict};
+use strict::{Cause, Notes, Strict};
 
 /// Between two evaluations: what changes meanwhile is taken together.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -266,6 +266,9 @@ impl Election {
             if let Some(fault) = state.fault.filter(|_| !state.relied_on) {
                 lines.push(format!("elections: nobody coordinates: {fault}; {}", fault.cause.remedy()));
             }
+            if table.mode() == Mode::Degraded(Cause::NoLeader) {
+                lines.push(format!("elections: nobody coordinates: {}", Cause::NoLeader.remedy()));
+            }
             lines.extend(state.blind.map(|fault| {
                 format!("elections: the lease cannot be watched: {fault}; give the service account the verb watch on it")
             }));
@@ -297,9 +300,8 @@ impl Election {
 
     /// Gives away what it holds, before the process ends.
     pub async fn leave(&self) {
-        if let Some(strict) = &self.shared.strict
-            && strict.state().leadership.is_some()
-        {
+        if let Some(strict) = &self.shared.strict {
+            // Also where it does not lead: it would take what another node gives away that ends beside it.
             strict.leave(true).await;
         }
     }
@@ -312,13 +314,18 @@ impl Election {
 
     fn lease(&self) -> Option<Lease> {
         let state = self.strict()?.state();
+        let duration = Duration::from_millis(self.shared.config.load().lease.times.settings().duration);
+        let free = Duration::from_millis(state.free_for);
+        // Nobody takes it: those who may say why.
+        let is_idle = state.relied_on && free > 2 * duration;
         Some(Lease {
-            relied_on: state.relied_on,
-            cause: state.cause(),
+            relied_on: state.relied_on && !is_idle,
+            cause: if is_idle { Cause::NoLeader } else { state.cause() },
             holder: state.holder.as_deref().filter(|_| !state.free).and_then(identity::peer),
             tenure: Duration::from_millis(state.tenure),
             members: state.notes.members,
-            duration: Duration::from_millis(self.shared.config.load().lease.times.settings().duration),
+            free,
+            duration,
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::{App, electing, peers, warn_if_open};
 use crate::config::{Config, Error, diff};
 use crate::network::admission::Mode;
-use crate::{mirror, network, registry, telemetry};
+use crate::{election, mirror, network, registry, telemetry};
 
 impl App {
     /// Takes over what can be changed live.
@@ -91,7 +91,10 @@ fn in_force(old: &Config, new: Config) -> Config {
         upstream: new.upstream,
         upstreams: new.upstreams,
         policies: new.policies,
-        election: new.election,
+        election: election::Config {
+            lease: election::LeaseConfig { name: old.election.lease.name, ..new.election.lease },
+            ..new.election
+        },
         kubernetes: old.kubernetes,
         trust: new.trust,
     }
@@ -138,7 +141,7 @@ log: {level: debug, format: json}
         let new = Inputs::default().parse(Some(OTHER)).unwrap().config;
         let said = diff(&old, &new);
         let sections = serde_json::to_value(&old).unwrap();
-        let all: BTreeSet<String> = sections
+        let mut all: BTreeSet<String> = sections
             .as_object()
             .unwrap()
             .iter()
@@ -147,6 +150,8 @@ log: {level: debug, format: json}
                 None => vec![section.clone()],
             })
             .collect();
+        assert!(all.remove("election.lease"), "which has parts of both kinds");
+        all.extend(["election.lease.name".to_owned(), "election.lease.times".to_owned()]);
         let changed: BTreeSet<String> = said.live.iter().chain(&said.restart).cloned().collect();
         assert_eq!(changed, all, "every key has another value in this test");
 

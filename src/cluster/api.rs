@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -35,6 +35,8 @@ use super::{Cause, Config, Fault};
 const ANSWER: usize = 1 << 20;
 /// Bytes of a namespace's name, and of what a file of it may hold.
 const NAMESPACE: u64 = 512;
+/// Bytes of a token, or of the authority's certificates.
+const CREDENTIAL: u64 = 1 << 20;
 /// How long an open stream may be silent before its first line.
 const HEAD: Duration = Duration::from_secs(5);
 
@@ -46,6 +48,8 @@ pub struct Api {
     endpoints: Vec<Endpoint>,
     /// The one that is asked next.
     current: AtomicUsize,
+    /// As it was read; it never changes for a pod.
+    namespace: OnceLock<String>,
 }
 
 struct Endpoint {
@@ -81,6 +85,7 @@ impl Api {
             endpoints: config.addresses().into_iter().map(endpoint).collect(),
             config: ArcSwap::from_pointee(config.clone()),
             current: AtomicUsize::new(0),
+            namespace: OnceLock::new(),
         }
     }
 
@@ -93,6 +98,9 @@ impl Api {
         if !config.namespace.is_empty() {
             return Ok(config.namespace.clone());
         }
+        if let Some(name) = self.namespace.get() {
+            return Ok(name.clone());
+        }
         let path = config.credentials.join("namespace");
         let missing = |text: String| Fault::new(Cause::NoCredentials, text);
         let read = || -> io::Result<String> {
@@ -103,7 +111,7 @@ impl Api {
         let text = read().map_err(|error| missing(format!("{}: {error}", path.display())))?;
         let name = text.trim();
         if super::is_name(name) {
-            Ok(name.to_owned())
+            Ok(self.namespace.get_or_init(|| name.to_owned()).clone())
         } else {
             Err(missing(format!("{}: no name of a namespace", path.display())))
         }
@@ -149,7 +157,10 @@ impl Api {
         let request = request(Method::GET, path, None)?;
         let sent = timeout(HEAD, endpoint.send(&self.config.load(), request, HEAD)).await;
         let sent = sent.unwrap_or_else(|_| Err(self.late(endpoint, HEAD)));
-        self.settle(index, endpoint, &sent.as_ref().map(http::Response::status));
+        // A proxy may hold back what streams and pass on everything else.
+        if !sent.as_ref().is_err_and(|fault| fault.cause == Cause::NoAnswer) {
+            self.settle(index, endpoint, &sent.as_ref().map(http::Response::status));
+        }
         let response = sent?;
         let status = response.status();
         if status != StatusCode::OK {
@@ -207,7 +218,19 @@ impl Api {
                 *lock(&endpoint.service) = None;
                 None
             }
-            Ok(_) => None,
+            Ok(status) => {
+                if status.is_server_error() {
+                    // Behind this connection, or this address, may be the one that is not well.
+                    *lock(&endpoint.service) = None;
+                    let named = self.endpoints.len().saturating_sub(1);
+                    if index < named {
+                        let next = (index + 1) % named;
+                        let _ =
+                            self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+                    }
+                }
+                None
+            }
             Err(fault) => {
                 *lock(&endpoint.service) = None;
                 let next = (index + 1) % self.endpoints.len().max(1);
@@ -216,6 +239,10 @@ impl Api {
                 Some((*fault).clone())
             }
         };
+        if fault.is_none() {
+            // What was wrong elsewhere before this one answered explains nothing any more.
+            self.endpoints.iter().for_each(|other| *lock(&other.fault) = None);
+        }
         *lock(&endpoint.fault) = fault;
     }
 
@@ -289,9 +316,13 @@ fn connect(address: &Uri, config: &Config, limit: Duration) -> Result<Service, F
     let mut kube = kube::Config::new(address.clone());
     let authority = config.credentials.join("ca.crt");
     for path in [&authority, &config.credentials.join("token")] {
-        if let Err(error) = std::fs::File::open(path) {
-            return Err(Fault::new(Cause::NoCredentials, format!("{}: {error}", path.display())));
+        // A pipe would not end, and kube reads to the end.
+        let wrong = |what: String| Fault::new(Cause::NoCredentials, format!("{}: {what}", path.display()));
+        let file = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
+        if !file.is_file() || file.len() > CREDENTIAL {
+            return Err(wrong("no regular file of at most 1 MiB".into()));
         }
+        std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
     }
     kube.root_cert_file = Some(authority);
     kube.auth_info.token_file = Some(config.credentials.join("token").to_string_lossy().into_owned());

@@ -54,7 +54,6 @@ impl LeaseLock {
         let path = if creates { folder } else { format!("{folder}/{}", self.name) };
         let writes = method != Method::GET;
         match self.api.call(method, &path, body, limit).await {
-            Err(fault) if fault.cause == Cause::NoCredentials => Reply::failed(Answer::Rejected(None), fault),
             Err(fault) => Reply::failed(Answer::Unknown, fault),
             Ok(response) => self.reply(&response, creates, writes),
         }

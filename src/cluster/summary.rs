@@ -174,6 +174,10 @@ impl Summaries {
         // Whatever comes of it.
         self.next = now + PAUSE;
         let written = self.write(effects, leadership, &content, leader, wall).await;
+        if !matches!(written, Ok(true)) {
+            // Nobody knows what stands there now.
+            self.content = None;
+        }
         match &written {
             Ok(true) => (self.content, self.written) = (Some(content), now),
             Ok(false) | Err(Stop::Over) => {}

@@ -396,7 +396,8 @@ impl Check<'_> {
             );
         }
         let name = &config.election.lease.name;
-        if !cluster::is_name(name) {
+        // The coordinator's ConfigMap is called after it.
+        if !cluster::is_name(name) || !cluster::is_name(&format!("{name}-fleet")) {
             self.fault(
                 "election.lease.name",
                 format!("`{name}` is no name of an object"),

@@ -19,7 +19,7 @@ const LIVE: [&str; 24] = [
     "election.nodes",
     "election.introducers",
     "election.labels",
-    "election.lease",
+    "election.lease.times",
     "mirror.private",
     "mirror.tags-peers-first",
     "mirror.verify",
@@ -56,6 +56,12 @@ pub fn diff(old: &Config, new: &Config) -> Reload {
                 changed.insert(format!("{section}.{key}"));
             }
         }
+    }
+    // One part of it needs a restart.
+    if changed.remove("election.lease") {
+        let parts = ["name", "times"].into_iter();
+        let differs = |part: &&str| old["election"]["lease"][part] != new["election"]["lease"][part];
+        changed.extend(parts.filter(differs).map(|part| format!("election.lease.{part}")));
     }
     let is_live = |key: &String| {
         LIVE.iter().any(|live| if live.ends_with('.') { key.starts_with(live) } else { key == live })

@@ -317,6 +317,34 @@ fn upstreams_are_checked() {
 }
 
 #[test]
+fn the_kubernetes_section_is_checked() {
+    let parse = |text: &str, environment: &[(&str, &str)]| {
+        let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        match (Inputs { environment, ..Inputs::default() }).parse(Some(text)) {
+            Ok(loaded) => Ok(loaded.config.kubernetes.service),
+            Err(Error::Invalid(faults)) => Err(faults.iter().map(ToString::to_string).collect::<String>()),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let pod = [("KUBERNETES_SERVICE_HOST", "fd00::1"), ("KUBERNETES_SERVICE_PORT", "443")];
+    assert_eq!(parse("{}", &pod), Ok("[fd00::1]:443".into()));
+    assert_eq!(parse("{}", &pod[..1]), Ok(String::new()), "a host without a port is no Service");
+    assert_eq!(parse("kubernetes: {service: 'a:1'}", &pod), Ok("a:1".into()), "the file counts more");
+    assert!(parse("election: {backend: lease}", &pod).is_ok());
+    for (wrong, part) in [
+        ("election: {backend: lease}", "none is known"),
+        ("election: {lease: {name: ../x}}", "no name of an object"),
+        ("election: {lease: {times: slow}}", "slow"),
+        ("kubernetes: {endpoints: ['http://a']}", "no address of an API server"),
+        ("kubernetes: {service: 'a'}", "kubernetes.service"),
+        ("kubernetes: {namespace: A/b}", "no name of a namespace"),
+    ] {
+        let faults = parse(wrong, &[]).unwrap_err();
+        assert!(faults.contains(part), "{wrong}: {faults}");
+    }
+}
+
+#[test]
 fn elections_are_checked() {
     let faults = |rest: &str| match Inputs::default().parse(Some(&format!("election:\n  {rest}\n"))) {
         Ok(_) => Vec::new(),

@@ -3,19 +3,23 @@
 use std::time::Duration;
 
 use super::lease::{Ms, Standing};
-use super::members::View;
+use super::members::{Member, View};
 use super::rendezvous;
 use super::roles::Role;
 use super::seats::{BEST_FOR, Seats};
 use super::strict::Cause;
 use super::table::Held;
 use crate::oci::{Digest, PeerId};
-use crate::policy::election::{Handover, Ranked, Tenure};
+use crate::policy::election::{Handover, Ranked, Reachability, Tenure};
 
 /// Nodes that may take the lease: the load of the API server does not grow with the cluster.
 pub(super) const CANDIDATES: usize = 5;
 /// All others together ask the API server about once a second, and each at most so often.
 const OBSERVER: Ms = 30_000;
+/// Members of which a lease is believed to have so many: whoever may write it could otherwise have all ask never again.
+const BELIEVED: usize = 10_000;
+/// Where nodes cannot see each other and nobody holds the lease, twice as many stand after each such time.
+const MORE: Duration = Duration::from_secs(30);
 
 /// How the lease stands, as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +32,10 @@ pub(super) struct Lease {
     pub holder: Option<PeerId>,
     /// For how long it has, as far as this node has seen.
     pub tenure: Duration,
-    /// How many members the holder sees.
+    /// How many members the holder sees, by what anybody may have written.
     pub members: u32,
+    /// For how long nobody has held it, as far as this node knows.
+    pub free: Duration,
     /// How long a record holds.
     pub duration: Duration,
 }
@@ -79,7 +85,16 @@ impl Campaign {
         held.seats = places.into_iter().map(|(_, place)| place).collect();
 
         let leads = lease.holder.as_ref() == Some(here);
-        let is_best = held.seats.first().copied() == view.place(here);
+        let place = view.place(here);
+        if let Some(place) =
+            place.filter(|place| leads && held.weights[*place] > 0 && !held.seats.contains(place))
+        {
+            // When it goes is for policies to say, and not for its seat.
+            held.seats.push(place);
+        }
+        // One that cannot lead is no better one.
+        let can = |seat: &&usize| Some(**seat) == place || reaches(&view.members[**seat]);
+        let is_best = held.seats.iter().find(can).copied() == place;
         let patience = match asked.handover {
             None | Some(Handover::Never) => None,
             Some(Handover::Idle) => Some(2 * lease.duration),
@@ -111,22 +126,33 @@ impl Campaign {
         lease: &Lease,
         known: usize,
     ) -> Standing {
-        let all = view.members.len().max(usize::try_from(lease.members).unwrap_or(usize::MAX));
-        let members = all.max(if view.members.len() <= 1 { known } else { 0 });
+        let said = usize::try_from(lease.members).unwrap_or(usize::MAX);
+        let said = if view.members.len() <= 1 { said.max(known) } else { said };
+        let members = view.members.len().max(said.min(BELIEVED));
         let pause = OBSERVER.max((members as Ms).saturating_mul(1_000));
         if view.members.len() <= 1 && members > 1 {
-            // The others are there and cannot be asked, and each of them sees the same: every one draws whether it stands, so that about five do.
+            // The others are there and cannot be asked, and each of them sees the same: every one draws whether it stands, so that about five do, and more if these are not there.
             let draw = draw(here);
-            let stands = draw % (members as u64) < CANDIDATES as u64;
+            let doublings = u32::try_from(lease.free.as_secs() / MORE.as_secs()).unwrap_or(u32::MAX).min(16);
+            let stands = draw % (members as u64) < (CANDIDATES as u64) << doublings;
             let rank = u32::try_from((draw >> 32) % CANDIDATES as u64).unwrap_or(0);
             return if stands { Standing::Candidate(rank) } else { Standing::Observer(pause) };
         }
         let place = view.place(here);
+        if view.members.len() <= 1 && lease.holder.as_ref().is_some_and(|holder| holder != here) {
+            // There are others, of whom this node knows nothing: they may be many, and each sees as much.
+            return Standing::Observer(pause);
+        }
         match held.iter().position(|seat| Some(*seat) == place) {
             Some(rank) => Standing::Candidate(u32::try_from(rank).unwrap_or(u32::MAX)),
             None => Standing::Observer(pause),
         }
     }
+}
+
+/// Whether a member does not say that it cannot reach the API server.
+pub(super) fn reaches(member: &Member) -> bool {
+    member.facts.api_server != Reachability::Unreachable
 }
 
 fn draw(here: &PeerId) -> u64 {

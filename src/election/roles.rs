@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::campaign::{Campaign, Lease};
+use super::campaign::{Campaign, Lease, reaches};
 use super::lease::Standing;
 use super::members::{Mark, Member, View};
 use super::seats::Seats;
@@ -388,7 +388,6 @@ fn introducers(view: &View, weights: &[u32], config: &Config) -> Vec<PeerId> {
 
 /// All members alike, but for those that say that they do not reach the API server, unless that is all.
 fn reaching(view: &View) -> Vec<u32> {
-    let reaches = |member: &Member| member.facts.api_server != policies::Reachability::Unreachable;
     let any = view.members.iter().any(reaches);
     view.members.iter().map(|member| u32::from(!any || reaches(member))).collect()
 }

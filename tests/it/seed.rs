@@ -27,8 +27,8 @@ const JOINED: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(40);
 /// The duration of the lease.
 const D: Duration = Duration::from_secs(6);
-/// What a busy machine adds to any of these.
-const SLACK: Duration = Duration::from_secs(4);
+/// What a busy machine adds to any of these: less than the difference between a third of the duration and all of it.
+const SLACK: Duration = Duration::from_millis(2_500);
 /// The node of the network that has the API server.
 const SERVER: usize = 3;
 

@@ -354,6 +354,7 @@ fn lease(holder: Option<u32>, tenure: u32) -> Option<Lease> {
         holder: holder.map(id),
         tenure: tenure * SECOND,
         members: 0,
+        free: Duration::ZERO,
         duration: 6 * SECOND,
     })
 }
@@ -422,6 +423,59 @@ fn of_many_nodes_that_are_alone_some_stand() {
         assert!((1..=15).contains(&stand), "{stand} of 500");
     }
     assert!((0..500).any(|n| standing(n, 500, 0) == Standing::Observer(500_000)));
+    // Beside somebody who leads and cannot be seen, nobody stands who knows of no others.
+    let mut bench = Bench::new(1);
+    bench.lease = lease(Some(2), 0);
+    assert_eq!(bench.at(10, &[member(1)]).standing, Some(Standing::Observer(30_000)));
+}
+
+/// Whoever may write the lease can have nodes ask seldom, and neither never again nor have nobody stand.
+#[test]
+fn what_a_lease_says_of_members_is_believed_within_bounds() {
+    let mut bench = Bench::new(0);
+    let written =
+        |free: u32| lease(None, 0).map(|lease| Lease { members: u32::MAX, free: free * SECOND, ..lease });
+    bench.lease = written(0);
+    assert_eq!(bench.at(10, &[member(0)]).standing, Some(Standing::Observer(10_000_000)));
+    bench.lease = written(480);
+    assert!(matches!(bench.at(500, &[member(0)]).standing, Some(Standing::Candidate(_))), "nobody else does");
+    let members: Vec<Member> = (0..8).map(member).collect();
+    let observer = (0..8).find_map(|n| {
+        let mut bench = Bench::new(n);
+        bench.lease = written(0);
+        match bench.at(0, &members).standing {
+            Some(Standing::Observer(pause)) => Some(pause),
+            _ => None,
+        }
+    });
+    assert_eq!(observer, Some(10_000_000));
+}
+
+/// Handover and tenure are the policy's, also where the leader is no longer among the five best.
+#[test]
+fn a_leader_that_is_outranked_by_five_keeps_what_it_has() {
+    let members: Vec<Member> = (0..8).map(member).collect();
+    let mut bench = Bench::new(0);
+    bench.ranks.say(&[1, 9, 9, 9, 9, 9, 9, 9]);
+    for second in 0..60 {
+        bench.lease = lease(Some(0), second);
+        let output = bench.at(second, &members);
+        assert!(matches!(output.standing, Some(Standing::Candidate(_))) && !output.yields, "{second}");
+    }
+}
+
+/// It makes no room for one that says that it could not lead.
+#[test]
+fn a_leader_makes_no_room_for_whoever_cannot_reach_the_api_server() {
+    let mut members: Vec<Member> = (0..3).map(member).collect();
+    members[1].facts.api_server = Reachability::Unreachable;
+    let mut bench = Bench::new(0);
+    bench.ranks.say(&[5, 9, 1]);
+    bench.ranks.ranked.lock().unwrap().handover = Some(Handover::Now);
+    for second in 0..60 {
+        bench.lease = lease(Some(0), second);
+        assert!(!bench.at(second, &members).yields, "{second}");
+    }
 }
 
 #[test]

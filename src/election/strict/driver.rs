@@ -22,6 +22,8 @@ const WATCH_PAUSE: (Ms, Ms) = (1_000, 30_000);
 const KNOCK_PAUSE: Ms = 1_000;
 /// So long a server must be out of reach before this node says so: each change is a record for all members.
 const UNREACHED: Ms = 5_000;
+/// So long after a write that got no answer reads alone say nothing about writes.
+const PASSING: Ms = 30_000;
 /// Changes that wait to be taken.
 const CHANGES: usize = 16;
 
@@ -45,6 +47,9 @@ pub struct Driver {
     hinted: Option<Ms>,
     health: Health,
     held: (Option<std::sync::Arc<str>>, Ms),
+    free_since: Option<Ms>,
+    /// Watches in a row that told nothing.
+    barren: u32,
     notes: std::sync::Arc<Notes>,
     looked: Ms,
 }
@@ -75,6 +80,8 @@ struct Health {
 struct Failing {
     fault: Fault,
     since: Ms,
+    /// When it failed last.
+    last: Ms,
     /// A write failed, which reads that succeed say nothing about.
     is_write: bool,
 }
@@ -115,6 +122,8 @@ impl Driver {
             hinted: None,
             health: Health::default(),
             held: (None, 0),
+            free_since: None,
+            barren: 0,
             notes: std::sync::Arc::default(),
             looked: 0,
         }
@@ -129,7 +138,13 @@ impl Driver {
         while standing.borrow().is_none() {
             tokio::select! {
                 Ok(()) = standing.changed() => {}
-                Some(leave) = self.leaving.recv() => drop(leave.done.send(())),
+                Some(leave) = self.leaving.recv() => {
+                    // Whoever waited may have gone.
+                    let _ = leave.done.send(());
+                    if leave.for_good {
+                        return;
+                    }
+                }
                 else => return,
             }
         }
@@ -139,7 +154,7 @@ impl Driver {
             match self.next(&mut standing, &mut settings, &mut hints).await {
                 Happened::Tick => self.feed(Input::Tick),
                 Happened::Reply(reply) => self.answered(reply),
-                Happened::Change(change) => self.told(change),
+                Happened::Change(change) => self.told(change).await,
                 Happened::Standing => {
                     if let Some(standing) = *standing.borrow_and_update() {
                         self.ranked(standing);
@@ -284,12 +299,14 @@ impl Driver {
         self.feed(Input::Answer(id, reply.answer));
     }
 
-    fn told(&mut self, change: Option<Change>) {
+    async fn told(&mut self, change: Option<Change>) {
         let now = self.parts.clock.now();
-        let Some(change) = change else { return self.unfollow() };
+        let Some(change) = change else { return self.unfollow().await };
         if let Some(following) = &mut self.following {
             following.heard = now;
         }
+        self.blind = None;
+        self.barren = 0;
         match change {
             Change::Seen(object, notes) => {
                 self.noted(notes);
@@ -300,12 +317,10 @@ impl Driver {
     }
 
     /// The watch has ended by itself.
-    fn unfollow(&mut self) {
+    async fn unfollow(&mut self) {
         let Some(following) = self.following.take() else { return };
-        let fault = match following.task.now_or_never() {
-            Some(Ok(Err(fault))) => Some(fault),
-            _ => None,
-        };
+        // It has dropped its end, which is the last thing that it does.
+        let fault = following.task.await.ok().and_then(Result::err);
         // Connections break; what is forbidden stays so.
         let is_lasting = fault.as_ref().is_some_and(|fault| fault.cause.reached() == Some(true));
         if is_lasting && self.blind.is_none() {
@@ -313,7 +328,10 @@ impl Driver {
             tracing::warn!("the lease cannot be watched, it is read instead: {fault}");
         }
         self.blind = fault.filter(|_| is_lasting);
-        let pause = if is_lasting { WATCH_PAUSE.1 } else { WATCH_PAUSE.0 };
+        // One that never tells anything is broken on the way: it is tried again more and more seldom.
+        let grown = WATCH_PAUSE.0.saturating_mul(1 << self.barren.min(5)).min(WATCH_PAUSE.1);
+        let pause = if is_lasting { WATCH_PAUSE.1 } else { grown };
+        self.barren = self.barren.saturating_add(1);
         self.next_watch = self.parts.clock.now() + pause;
         self.feed(Input::Reread);
     }
@@ -322,6 +340,7 @@ impl Driver {
         if matches!(standing, Standing::Observer(_)) {
             // Candidates watch; and what an observer could not write does not matter any more.
             self.following = None;
+            self.blind = None;
             if self.health.fault.take_if(|failing| failing.is_write).is_some() {
                 self.health.well = Some(self.parts.clock.now());
             }
@@ -364,7 +383,9 @@ impl Driver {
                 let _ = self.leaves.swap_remove(index).1.send(());
             }
         }
-        if self.core.is_free(now) != Some(false) {
+        let is_free = self.is_free(now);
+        self.free_since = if is_free == Some(true) { self.free_since.or(Some(now)) } else { None };
+        if is_free != Some(false) {
             self.parts.metrics.without(now.saturating_sub(self.looked));
         }
         self.looked = now;
@@ -390,8 +411,8 @@ impl Driver {
             return;
         }
         if now < self.next_watch {
-            // Without a watch, which is not allowed.
-            if self.blind.is_some() && now >= self.next_poll {
+            // Without a watch, which is not allowed or does not work.
+            if (self.blind.is_some() || self.barren > 1) && now >= self.next_poll {
                 self.next_poll = now + settings.duration / 3;
                 self.feed(Input::Reread);
             }
@@ -402,6 +423,21 @@ impl Driver {
         let (lock, version) = (std::sync::Arc::clone(&self.parts.lock), object.version);
         let task = tokio::spawn(async move { lock.watch(version, told).await });
         self.following = Some(Following { changes, task: AbortOnDropHandle::new(task), heard: now });
+    }
+
+    /// Whether nobody holds it; `None`: it was not read yet.
+    fn is_free(&self, now: Ms) -> Option<bool> {
+        let is_free = self.core.is_free(now)?;
+        let Some(object) = self.core.object().filter(|object| !object.record.is_released()) else {
+            return Some(is_free);
+        };
+        // Between two reads nothing is known; they are half of the pause to one and a half of it apart.
+        let unread = match *self.strict.standing.borrow() {
+            Some(Standing::Observer(pause)) => pause.saturating_mul(2),
+            Some(Standing::Candidate(_)) | None => 0,
+        };
+        let is_unread = self.core.since().is_some_and(|since| now < since.saturating_add(unread));
+        Some(is_free && !(is_unread && !object.record.holder.is_empty()))
     }
 
     fn is_candidate(&self) -> bool {
@@ -423,7 +459,8 @@ impl Driver {
             duration: object.map_or(0, |object| {
                 object.record.mark.as_ref().map_or(object.record.duration, |mark| mark.duration)
             }),
-            free: self.core.is_free(now) == Some(true),
+            free: self.free_since.is_some(),
+            free_for: self.free_since.map_or(0, |since| now.saturating_sub(since)),
             leadership: self.desk.current().cloned(),
             notes: std::sync::Arc::clone(&self.notes),
         };
@@ -441,13 +478,17 @@ impl Health {
         match fault {
             Some(fault) => {
                 let since = self.fault.as_ref().map_or(now, |failing| failing.since);
-                self.fault = Some(Failing { fault, since, is_write });
+                self.fault = Some(Failing { fault, since, last: now, is_write });
                 self.well = None;
             }
             None => {
                 let stays = |failing: &Failing| {
-                    let by_contents = failing.is_write && failing.fault.cause.reached() == Some(true);
-                    by_contents && (!is_write || is_empty)
+                    // Where no connection came about the next success says all. A write that got no answer is tried again soon, or
+                    // not any more.
+                    let cause = failing.fault.cause;
+                    let is_passing = matches!(cause, Cause::NoAnswer | Cause::Server | Cause::Throttled);
+                    let is_over = cause.knocks() || (is_passing && now >= failing.last + PASSING);
+                    failing.is_write && !is_over && (!is_write || is_empty)
                 };
                 if !self.fault.as_ref().is_some_and(stays) {
                     self.fault = None;

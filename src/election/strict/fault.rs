@@ -46,11 +46,13 @@ pub enum Cause {
     Throttled,
     /// The server has an error of its own.
     Server,
+    /// Nothing is wrong here, and nobody takes the lease.
+    NoLeader,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Starting,
         Self::Timeout,
         Self::Refused,
@@ -67,6 +69,7 @@ impl Cause {
         Self::Rejected,
         Self::Throttled,
         Self::Server,
+        Self::NoLeader,
     ];
 
     /// As metrics and people see it.
@@ -88,6 +91,7 @@ impl Cause {
             Self::Rejected => "rejected",
             Self::Throttled => "throttled",
             Self::Server => "api-error",
+            Self::NoLeader => "no-leader",
         }
     }
 
@@ -144,13 +148,17 @@ impl Cause {
                  else uses it up"
             }
             Self::Server => "the control plane is not well; it is tried again",
+            Self::NoLeader => {
+                "nobody takes the lease: the candidates say why (`peili election explain coordinator` shows who they are, \
+                 `peili status` on them what is wrong)"
+            }
         }
     }
 
     /// Whether an API server was reached: it has answered, whatever it said. `None`: that is not known.
     pub const fn reached(self) -> Option<bool> {
         match self {
-            Self::Starting | Self::NoCredentials => None,
+            Self::Starting | Self::NoCredentials | Self::NoLeader => None,
             Self::Timeout
             | Self::Refused
             | Self::Unroutable

@@ -26,8 +26,11 @@ pub struct State {
     pub age: Option<Ms>,
     /// How long a renewal counts for those who see it.
     pub duration: Ms,
-    /// The lease was read, and its time is over, it was given away, or there is none.
+    /// The lease was read, and its time is over, it was given away, or there is none. An observer, which reads seldom, takes it for held
+    /// until it would have read it again.
     pub free: bool,
+    /// For how long.
+    pub free_for: Ms,
     /// The term of this process.
     pub leadership: Option<Leadership>,
     /// What the holder publishes.

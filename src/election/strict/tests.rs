@@ -230,6 +230,10 @@ async fn an_observer_asks_seldom_and_a_deleted_lease_ends_the_term_at_once() {
     bench.until("a leads", 2 * FAST, || leader.leads(bench.now())).await;
     sleep(FAST).await;
     assert_eq!(observer.strict.state().holder.as_deref(), Some("a"));
+    // It knows of no renewal between two reads, and does not take that for a lease without a holder.
+    observer.strict.stand(Standing::Observer(5_000));
+    sleep(2 * FAST).await;
+    assert!(!observer.strict.state().free);
     bench.lease.delete();
     let took = bench.until("the term ends", FAST, || !leader.leads(bench.now())).await;
     assert!(took <= Duration::from_millis(100) + SLACK, "{took:?}");
@@ -258,4 +262,17 @@ async fn nothing_waits_for_a_role_that_was_never_held() {
     );
     let _driving = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(driver.run()));
     assert!(strict.leave(false).await, "before it knows where it stands");
+}
+
+/// Whoever ends takes nothing any more: another that ends gives its lease away beside it.
+#[tokio::test]
+async fn whoever_leaves_for_good_does_not_take_what_another_gives_away() {
+    let bench = Bench::new();
+    let (first, second) = (bench.node("a", Standing::Candidate(0)), bench.node("b", Standing::Candidate(1)));
+    bench.until("a leads", 2 * FAST, || first.leads(bench.now())).await;
+    assert!(second.strict.leave(true).await);
+    assert!(first.strict.leave(true).await);
+    sleep(2 * FAST).await;
+    assert!(!second.leads(bench.now()));
+    assert!(bench.lease.stored().unwrap().0.record.is_released());
 }
