@@ -160,7 +160,18 @@ fn is_elsewhere(ip: IpAddr) -> bool {
             !nowhere && ip.octets()[0] != 0 && ip.octets()[0] < 240
         }
         IpAddr::V6(ip) => {
-            !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local())
+            let parts = ip.segments();
+            // Which others turn into an IPv4 address: NAT64 (RFC 6052), 6to4 (RFC 3056), and the compatible ones of old.
+            let inner = match parts {
+                [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+                | [0, 0, 0, 0, 0, 0, high, low]
+                | [0x2002, high, low, ..] => Some((u32::from(high) << 16) | u32::from(low)),
+                _ => None,
+            };
+            let is_site_local = parts[0] & 0xffc0 == 0xfec0;
+            let is_discarded = parts[..4] == [0x100, 0, 0, 0] || parts[..2] == [0x2001, 0xdb8];
+            !(ip.is_multicast() || ip.is_unicast_link_local() || is_site_local || is_discarded)
+                && inner.is_none_or(|inner| is_elsewhere(IpAddr::V4(inner.into())))
         }
     }
 }
@@ -215,12 +226,20 @@ mod tests {
             "[ff02::1]:5001",
             "0.0.0.0:5001",
             "[::]:5001",
+            "[64:ff9b::a9fe:a9fe]:5001",
+            "[64:ff9b::7f00:1]:5001",
+            "[2002:7f00:1::]:5001",
+            "[::127.0.0.1]:5001",
+            "[fec0::1]:5001",
+            "[100::1]:5001",
+            "[2001:db8::1]:5001",
             "255.255.255.255:5001",
             "[::ffff:10.0.0.1]:5001",
             "[fd00::1]:5001",
+            "[64:ff9b::a00:1]:5001",
         ];
         let book = book(&[record(peer(), &claimed)]);
-        assert_eq!(addresses(&book), ["10.0.0.1:5001", "[fd00::1]:5001"]);
+        assert_eq!(addresses(&book), ["10.0.0.1:5001", "[fd00::1]:5001", "[64:ff9b::a00:1]:5001"]);
     }
 
     #[test]
