@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::classify::refusal;
 use super::coordinator::Node;
 use super::effects::{Effects, Stop};
-use super::{Cause, is_name};
+use super::{Cause, Fault, is_name};
 use crate::election::lease::{Leadership, Ms, Token};
 use crate::oci::Digest;
 
@@ -57,6 +57,8 @@ pub(super) struct Reporter {
     lease: String,
     /// Names of Events that are there, of those that are still to be told.
     told: BTreeSet<String>,
+    /// Those that the server does not take.
+    refused: BTreeMap<String, (Fault, String)>,
     /// When the last ones were sent.
     sent: VecDeque<Ms>,
     next: Ms,
@@ -72,6 +74,7 @@ impl Reporter {
         Self {
             lease: lease.to_owned(),
             told: BTreeSet::new(),
+            refused: BTreeMap::new(),
             sent: VecDeque::new(),
             next: 0,
             unreached: BTreeMap::new(),
@@ -82,6 +85,7 @@ impl Reporter {
     /// A term begins. What was sent before counts all the same.
     pub(super) fn begin(&mut self) {
         self.told.clear();
+        self.refused.clear();
         self.unreached.clear();
         self.disagree = None;
     }
@@ -103,6 +107,7 @@ impl Reporter {
             happenings.into_iter().map(|happening| (name(token, &happening), happening)).collect();
         let current: BTreeSet<&String> = named.iter().map(|(name, _)| name).collect();
         self.told.retain(|name| current.contains(name));
+        self.refused.retain(|name, _| current.contains(name));
         let mut told = false;
         for (name, happening) in
             named.iter().filter(|(name, _)| !self.told.contains(name)).collect::<Vec<_>>()
@@ -116,13 +121,21 @@ impl Reporter {
             }
             self.sent.push_back(now);
             let post = self.post(effects, leadership, name, happening, here, wall).await;
-            if let Err(stop) = post {
+            if let Err(Stop::Fault(fault, remedy)) = &post
+                && fault.cause == Cause::Rejected
+            {
+                // By what it says: it is not told this time, and keeps none of the others from being told.
+                self.refused.insert(name.clone(), (fault.clone(), remedy.clone()));
+            } else if let Err(stop) = post {
                 let lasts = matches!(&stop, Stop::Fault(fault, _) if fault.cause.reached() == Some(true));
                 self.next = now + if lasts { LONG_PAUSE } else { PAUSE };
                 return Err(stop);
             }
             self.told.insert(name.clone());
             told = true;
+        }
+        if let Some((fault, remedy)) = self.refused.values().next() {
+            return Err(Stop::Fault(fault.clone(), remedy.clone()));
         }
         // Where nothing is left to be told, whatever was wrong is over.
         Ok(told || named.iter().all(|(name, _)| self.told.contains(name)))

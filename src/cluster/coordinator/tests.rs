@@ -19,6 +19,8 @@ struct Stored {
     calls: Vec<String>,
     /// Verb and resource of what is forbidden.
     forbidden: Vec<&'static str>,
+    /// A webhook refuses Events whose note has it.
+    refused: Option<&'static str>,
     /// The next call is carried out, and its answer is lost.
     deaf: bool,
     /// How long the next call takes.
@@ -81,6 +83,9 @@ impl Stored {
             ("POST", "events") => {
                 let body = body.unwrap();
                 assert_eq!(path, "/apis/events.k8s.io/v1/namespaces/ns/events");
+                if self.refused.is_some_and(|word| body["note"].as_str().unwrap().contains(word)) {
+                    return status(400, "admission webhook says no", kind);
+                }
                 if self.events.contains_key(&name(body)) {
                     return status(409, "AlreadyExists", kind);
                 }
@@ -539,4 +544,51 @@ async fn a_note_is_bounded_and_has_no_control_characters() {
         !text("note").contains(char::is_control) && !text("reportingInstance").contains(char::is_control)
     );
     assert!(events[0].get("related").is_none(), "that is no name of a node");
+}
+
+#[tokio::test]
+async fn what_could_not_be_told_and_is_over_is_no_problem() {
+    let bench = Bench::new();
+    let leader = bench.leader("node-0", token("l", 7));
+    leader.turn().await;
+    bench.fleet.0.lock().unwrap().push(node(2, Some(false)));
+    leader.turn().await;
+    bench.pass(31);
+    bench.server.0.lock().unwrap().forbidden = vec!["POST events"];
+    leader.turn().await;
+    assert_eq!(leader.coordinator.problems().len(), 1);
+    bench.fleet.0.lock().unwrap()[2].reached = Some(true);
+    bench.pass(61);
+    leader.turn().await;
+    assert!(leader.coordinator.problems().is_empty(), "{:?}", leader.coordinator.problems());
+}
+
+#[tokio::test]
+async fn an_event_that_is_refused_keeps_no_other_one_back() {
+    let bench = Bench::new();
+    let leader = bench.leader("node-0", token("l", 7));
+    bench.fleet.0.lock().unwrap().extend((2..6).map(|number| node(number, Some(false))));
+    leader.turn().await;
+    bench.pass(31);
+    bench.server.0.lock().unwrap().refused = Some("node-3");
+    leader.turn().await;
+    assert_eq!(bench.events("ApiServerUnreached").len(), 3);
+    assert_eq!(leader.coordinator.problems().len(), 1);
+}
+
+/// A summary whose answer was lost may stand there, or not: what was written before it does not count.
+#[tokio::test]
+async fn a_summary_of_which_nothing_is_known_is_written_again() {
+    let bench = Bench::new();
+    let leader = bench.leader("node-0", token("l", 7));
+    leader.turn().await;
+    bench.fleet.0.lock().unwrap().push(node(2, Some(false)));
+    bench.pass(15);
+    bench.server.0.lock().unwrap().deaf = true;
+    leader.turn().await;
+    assert_eq!(bench.stored()["members"], 3);
+    bench.fleet.0.lock().unwrap().pop();
+    bench.pass(15);
+    leader.turn().await;
+    assert_eq!(bench.stored()["members"], 2);
 }
