@@ -4,6 +4,7 @@
 //! election has to tell a request that was never sent from one that may still be carried out. It never sends twice.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::ConfigExt;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
@@ -283,8 +284,26 @@ impl Endpoint {
         request: Request<Full<Bytes>>,
         limit: Duration,
     ) -> Result<http::Response<Incoming>, Fault> {
+        if lock(&self.service).is_none() {
+            self.resolve(limit * 2 / 3).await?;
+        }
         let service = self.service(config, limit)?;
         service.oneshot(request).await.map_err(|error| classify(&self.address, error.as_ref()))
+    }
+
+    /// Resolves a name before a connection is made, so that a silent DNS is not taken for a silent server.
+    async fn resolve(&self, limit: Duration) -> Result<(), Fault> {
+        let host = self.address.host().unwrap_or_default();
+        if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+            return Ok(());
+        }
+        let lookup = lookup_host((host, self.address.port_u16().unwrap_or(443)));
+        let fault = |text: String| Fault::new(Cause::Unresolved, format!("{host}: {text}"));
+        match timeout(limit, lookup).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(fault(error.to_string())),
+            Err(_) => Err(fault(format!("not resolved within {limit:?}"))),
+        }
     }
 
     fn service(&self, config: &Config, limit: Duration) -> Result<Service, Fault> {
@@ -360,4 +379,82 @@ fn seconds(value: &HeaderValue) -> Option<Duration> {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(600);
+
+    async fn fault(config: &Config) -> Fault {
+        Api::new(config).call(Method::GET, "/version", None, SHORT).await.unwrap_err()
+    }
+
+    /// Each by what is found first; none takes longer than it may.
+    #[tokio::test]
+    async fn what_is_wrong_before_a_connection_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |address: &str| Config {
+            endpoints: vec![address.into()],
+            credentials: folder.path().to_owned(),
+            ..Config::default()
+        };
+        let unresolved = fault(&at("https://no-such-host.invalid:6443")).await;
+        assert_eq!(unresolved.cause, Cause::Unresolved, "{unresolved}");
+        let none = fault(&at("https://127.0.0.1:1")).await;
+        assert_eq!(none.cause, Cause::NoCredentials, "{none}");
+        assert!(none.text.contains("ca.crt"), "{none}");
+        // A pipe would never end, and what is too long would fill memory.
+        std::fs::File::create(folder.path().join("ca.crt")).unwrap().set_len(CREDENTIAL + 1).unwrap();
+        assert_eq!(fault(&at("https://127.0.0.1:1")).await.cause, Cause::NoCredentials);
+        let nowhere = Config { endpoints: Vec::new(), ..at("") };
+        assert_eq!(fault(&nowhere).await.cause, Cause::NoCredentials, "Talos' address is always there");
+    }
+
+    #[test]
+    fn the_namespace_is_read_once_and_must_be_a_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { credentials: folder.path().to_owned(), ..Config::default() };
+        let api = Api::new(&config);
+        assert_eq!(api.namespace().unwrap_err().cause, Cause::NoCredentials);
+        for wrong in ["", "a/b", &"a".repeat(600)] {
+            std::fs::write(folder.path().join("namespace"), wrong).unwrap();
+            assert_eq!(api.namespace().unwrap_err().cause, Cause::NoCredentials, "{wrong}");
+        }
+        std::fs::write(folder.path().join("namespace"), "peili\n").unwrap();
+        assert_eq!(api.namespace().unwrap(), "peili");
+        std::fs::remove_file(folder.path().join("namespace")).unwrap();
+        assert_eq!(api.namespace().unwrap(), "peili");
+        assert_eq!(Api::new(&Config { namespace: "b".into(), ..config }).namespace().unwrap(), "b");
+    }
+
+    /// An address that answers with errors is not kept where there is another one, and forgets nothing that was not asked for.
+    #[test]
+    fn addresses_that_do_not_do_are_left() {
+        let endpoints = vec!["https://10.0.0.1:1".into(), "https://10.0.0.2:1".into()];
+        let api = Api::new(&Config { endpoints, ..Config::default() });
+        let settle = |result: Result<StatusCode, Cause>| {
+            let (index, endpoint) = api.endpoint().unwrap();
+            let result = result.map_err(|cause| Fault::new(cause, endpoint.address.to_string()));
+            api.settle(index, endpoint, &result.as_ref().copied());
+            (index, api.endpoint().unwrap().0)
+        };
+        assert_eq!(settle(Ok(StatusCode::OK)), (0, 0));
+        assert_eq!(settle(Ok(StatusCode::NOT_FOUND)), (0, 0));
+        assert_eq!(settle(Ok(StatusCode::INTERNAL_SERVER_ERROR)), (0, 1));
+        assert_eq!(settle(Ok(StatusCode::INTERNAL_SERVER_ERROR)), (1, 0), "not where Talos has one");
+        assert_eq!(settle(Err(Cause::Timeout)), (0, 1));
+        assert_eq!(settle(Err(Cause::Refused)), (1, 2));
+        // What is said is wrong with the first; the others are in the text.
+        let all = api.all(Fault::new(Cause::Refused, "last"));
+        assert_eq!(all.cause, Cause::Timeout);
+        assert!(all.text.contains("10.0.0.1") && all.text.contains("10.0.0.2"), "{all}");
+        assert_eq!(settle(Ok(StatusCode::OK)), (2, 2));
+        assert_eq!(
+            api.all(Fault::new(Cause::Refused, "last")).cause,
+            Cause::Refused,
+            "what was before says nothing"
+        );
+    }
 }
