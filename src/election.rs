@@ -54,9 +54,10 @@ const SHARE: u32 = 50;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Between two looks at this node's own facts: they are told at most so often.
 const LOOK: Duration = Duration::from_secs(1);
-/// So long nodes take to look for an API server that one of them has found again, at least, and for each of them: ten requests a second.
+/// So long nodes take to look for an API server that one of them has found again, at least, and for each of them: beside what candidates ask
+/// it is ten requests a second at most.
 const HINT: Duration = Duration::from_secs(2);
-const HINT_SHARE: Duration = Duration::from_millis(100);
+const HINT_SHARE: Duration = Duration::from_millis(150);
 /// Where another backend was configured while the process runs, the lease is given away and read no more than once an hour.
 const NOT_WANTED: lease::Ms = 3_600_000;
 /// An evaluation is made at least so often, for what tells nobody that it has changed.

@@ -39,6 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("coordination::one_leads_and_soon_another", &server, one_leads).within(long).alone(),
         Case::new("coordination::what_is_wrong_is_named", &server, named).within(long),
         Case::new("coordination::a_role_may_be_limited_to_the_one_object", &server, limited),
+        Case::new("coordination::five_hundred_nodes_ask_little", &server, many).within(long).alone(),
     ]
 }
 
@@ -527,4 +528,59 @@ async fn named() {
     let text = cause(Cause::Refused).await;
     assert!(text.contains(&cluster.server.address().to_string()), "{text}");
     assert!(!one.driving.is_finished(), "and nothing ends it");
+}
+
+/// What one server is asked by 500 nodes, counted by its audit log: steady, while it is gone, and when it is back.
+async fn many() {
+    const NODES: u64 = 500;
+    let mut cluster = Cluster::start(Options::on_loopback()).await;
+    cluster.allow(&["get", "update", "watch"], true).await;
+    let folder = cluster.credentials("account").await;
+    let start = |name: String, standing| Candidate::start(cluster.lock(&folder), &name, standing);
+    let candidates: Vec<Candidate> =
+        (0..5).map(|rank| start(format!("c{rank}"), Standing::Candidate(rank))).collect();
+    let observer = Standing::Observer(NODES * 1_000);
+    let mut observers: Vec<Candidate> = (5..NODES).map(|n| start(format!("o{n}"), observer)).collect();
+    let all: Vec<&Candidate> = candidates.iter().collect();
+    leader(&all, D + SOON).await;
+    let count = |cluster: &Cluster| cluster.server.requests(|request| request.user == USER).unwrap().len();
+
+    let (before, start_of_it) = (count(&cluster), Instant::now());
+    sleep(Duration::from_secs(15)).await;
+    let steady = (count(&cluster) - before) as f64 / start_of_it.elapsed().as_secs_f64();
+    println!("{NODES} nodes ask {steady:.2} times a second");
+    assert!(steady <= 2.5, "two a second, of which 15 s show 30");
+
+    // Gone for so long that each node has noticed, which in this test is soon.
+    cluster.server.stop_hard(Part::Server);
+    for observer in &observers {
+        observer.strict.stand(Standing::Observer(2_000));
+    }
+    drop(std::mem::take(&mut observers));
+    let start = |name: String, standing| Candidate::start(cluster.lock(&folder), &name, standing);
+    observers.extend((5..NODES).map(|n| start(format!("p{n}"), Standing::Observer(2_000))));
+    wait::until("each has noticed", Duration::from_secs(60), async || {
+        observers.iter().all(|one| one.strict.state().fault.is_some()).then_some(())
+    })
+    .await
+    .unwrap();
+    observers.iter().for_each(|one| one.strict.stand(observer));
+    sleep(Duration::from_secs(4)).await;
+    let before = count(&cluster);
+    cluster.server.start_again().await.unwrap();
+    leader(&candidates.iter().collect::<Vec<_>>(), SOON).await;
+    // As elections do it, when a member says that it has found the server again (`election.rs`).
+    let spread = Duration::from_millis(150) * u32::try_from(NODES).unwrap();
+    observers.iter().for_each(|one| one.strict.hint(spread));
+    let mut counts = vec![before];
+    for _ in 0..6 {
+        sleep(Duration::from_secs(5)).await;
+        counts.push(count(&cluster));
+    }
+    let rates: Vec<f64> = counts.windows(2).map(|pair| (pair[1] - pair[0]) as f64 / 5.0).collect();
+    println!("back: {rates:?} times a second, of 5 s each");
+    // The first has what the candidates asked while it started.
+    assert!(rates[1..].iter().all(|rate| *rate <= 12.0), "{rates:?}");
+    let found = observers.iter().filter(|one| one.strict.state().reached == Some(true)).count();
+    assert!(found >= 100, "{found} of {NODES} have found it after 30 s");
 }
