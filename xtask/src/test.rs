@@ -12,7 +12,7 @@ use crate::{build_policies, cargo, programs, setup, target};
 const SKIPS_FILE: &str = "PEILI_SKIPS_FILE";
 
 /// For all of it: on two cores a first build takes 20 minutes, that of the API server 3, and all that runs after them 25.
-const LIMIT: Duration = Duration::from_secs(83 * 60);
+const LIMIT: Duration = Duration::from_secs(86 * 60);
 /// The demonstration promises a minute, on a machine that does nothing else; an act that is tried again takes its time twice.
 const DEMO_LIMIT: Duration = Duration::from_secs(90);
 /// A minute of work, and for each node the time in which it must come to rest.
