@@ -437,7 +437,7 @@ impl Driver {
             Some(Standing::Candidate(_)) | None => 0,
         };
         let is_unread = self.core.since().is_some_and(|since| now < since.saturating_add(unread));
-        Some(is_free && !(is_unread && !object.record.holder.is_empty()))
+        Some(is_free && (!is_unread || object.record.holder.is_empty()))
     }
 
     fn is_candidate(&self) -> bool {
