@@ -118,7 +118,8 @@ impl Api {
         }
     }
 
-    /// Sends a request, once, to the address that answered last, and reads the answer. An answer of any status is one.
+    /// Sends a request, once, to the address that answered last, and reads the answer. An answer of any status is one. Where no connection
+    /// comes about the next address is tried in the time that is left.
     ///
     /// # Errors
     /// What is wrong where there is none.
@@ -130,23 +131,38 @@ impl Api {
         limit: Duration,
     ) -> Result<Response, Fault> {
         let end = Instant::now() + limit;
-        let (index, endpoint) = self.endpoint()?;
-        let result = async {
-            let request = request(method, path, body)?;
-            let response = endpoint.send(&self.config.load(), request, limit).await?;
-            let status = response.status();
-            let retry_after = response.headers().get(header::RETRY_AFTER).and_then(seconds);
-            let body = timeout(end - Instant::now(), Limited::new(response.into_body(), ANSWER).collect());
-            let body = match body.await {
-                Ok(Ok(body)) => body.to_bytes(),
-                Ok(Err(error)) => return Err(classify(&endpoint.address, error.as_ref())),
-                Err(_) => return Err(self.late(endpoint, limit)),
-            };
-            Ok(Response { status, retry_after, body: serde_json::from_slice(&body).unwrap_or_default() })
-        };
-        let result = timeout(limit, result).await.unwrap_or_else(|_| Err(self.late(endpoint, limit)));
-        self.settle(index, endpoint, &result.as_ref().map(|response| response.status));
-        result.map_err(|fault| self.all(fault))
+        let mut tried = 0;
+        loop {
+            let (index, endpoint) = self.endpoint()?;
+            let left = end.saturating_duration_since(Instant::now());
+            let result = timeout(left, self.call_at(endpoint, method.clone(), path, body, end)).await;
+            let result = result.unwrap_or_else(|_| Err(self.late(endpoint, limit)));
+            self.settle(index, endpoint, &result.as_ref().map(|response| response.status));
+            tried += 1;
+            match result {
+                // Nothing was sent, so that the next address may be asked in the same call.
+                Err(fault)
+                    if fault.cause.knocks() && tried < self.endpoints.len() && Instant::now() < end => {}
+                result => return result.map_err(|fault| self.all(fault)),
+            }
+        }
+    }
+
+    async fn call_at(
+        &self,
+        endpoint: &Endpoint,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        end: Instant,
+    ) -> Result<Response, Fault> {
+        let limit = end.saturating_duration_since(Instant::now());
+        let response = endpoint.send(&self.config.load(), request(method, path, body)?, limit).await?;
+        let status = response.status();
+        let retry_after = response.headers().get(header::RETRY_AFTER).and_then(seconds);
+        let body = Limited::new(response.into_body(), ANSWER).collect().await;
+        let body = body.map_err(|error| classify(&endpoint.address, error.as_ref()))?.to_bytes();
+        Ok(Response { status, retry_after, body: serde_json::from_slice(&body).unwrap_or_default() })
     }
 
     /// Opens a stream of lines of JSON.
