@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::stream::BoxStream;
@@ -45,7 +44,7 @@ type Service = BoxCloneSyncService<Request<Full<Bytes>>, http::Response<Incoming
 
 /// The API of a cluster.
 pub struct Api {
-    config: ArcSwap<Config>,
+    config: Config,
     endpoints: Vec<Endpoint>,
     /// The one that is asked next.
     current: AtomicUsize,
@@ -84,7 +83,7 @@ impl Api {
         let endpoint = |address| Endpoint { address, service: Mutex::default(), fault: Mutex::default() };
         Self {
             endpoints: config.addresses().into_iter().map(endpoint).collect(),
-            config: ArcSwap::from_pointee(config.clone()),
+            config: config.clone(),
             current: AtomicUsize::new(0),
             namespace: OnceLock::new(),
         }
@@ -95,7 +94,7 @@ impl Api {
     /// # Errors
     /// It is configured nowhere.
     pub fn namespace(&self) -> Result<String, Fault> {
-        let config = self.config.load();
+        let config = &self.config;
         if !config.namespace.is_empty() {
             return Ok(config.namespace.clone());
         }
@@ -157,7 +156,7 @@ impl Api {
         end: Instant,
     ) -> Result<Response, Fault> {
         let limit = end.saturating_duration_since(Instant::now());
-        let response = endpoint.send(&self.config.load(), request(method, path, body)?, limit).await?;
+        let response = endpoint.send(&self.config, request(method, path, body)?, limit).await?;
         let status = response.status();
         let retry_after = response.headers().get(header::RETRY_AFTER).and_then(seconds);
         let body = Limited::new(response.into_body(), ANSWER).collect().await;
@@ -172,7 +171,7 @@ impl Api {
     pub async fn stream(&self, path: &str) -> Result<Lines, Fault> {
         let (index, endpoint) = self.endpoint()?;
         let request = request(Method::GET, path, None)?;
-        let sent = timeout(HEAD, endpoint.send(&self.config.load(), request, HEAD)).await;
+        let sent = timeout(HEAD, endpoint.send(&self.config, request, HEAD)).await;
         let sent = sent.unwrap_or_else(|_| Err(self.late(endpoint, HEAD)));
         // A proxy may hold back what streams and pass on everything else.
         if !sent.as_ref().is_err_and(|fault| fault.cause == Cause::NoAnswer) {

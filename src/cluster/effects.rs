@@ -13,6 +13,10 @@ use crate::election::strict::{Clock, LeaseMetrics};
 
 /// The longest that a request may take.
 const LIMIT: Ms = 3_000;
+/// Between two tries, and between two writes of the summary.
+pub(super) const PAUSE: Ms = 15_000;
+/// After a refusal that a person has to see to.
+const LONG_PAUSE: Ms = 60_000;
 
 /// Where requests go: the API server, or a stand-in of a test.
 #[async_trait]
@@ -58,6 +62,25 @@ pub(super) enum Stop {
     Fault(Fault, String),
 }
 
+impl Stop {
+    /// How long not to try again.
+    pub(super) fn pause(&self) -> Ms {
+        match self {
+            Self::Fenced(_) => LONG_PAUSE,
+            Self::Fault(fault, _) if fault.cause.reached() == Some(true) => LONG_PAUSE,
+            Self::Fault(..) | Self::Over => PAUSE,
+        }
+    }
+}
+
+impl From<Fault> for Stop {
+    /// With what is to be done about such a fault anywhere.
+    fn from(fault: Fault) -> Self {
+        let remedy = fault.cause.remedy().to_owned();
+        Self::Fault(fault, remedy)
+    }
+}
+
 /// Sends for a leader.
 pub(super) struct Effects {
     pub(super) server: Arc<dyn Server>,
@@ -73,10 +96,7 @@ impl Effects {
 
     /// The namespace of Peili's objects.
     pub(super) fn namespace(&self) -> Result<String, Stop> {
-        self.server.namespace().map_err(|fault| {
-            let remedy = fault.cause.remedy().to_owned();
-            Stop::Fault(fault, remedy)
-        })
+        Ok(self.server.namespace()?)
     }
 
     /// Sends a request, if the term is not over. An answer of any status is one, unless the term is over by then.
@@ -97,9 +117,6 @@ impl Effects {
         let result = self.server.call(method, path, body, limit).await;
         // The answer is of use to a leader only, be it to go on from it or to say what is wrong.
         leadership.check(self.clock.now()).ok_or(Stop::Over)?;
-        result.map_err(|fault| {
-            let remedy = fault.cause.remedy().to_owned();
-            Stop::Fault(fault, remedy)
-        })
+        Ok(result?)
     }
 }

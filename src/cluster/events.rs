@@ -27,9 +27,6 @@ const BUCKET: u64 = 3_600;
 const UNREACHED: Ms = 30_000;
 /// How long policies must have disagreed: a change of them is rolled out one node after the other.
 const DISAGREE: Ms = 60_000;
-/// After a failure, and after one that a person has to see to.
-const PAUSE: Ms = 15_000;
-const LONG_PAUSE: Ms = 60_000;
 /// Bytes of a note: the server takes 1,024.
 const NOTE: usize = 1_000;
 /// Bytes of who reports: the server takes 128.
@@ -127,8 +124,7 @@ impl Reporter {
                 // By what it says: it is not told this time, and keeps none of the others from being told.
                 self.refused.insert(name.clone(), (fault.clone(), remedy.clone()));
             } else if let Err(stop) = post {
-                let lasts = matches!(&stop, Stop::Fault(fault, _) if fault.cause.reached() == Some(true));
-                self.next = now + if lasts { LONG_PAUSE } else { PAUSE };
+                self.next = now + stop.pause();
                 return Err(stop);
             }
             self.told.insert(name.clone());

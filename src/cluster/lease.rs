@@ -211,9 +211,7 @@ fn resource_version(body: &Value) -> Option<u64> {
 
 /// Whoever may write the lease writes it as long as they like.
 fn bounded(text: &str) -> &str {
-    let end =
-        text.char_indices().map(|(at, char)| at + char.len_utf8()).take_while(|end| *end <= IDENTITY_LIMIT);
-    text.get(..end.last().unwrap_or(0)).unwrap_or_default()
+    &text[..text.floor_char_boundary(IDENTITY_LIMIT)]
 }
 
 fn book(text: &str) -> Vec<Vec<u8>> {

@@ -12,14 +12,10 @@ use serde_json::{Value, json};
 
 use super::classify::refusal;
 use super::coordinator::Node;
-use super::effects::{Effects, Stop};
+use super::effects::{Effects, PAUSE, Stop};
 use super::{Cause, Fault, Response};
 use crate::election::lease::{Leadership, Ms, Token};
 
-/// Between two writes, and between two tries.
-const PAUSE: Ms = 15_000;
-/// After a refusal that a person has to see to.
-const LONG_PAUSE: Ms = 60_000;
 /// It is written so often even if nothing has changed, so that its age says something.
 const AT_LEAST: Ms = 600_000;
 /// Bytes of what is written.
@@ -180,10 +176,8 @@ impl Summaries {
         }
         match &written {
             Ok(true) => (self.content, self.written) = (Some(content), now),
-            Ok(false) | Err(Stop::Over) => {}
-            Err(Stop::Fenced(_)) => self.next = now + LONG_PAUSE,
-            Err(Stop::Fault(fault, _)) if fault.cause.reached() == Some(true) => self.next = now + LONG_PAUSE,
-            Err(Stop::Fault(..)) => {}
+            Ok(false) => {}
+            Err(stop) => self.next = now + stop.pause(),
         }
         written
     }

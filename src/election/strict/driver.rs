@@ -1,5 +1,6 @@
 //! The loop that drives the core: one request at a time, a watch beside it, and the work of whoever leads.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -46,11 +47,11 @@ pub struct Driver {
     /// When a hint is followed.
     hinted: Option<Ms>,
     health: Health,
-    held: (Option<std::sync::Arc<str>>, Ms),
+    held: (Option<Arc<str>>, Ms),
     free_since: Option<Ms>,
     /// Watches in a row that told nothing.
     barren: u32,
-    notes: std::sync::Arc<Notes>,
+    notes: Arc<Notes>,
     looked: Ms,
 }
 
@@ -124,7 +125,7 @@ impl Driver {
             held: (None, 0),
             free_since: None,
             barren: 0,
-            notes: std::sync::Arc::default(),
+            notes: Arc::default(),
             looked: 0,
         }
     }
@@ -239,7 +240,7 @@ impl Driver {
                 let Some(leadership) = begun else { return };
                 tracing::info!(role = "coordinator", %token, "leads");
                 self.parts.metrics.begun();
-                let duty = std::sync::Arc::clone(&self.parts.duty);
+                let duty = Arc::clone(&self.parts.duty);
                 let work = async move { duty.lead(leadership).await };
                 self.duty = Some(AbortOnDropHandle::new(tokio::spawn(work)));
             }
@@ -254,7 +255,7 @@ impl Driver {
     }
 
     fn send(&mut self, id: RequestId, request: Request) {
-        let lock = std::sync::Arc::clone(&self.parts.lock);
+        let lock = Arc::clone(&self.parts.lock);
         let notes = self.strict.notes.borrow().clone();
         let attempt = Duration::from_millis(self.strict.settings.borrow().attempt());
         // Its own words of what went wrong are better than that the time is over.
@@ -350,7 +351,7 @@ impl Driver {
 
     fn noted(&mut self, notes: Notes) {
         if *self.notes != notes {
-            self.notes = std::sync::Arc::new(notes);
+            self.notes = Arc::new(notes);
         }
     }
 
@@ -366,7 +367,7 @@ impl Driver {
         let fails = self.health.fault.as_ref().is_some_and(|failing| failing.fault.cause.knocks());
         if fails && self.is_candidate() && self.knocking.is_none() && now >= self.next_knock {
             self.next_knock = now + KNOCK_PAUSE;
-            let lock = std::sync::Arc::clone(&self.parts.lock);
+            let lock = Arc::clone(&self.parts.lock);
             self.knocking = Some(async move { lock.knock(Duration::from_millis(KNOCK_PAUSE)).await }.boxed());
         }
         let holder = self.core.object().map(|object| object.record.holder.clone());
@@ -420,7 +421,7 @@ impl Driver {
         }
         self.next_watch = now + WATCH_PAUSE.0;
         let (told, changes) = mpsc::channel(CHANGES);
-        let (lock, version) = (std::sync::Arc::clone(&self.parts.lock), object.version);
+        let (lock, version) = (Arc::clone(&self.parts.lock), object.version);
         let task = tokio::spawn(async move { lock.watch(version, told).await });
         self.following = Some(Following { changes, task: AbortOnDropHandle::new(task), heard: now });
     }
@@ -462,7 +463,7 @@ impl Driver {
             free: self.free_since.is_some(),
             free_for: self.free_since.map_or(0, |since| now.saturating_sub(since)),
             leadership: self.desk.current().cloned(),
-            notes: std::sync::Arc::clone(&self.notes),
+            notes: Arc::clone(&self.notes),
         };
         self.strict.state.send_if_modified(|before| {
             let differs = before.differs(&state);
