@@ -23,10 +23,12 @@ mod audit;
 mod client;
 mod credentials;
 mod objects;
+mod standin;
 
 pub use audit::Request;
 pub use client::Client;
 pub use objects::Rule;
+pub use standin::StandIn;
 
 /// Both are ready within a few seconds; a busy machine gets more.
 const READY_LIMIT: Duration = Duration::from_secs(60);

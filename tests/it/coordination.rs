@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(20);
 /// The duration of the lease.
 const D: Duration = Duration::from_secs(6);
-const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/peili/leases/peili";
+pub(crate) const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/peili/leases/peili";
 const USER: &str = "system:serviceaccount:peili:peili";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/peili/leases";
 
@@ -99,12 +99,7 @@ impl Cluster {
     }
 
     fn lock(&self, credentials: &Path) -> Arc<dyn Lock> {
-        let config = Config {
-            endpoints: vec![self.server.url()],
-            credentials: credentials.to_owned(),
-            ..Config::default()
-        };
-        Arc::new(LeaseLock::new(Arc::new(Api::new(&config)), "peili"))
+        lock(self.server.url(), credentials)
     }
 
     /// The object, by its administrator.
@@ -121,9 +116,16 @@ impl Cluster {
     }
 }
 
+/// The lock of a server.
+pub(crate) fn lock(url: String, credentials: &Path) -> Arc<dyn Lock> {
+    let credentials = credentials.to_owned();
+    let config = Config { endpoints: vec![url], credentials, ..Config::default() };
+    Arc::new(LeaseLock::new(Arc::new(Api::new(&config)), "peili"))
+}
+
 /// Where the suite's lock is kept, and who may delete it.
 #[async_trait]
-trait Place {
+pub(crate) trait Place {
     fn lock(&self) -> Arc<dyn Lock>;
     async fn delete(&self);
 }
@@ -179,7 +181,7 @@ fn object(answer: Answer) -> Object {
     }
 }
 
-async fn suite(place: &dyn Place) {
+pub(crate) async fn suite(place: &dyn Place) {
     let (lock, other) = (place.lock(), place.lock());
     let notes = Notes { members: 7, book: vec![b"record".to_vec()] };
     assert_eq!(lock.get(LIMIT).await.answer, Answer::Absent);

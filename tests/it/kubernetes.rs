@@ -1,9 +1,12 @@
 //! The Kubernetes API server of the laboratory: that it is real where tests stand on it, and that it can be stopped, frozen and
 //! started again. Nothing of Peili runs here.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use peili_lab::kubernetes::{Options, Part, Rule};
+use async_trait::async_trait;
+use peili::election::strict::Lock;
+use peili_lab::kubernetes::{Options, Part, Rule, StandIn};
 use peili_lab::netns::{Addresses, Network};
 use peili_lab::scratch::Scratch;
 use peili_lab::{ApiServer, Requirement, wait};
@@ -11,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::Case;
+use crate::coordination::{LEASE, Place, lock, suite};
 
 /// An hour.
 const LONG: Duration = Duration::from_secs(3600);
@@ -26,6 +30,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("kubernetes::leases_rights_and_tokens_are_real", &[Requirement::Kubernetes], real),
         Case::new("kubernetes::it_stops_freezes_and_comes_back", &node, comes_back),
+        Case::new("kubernetes::the_stand_in_does_what_the_server_does", &[], stands_in),
     ]
 }
 
@@ -52,7 +57,7 @@ async fn real() {
     let server = ApiServer::start(Options::on_loopback().named(&["api.test"])).await.unwrap();
     println!("kubernetes: {} is ready after {:?}", server.version(), began.elapsed());
     server.namespace("test").await.unwrap();
-    let lease = leases(&server).await;
+    let lease = leases(async |method, path, body| server.admin(method, path, body).await).await;
     rights(&server, lease).await;
     tokens(&server).await;
     // With a kubeconfig other programs find it.
@@ -60,31 +65,52 @@ async fn real() {
     assert_eq!(config["clusters"][0]["cluster"]["server"], server.url());
 }
 
-/// What the core of the strict role takes for granted of a Lease. Returns the one that is left.
-async fn leases(server: &ApiServer) -> Value {
-    let (status, made) = server.admin("POST", LEASES, Some(&lease("a"))).await.unwrap();
+/// What the core of the strict role takes for granted of a Lease. `admin`: a request of the administrator of a server with the
+/// namespace `test`. Returns the one that is left.
+async fn leases(admin: impl AsyncFn(&str, &str, Option<&Value>) -> anyhow::Result<(u16, Value)>) -> Value {
+    let (status, made) = admin("POST", LEASES, Some(&lease("a"))).await.unwrap();
     assert_eq!(status, 201, "{made}");
-    let (status, again) = server.admin("POST", LEASES, Some(&lease("b"))).await.unwrap();
+    let (status, again) = admin("POST", LEASES, Some(&lease("b"))).await.unwrap();
     assert_eq!((status, again["reason"].as_str()), (409, Some("AlreadyExists")), "{again}");
 
     let mut changed = made.clone();
     changed["spec"]["holderIdentity"] = "b".into();
-    let (status, updated) = server.admin("PUT", LEADER, Some(&changed)).await.unwrap();
+    let (status, updated) = admin("PUT", LEADER, Some(&changed)).await.unwrap();
     assert_eq!((status, updated["spec"]["holderIdentity"].as_str()), (200, Some("b")), "{updated}");
     assert_ne!(version(&updated), version(&made));
-    let (status, late) = server.admin("PUT", LEADER, Some(&made)).await.unwrap();
+    let (status, late) = admin("PUT", LEADER, Some(&made)).await.unwrap();
     assert_eq!((status, late["reason"].as_str()), (409, Some("Conflict")), "{late}");
     // What changes nothing is answered as a success, and is no write.
-    let (status, same) = server.admin("PUT", LEADER, Some(&updated)).await.unwrap();
+    let (status, same) = admin("PUT", LEADER, Some(&updated)).await.unwrap();
     assert_eq!((status, version(&same)), (200, version(&updated)), "{same}");
 
-    let (status, _) = server.admin("DELETE", LEADER, None).await.unwrap();
+    let (status, _) = admin("DELETE", LEADER, None).await.unwrap();
     assert_eq!(status, 200);
-    let (status, gone) = server.admin("PUT", LEADER, Some(&updated)).await.unwrap();
+    let (status, gone) = admin("PUT", LEADER, Some(&updated)).await.unwrap();
     assert_eq!((status, gone["reason"].as_str()), (409, Some("Conflict")), "{gone}");
-    let (status, made) = server.admin("POST", LEASES, Some(&lease("c"))).await.unwrap();
+    let (status, made) = admin("POST", LEASES, Some(&lease("c"))).await.unwrap();
     assert_eq!(status, 201, "{made}");
     made
+}
+
+/// The demonstration's server, where no real one is, is held to what this one and the lock of a real one are held to.
+async fn stands_in() {
+    let server = StandIn::start(None, "test").unwrap();
+    leases(async |method, path, body| server.admin(method, path, body).await).await;
+    suite(&StoodIn(StandIn::start(None, "peili").unwrap())).await;
+}
+
+struct StoodIn(StandIn);
+
+#[async_trait]
+impl Place for StoodIn {
+    fn lock(&self) -> Arc<dyn Lock> {
+        lock(self.0.url(), &self.0.credentials().unwrap())
+    }
+
+    async fn delete(&self) {
+        assert_eq!(self.0.admin("DELETE", LEASE, None).await.unwrap().0, 200);
+    }
 }
 
 /// An account may what its role says, of the object that it names, and nothing else; and the audit log has counted it.
