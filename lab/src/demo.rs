@@ -1,10 +1,12 @@
-//! `cargo xtask demo`: the main job, seen with real processes, in well under a minute.
+//! `cargo xtask demo`: the main job, seen with real processes, in a minute and a half.
 //!
-//! A demonstration is a row of acts (`acts`) on one stage (`stage`): an origin registry and three nodes, on loopback
+//! A demonstration is a row of acts (`acts`) on one stage (`stage`): an origin registry, an API server and three nodes, on loopback
 //! with image layouts or on containerds in network namespaces. Each act checks what it shows, and the first that does
 //! not see it ends the demonstration with an error. It measures nothing: `cargo xtask bench` does.
 
 mod acts;
+mod api;
+mod coordinator;
 mod distrust;
 mod meter;
 mod newcomer;

@@ -23,7 +23,7 @@ const INTERRUPTED: u8 = 130;
 #[derive(Debug, Parser)]
 #[command(name = "peili-lab", max_term_width = 110)]
 enum Command {
-    /// Nodes that find each other, one image, deaths in mid-pull, a newcomer and a stranger
+    /// Nodes that find each other, one image, deaths in mid-pull, a newcomer, a stranger, policies and an election
     Demo(demo::Options),
     /// Six nodes with churn; fails if anything breaks, leaks or grows
     Soak(soak::Options),

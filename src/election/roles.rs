@@ -12,6 +12,7 @@ use super::campaign::{Campaign, Lease, reaches};
 use super::lease::Standing;
 use super::members::{Mark, Member, View};
 use super::seats::Seats;
+use super::strict::Cause;
 use super::table::{Agreement, Alone, By, Held, Mode, Table};
 use super::{Backend, Config, rendezvous};
 use crate::oci::{Digest, PeerId};
@@ -209,6 +210,7 @@ impl Roles {
         let mode = match (config.backend, &lease) {
             (Backend::Static, _) => Mode::Static,
             (Backend::Off, _) => Mode::Off,
+            (_, Some(lease)) if self.is_lost(&view, &roles, lease) => Mode::Degraded(Cause::NoLeader),
             // One node that relies on its lease is a cluster of one.
             (_, Some(lease)) if lease.relied_on && !(is_alone && input.alone == Alone::Unreached) => {
                 Mode::Lease
@@ -234,6 +236,20 @@ impl Roles {
             |role: &Role| before.as_ref().is_none_or(|before| before.digest(*role) != table.digest(*role));
         let changed = Role::ALL.into_iter().filter(differs).collect();
         Output { table, mark, due, changed, standing, yields }
+    }
+
+    /// Whether a node that reads the lease seldom knows by the members that it is not to be relied on: its holder says that it does
+    /// not reach the API server.
+    fn is_lost(&self, view: &View, roles: &[(Role, Held)], lease: &Lease) -> bool {
+        let Some(holder) = lease.holder.as_ref().filter(|holder| lease.relied_on && **holder != self.here)
+        else {
+            return false;
+        };
+        let stands = |(role, held): &(Role, Held)| {
+            *role == Role::Coordinator && held.seats.iter().any(|seat| view.members[*seat].id == self.here)
+        };
+        let is_cut_off = view.place(holder).is_some_and(|place| !reaches(&view.members[place]));
+        is_cut_off && !roles.iter().any(stands)
     }
 
     fn ask_policies(&mut self, view: &View, config: &Config, lease: Option<&Lease>, now: Duration) {

@@ -23,6 +23,7 @@ mod configure;
 mod coordination;
 mod election;
 mod faults;
+mod handover;
 mod kubernetes;
 mod network;
 mod policies;
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
     cases.extend(coordination::cases());
     cases.extend(election::cases());
     cases.extend(faults::cases());
+    cases.extend(handover::cases());
     cases.extend(kubernetes::cases());
     cases.extend(seed::cases());
     cases.extend(network::cases());

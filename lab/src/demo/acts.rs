@@ -10,7 +10,7 @@ use peili_lab::wait;
 use super::Act;
 use super::screen::bytes;
 use super::stage::{LIMIT, Main, REGISTRY, Stage, size};
-use super::{distrust, newcomer, policy, stranger};
+use super::{coordinator, distrust, newcomer, policy, stranger};
 
 const MIB: u64 = 1 << 20;
 
@@ -55,6 +55,10 @@ pub(super) const ACTS: &[Act] = &[
     Act {
         title: "A policy on node-3 distrusts the node that is sending it a layer.",
         run: |stage| Box::pin(distrust::ends_a_transfer(stage)),
+    },
+    Act {
+        title: "One node coordinates, as a policy says; the policy is replaced, the API server cut off, and who leads killed.",
+        run: |stage| Box::pin(coordinator::is_elected(stage)),
     },
 ];
 

@@ -1,4 +1,4 @@
-//! What the acts play on: an origin registry, three nodes and their runtimes, and what is known of them.
+//! What the acts play on: an origin registry, an API server, three nodes and their runtimes, and what is known of them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use peili::pull::{self, Destination, Host, Silent};
 use peili_lab::containerd::{self, Containerd};
 use peili_lab::cri::Cri;
 use peili_lab::image::{Image, write_empty_layout};
-use peili_lab::netns::{Addresses, Namespace, Network};
+use peili_lab::netns::{Addresses, Block, Namespace, Network};
 use peili_lab::node::{Node, Plan};
 use peili_lab::origin::Origin;
 use peili_lab::scratch::Scratch;
@@ -19,6 +19,8 @@ use peili_lab::{Generation, Requirement, hosts, require, wait};
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::api::Api;
+use super::coordinator;
 use super::meter::Meter;
 use super::screen::{Screen, bytes};
 
@@ -27,6 +29,8 @@ pub(crate) const REGISTRY: &str = "registry.demo";
 /// Bytes per second that each node and each answer of the registry may send: so slow that one can watch.
 pub(crate) const RATE: u64 = 48 << 20;
 const NODES: usize = 3;
+/// The API server's place in the network.
+const API: usize = NODES + 2;
 /// Longest that any single step may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
@@ -41,6 +45,7 @@ pub(crate) struct Stage {
     pub(crate) nodes: Vec<Member>,
     /// The registry.
     pub(crate) origin: Arc<Origin>,
+    api: Api,
     network: Option<Network>,
     secret: Scratch,
     /// The runtime's name.
@@ -53,6 +58,7 @@ pub(crate) struct Stage {
     pub(crate) image: Option<Image>,
     /// Attempts so far, of all acts.
     attempts: u64,
+    is_cut: bool,
 }
 
 /// How the main image came to all nodes, in bytes.
@@ -92,8 +98,11 @@ impl Stage {
         if containerd {
             require(&[Requirement::Root, Requirement::Iproute2]).map_err(|reason| anyhow!(reason))?;
         }
-        // One more for the registry, and one for a stranger.
-        let network = if containerd { Some(Network::new(NODES + 2, Addresses::V4)?) } else { None };
+        // One more for the registry, one for a stranger, and one for the API server.
+        let network = if containerd { Some(Network::new(NODES + 3, Addresses::V4)?) } else { None };
+        let api = Api::start(network.as_ref().map(|network| &network.nodes[API])).await?;
+        let account =
+            json!({"kubernetes": {"endpoints": [api.url()], "credentials": api.credentials().await?}});
         let origin = Arc::new(match &network {
             Some(network) => {
                 let place = &network.nodes[NODES];
@@ -147,6 +156,8 @@ impl Stage {
         for (index, plan) in plans.iter_mut().enumerate() {
             let dns: Vec<_> = first.iter().filter(|_| index > 0).collect();
             plan.merge(&json!({"network": {"cluster-key": [&key], "dns": dns}}));
+            plan.merge(&account);
+            plan.merge(&coordinator::configuration(index)?);
         }
         let mut nodes = Vec::new();
         for (plan, runtime) in plans.into_iter().zip(runtimes) {
@@ -163,6 +174,7 @@ impl Stage {
             _watch: AbortOnDropHandle::new(watch),
             nodes,
             origin,
+            api,
             network,
             secret,
             runtime,
@@ -170,14 +182,16 @@ impl Stage {
             pulled: 0,
             image: None,
             attempts: 0,
+            is_cut: false,
         })
     }
 
     /// What runs, for people.
     pub(crate) fn setting(&self) -> String {
         format!(
-            "A registry at {}, and {} nodes with {}. To be watched, each sends {}/s at most.",
+            "A registry at {}, {}, and {} nodes with {}. To be watched, each sends {}/s at most.",
             self.origin.url(),
+            self.api.name(),
             self.nodes.len(),
             self.runtime,
             bytes(RATE)
@@ -188,12 +202,24 @@ impl Stage {
     pub(crate) async fn prepare(&mut self) -> Result<()> {
         self.attempts += 1;
         self.origin.accept();
+        self.cut_api(false)?;
         for index in 0..self.nodes.len() {
             if self.nodes[index].node.process().is_none() {
                 self.restart(index).await?;
             }
         }
         Ok(())
+    }
+
+    /// Cuts all nodes off from the API server: their packets to it are dropped, or, on loopback, it stands still. `false`: undoes it.
+    pub(crate) fn cut_api(&mut self, cuts: bool) -> Result<()> {
+        if self.is_cut == cuts {
+            return Ok(());
+        }
+        self.is_cut = cuts;
+        let Some(network) = &self.network else { return self.api.freeze(cuts) };
+        let set = if cuts { Network::block } else { Network::unblock };
+        (0..NODES).try_for_each(|node| set(network, node, API, Block::Drop))
     }
 
     /// For images of this attempt, which no node may have of an earlier one.

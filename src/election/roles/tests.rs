@@ -557,3 +557,27 @@ fn modes_say_whether_the_lease_is_relied_on() {
     let output = bench.at(0, &members);
     assert_eq!((output.table.mode(), output.standing), (Mode::Gossip, None));
 }
+
+/// Who reads the lease twice a minute would rely on it for as long after the API server went.
+#[test]
+fn who_reads_seldom_knows_by_the_holder_that_the_lease_is_lost() {
+    let mut members: Vec<Member> = (0..8).map(member).collect();
+    let mode = |here: usize, members: &[Member]| {
+        let mut bench = Bench::new(u32::try_from(here).unwrap());
+        bench.lease = lease(Some(1), 60);
+        bench.at(0, members).table.mode()
+    };
+    assert!((0..8).all(|here| mode(here, &members) == Mode::Lease));
+    members[1].facts.api_server = Reachability::Unreachable;
+    let all = standings(&members);
+    let (mut lost, mut kept) = (0, 0);
+    for here in (0..8).filter(|here| *here != 1) {
+        match (mode(here, &members), all[here]) {
+            (Mode::Degraded(Cause::NoLeader), Standing::Observer(_)) => lost += 1,
+            // It sees for itself.
+            (Mode::Lease, Standing::Candidate(_)) => kept += 1,
+            (mode, standing) => panic!("{here}: {mode:?} {standing:?}"),
+        }
+    }
+    assert_eq!((lost, kept), (2, 5));
+}

@@ -1,0 +1,92 @@
+//! The API server of the stage: the real one where this machine has it, else the laboratory's stand-in. It can be cut off.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use peili_lab::kubernetes::{Options, Part, Rule, StandIn};
+use peili_lab::netns::NetworkNode;
+use peili_lab::scratch::Scratch;
+use peili_lab::{ApiServer, Requirement, require};
+
+/// Of Peili's objects, and the name of its account.
+const PEILI: &str = "peili";
+/// Longer than any demonstration.
+const TOKEN_TIME: Duration = Duration::from_secs(3_600);
+
+/// One of the two.
+pub(crate) enum Api {
+    Real(Box<ApiServer>, Scratch),
+    StandIn(StandIn),
+}
+
+impl Api {
+    /// Starts it with an account that may what the coordinator has any use for. `place`: where; `None`: on loopback.
+    pub(crate) async fn start(place: Option<&NetworkNode>) -> Result<Self> {
+        if require(&[Requirement::Kubernetes]).is_err() {
+            let place = place.map(|place| (&place.namespace, place.address()));
+            return Ok(Self::StandIn(StandIn::start(place, PEILI)?));
+        }
+        let options = match place {
+            Some(place) => Options::in_namespace(&place.namespace, place.address()),
+            None => Options::on_loopback(),
+        };
+        let server = ApiServer::start(options).await?;
+        server.namespace(PEILI).await?;
+        server.service_account(PEILI, PEILI).await?;
+        let lease = &["leases.coordination.k8s.io"];
+        let rules = [
+            Rule { verbs: &["get", "update", "watch"], resources: lease, names: &[PEILI] },
+            Rule { verbs: &["create"], resources: lease, names: &[] },
+            Rule { verbs: &["get", "update"], resources: &["configmaps"], names: &["peili-fleet"] },
+            Rule { verbs: &["create"], resources: &["configmaps"], names: &[] },
+            Rule { verbs: &["create"], resources: &["events.events.k8s.io"], names: &[] },
+        ];
+        server.role(PEILI, "coordinates", &rules).await?;
+        server.role_binding(PEILI, "coordinates", PEILI).await?;
+        Ok(Self::Real(Box::new(server), Scratch::new()?))
+    }
+
+    /// `https://ADDRESS:PORT`
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::Real(server, _) => server.url(),
+            Self::StandIn(server) => server.url(),
+        }
+    }
+
+    /// A folder with the account's token.
+    pub(crate) async fn credentials(&self) -> Result<PathBuf> {
+        match self {
+            Self::Real(server, scratch) => {
+                let token = server.token(PEILI, PEILI, TOKEN_TIME).await?;
+                let folder = scratch.path().join("account");
+                server.write_service_account_dir(&folder, &token, PEILI)?;
+                Ok(folder)
+            }
+            Self::StandIn(server) => server.credentials(),
+        }
+    }
+
+    /// Which one it is, for people.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Real(server, _) => format!("kube-apiserver {}", server.version()),
+            Self::StandIn(_) => {
+                "a stand-in for the API server (this machine has no kube-apiserver)".to_owned()
+            }
+        }
+    }
+
+    /// From now on it answers nothing (`true`), or all as ever.
+    pub(crate) fn freeze(&self, freezes: bool) -> Result<()> {
+        match self {
+            Self::Real(server, _) if freezes => server.freeze(Part::Server),
+            Self::Real(server, _) => server.thaw(Part::Server),
+            Self::StandIn(server) => {
+                server.freeze(freezes);
+                Ok(())
+            }
+        }
+    }
+}
