@@ -1,10 +1,11 @@
-//! `peili-lab bench`: what bytes, lookups and memory cost, beside nginx with sendfile in the same run.
+//! `peili-lab bench`: what bytes, lookups and memory cost, beside nginx with sendfile in the same run; and how soon elections are decided.
 //!
 //! With root, nodes are network namespaces with real containerds; else they share loopback and layout folders, and the
 //! report says so. Everything is measured from outside: CPU time and memory from `/proc`, the rest by a client's clock.
 
 mod bed;
 mod cases;
+mod election;
 mod load;
 mod machine;
 
@@ -46,6 +47,7 @@ pub(crate) struct Report {
 pub(crate) struct Spread {
     min: f64,
     median: f64,
+    p99: f64,
     max: f64,
     runs: usize,
 }
@@ -56,7 +58,9 @@ impl Spread {
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
         let last = values.len().saturating_sub(1);
         let median = (at(last / 2) + at(values.len() / 2)) / 2.0;
-        Self { min: at(0), median, max: at(last), runs: values.len() }
+        // The nearest rank: of fewer than a hundred it is the largest.
+        let p99 = at((values.len() * 99).div_ceil(100).saturating_sub(1));
+        Self { min: at(0), median, p99, max: at(last), runs: values.len() }
     }
 }
 
@@ -74,15 +78,15 @@ impl Report {
             .figures
             .iter()
             .map(|(name, spread)| {
-                let Spread { min, median, max, runs } = *spread;
-                (name.clone(), json!({"min": min, "median": median, "max": max, "runs": runs}))
+                let Spread { min, median, p99, max, runs } = *spread;
+                (name.clone(), json!({"min": min, "median": median, "p99": p99, "max": max, "runs": runs}))
             })
             .collect();
         println!("{}", json!({"case": self.case, "place": place, "figures": figures}));
         let width = self.figures.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-        println!("\n  {:width$}  {:>9}  {:>9}  {:>9}  runs", self.case, "min", "median", "max");
-        for (name, Spread { min, median, max, runs }) in &self.figures {
-            println!("  {name:width$}  {min:>9.3}  {median:>9.3}  {max:>9.3}  {runs:>4}");
+        println!("\n  {:width$}  {:>9}  {:>9}  {:>9}  {:>9}  runs", self.case, "min", "median", "p99", "max");
+        for (name, Spread { min, median, p99, max, runs }) in &self.figures {
+            println!("  {name:width$}  {min:>9.3}  {median:>9.3}  {p99:>9.3}  {max:>9.3}  {runs:>4}");
         }
         println!();
     }
@@ -90,9 +94,28 @@ impl Report {
 
 /// Measures everything and prints it. A case that cannot run is an error; the figures themselves are not judged.
 pub(crate) async fn run(options: &Options) -> Result<bool> {
-    let bed = Bed::new(options.size, options.loopback).await?;
-    println!("{}", json!({"machine": machine::describe(), "place": bed.place(), "repeats": options.repeats}));
+    println!("{}", json!({"machine": machine::describe(), "repeats": options.repeats}));
     let wanted = |case: &str| case.contains(&options.only);
+    if ["throughput", "memory", "lookup", "pull"].into_iter().any(wanted) {
+        bytes(options, wanted).await?;
+    }
+    if wanted("election.strict") {
+        let (report, server) = election::strict(options.repeats).await?;
+        report.print(&server);
+    }
+    if wanted("election.advisory") {
+        election::advisory(options.repeats).await?.print("loopback");
+    }
+    if wanted("election.cost") {
+        election::cost(options.repeats).await?.print("loopback");
+    }
+    println!("{}", json!({"load at the end": machine::load()}));
+    Ok(true)
+}
+
+/// The cases that are about bytes.
+async fn bytes(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let bed = Bed::new(options.size, options.loopback).await?;
     if wanted("throughput") {
         cases::throughput(&bed, options.repeats).await?.print(bed.place());
     }
@@ -108,8 +131,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
             None => println!("pull: not measured, it needs root and a containerd"),
         }
     }
-    println!("{}", json!({"load at the end": machine::load()}));
-    Ok(true)
+    Ok(())
 }
 
 /// Longest wait for anything that is not measured.
@@ -125,6 +147,10 @@ mod tests {
             let spread = Spread::of(values.to_vec());
             assert!((spread.min, spread.median, spread.max) == (min, median, max), "{spread:?}");
         };
+        let p99 = |count: u32| Spread::of((1..=count).map(f64::from).collect()).p99;
+        assert!(
+            [(1, 1.0), (99, 99.0), (100, 99.0), (200, 198.0)].into_iter().all(|(count, p)| p99(count) == p)
+        );
         check(&[3.0, 1.0, 2.0], (1.0, 2.0, 3.0));
         check(&[4.0, 1.0, 2.0, 3.0], (1.0, 2.5, 4.0));
         check(&[7.0], (7.0, 7.0, 7.0));

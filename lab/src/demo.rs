@@ -5,7 +5,6 @@
 //! not see it ends the demonstration with an error. It measures nothing: `cargo xtask bench` does.
 
 mod acts;
-mod api;
 mod coordinator;
 mod distrust;
 mod meter;

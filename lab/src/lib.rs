@@ -4,12 +4,13 @@
 //! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), a real Kubernetes API server ([`kubernetes`]),
 //! and the real `peili` program ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
 //! takes nothing but names and digests (`peili::oci`), except for the hostile node ([`liar`])
-//! and the bare peer ([`peer`]), which speak its protocol.
+//! and the bare peer ([`peer`]), which speak its protocol, and a candidate ([`candidate`]) without a node around it.
 //!
 //! Whatever a machine may lack is a [`Requirement`]; a test asks [`require`] first and skips with the reason it gets.
 //! Fixtures own what they start: dropping one ends its processes and removes its files, mounts and namespaces, and what
 //! a killed run left behind is removed by the next.
 
+pub mod candidate;
 pub mod certificates;
 pub mod containerd;
 pub mod cri;

@@ -4,6 +4,7 @@
 //! files are gone before the program ends.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
+mod api;
 mod bench;
 mod demo;
 mod simulate;
@@ -27,7 +28,7 @@ enum Command {
     Demo(demo::Options),
     /// Six nodes with churn; fails if anything breaks, leaks or grows
     Soak(soak::Options),
-    /// What bytes, lookups and memory cost, beside nginx in the same run
+    /// What bytes, lookups and memory cost, beside nginx in the same run; how soon elections are decided
     Bench(bench::Options),
     /// The gossip among thousands of nodes in one process, against its targets; the election's core under a million schedules
     Simulate(simulate::Options),

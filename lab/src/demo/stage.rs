@@ -19,10 +19,10 @@ use peili_lab::{Generation, Requirement, hosts, require, wait};
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::api::Api;
 use super::coordinator;
 use super::meter::Meter;
 use super::screen::{Screen, bytes};
+use crate::api::Api;
 
 /// The registry of all images; no machine has this name.
 pub(crate) const REGISTRY: &str = "registry.demo";
@@ -100,7 +100,8 @@ impl Stage {
         }
         // One more for the registry, one for a stranger, and one for the API server.
         let network = if containerd { Some(Network::new(NODES + 3, Addresses::V4)?) } else { None };
-        let api = Api::start(network.as_ref().map(|network| &network.nodes[API])).await?;
+        let api =
+            Api::start(network.as_ref().map(|network| &network.nodes[API]), &["peili".to_owned()]).await?;
         let account =
             json!({"kubernetes": {"endpoints": [api.url()], "credentials": api.credentials().await?}});
         let origin = Arc::new(match &network {

@@ -1,4 +1,4 @@
-//! The API server of the stage: the real one where this machine has it, else the laboratory's stand-in. It can be cut off.
+//! An API server: the real one where this machine has it, else the laboratory's stand-in. It can be made to stand still.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,15 +17,15 @@ const TOKEN_TIME: Duration = Duration::from_secs(3_600);
 /// One of the two.
 pub(crate) enum Api {
     Real(Box<ApiServer>, Scratch),
-    StandIn(StandIn),
+    StandIn(Box<StandIn>),
 }
 
 impl Api {
-    /// Starts it with an account that may what the coordinator has any use for. `place`: where; `None`: on loopback.
-    pub(crate) async fn start(place: Option<&NetworkNode>) -> Result<Self> {
+    /// Starts it with an account that may what a coordinator has any use for, by these leases. `place`: where; `None`: on loopback.
+    pub(crate) async fn start(place: Option<&NetworkNode>, leases: &[String]) -> Result<Self> {
         if require(&[Requirement::Kubernetes]).is_err() {
             let place = place.map(|place| (&place.namespace, place.address()));
-            return Ok(Self::StandIn(StandIn::start(place, PEILI)?));
+            return Ok(Self::StandIn(Box::new(StandIn::start(place, PEILI)?)));
         }
         let options = match place {
             Some(place) => Options::in_namespace(&place.namespace, place.address()),
@@ -35,8 +35,9 @@ impl Api {
         server.namespace(PEILI).await?;
         server.service_account(PEILI, PEILI).await?;
         let lease = &["leases.coordination.k8s.io"];
+        let names: Vec<&str> = leases.iter().map(String::as_str).collect();
         let rules = [
-            Rule { verbs: &["get", "update", "watch"], resources: lease, names: &[PEILI] },
+            Rule { verbs: &["get", "update", "watch"], resources: lease, names: &names },
             Rule { verbs: &["create"], resources: lease, names: &[] },
             Rule { verbs: &["get", "update"], resources: &["configmaps"], names: &["peili-fleet"] },
             Rule { verbs: &["create"], resources: &["configmaps"], names: &[] },
