@@ -5,10 +5,11 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::election::members::Facts;
-use crate::election::strict::Cause;
 use crate::oci::Home;
 use crate::policy::Failure;
 use crate::policy::election::{Handover, Reachability, Why};
+
+mod rolling;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MARK: EffectiveHash = EffectiveHash([7; 32]);
@@ -37,6 +38,8 @@ struct Ranks {
     ranked: Mutex<Ranked>,
     generation: Mutex<i64>,
     asked: Mutex<usize>,
+    /// What they are; `None`: [`MARK`].
+    hash: Mutex<Option<EffectiveHash>>,
 }
 
 impl Ranks {
@@ -47,6 +50,11 @@ impl Ranks {
             ..Ranked::default()
         };
         *self.generation.lock().unwrap() += 1;
+    }
+
+    /// They are others from now on.
+    fn carry(&self, hash: EffectiveHash) {
+        *self.hash.lock().unwrap() = Some(hash);
     }
 
     fn fail(&self) {
@@ -71,7 +79,8 @@ impl ElectionPolicy for Ranks {
     }
 
     fn hash(&self, _: Option<&[u8]>) -> EffectiveHash {
-        if self.ranked.lock().unwrap().why.is_fault() { EffectiveHash::BUILT_IN } else { MARK }
+        let is_fault = self.ranked.lock().unwrap().why.is_fault();
+        if is_fault { EffectiveHash::BUILT_IN } else { self.hash.lock().unwrap().unwrap_or(MARK) }
     }
 }
 
