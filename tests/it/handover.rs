@@ -26,6 +26,8 @@ const SOON: Duration = Duration::from_secs(30);
 const ROLL: Duration = Duration::from_secs(1);
 /// So long a better one has to be better, after members have carried the same for ten seconds (docs/elections.md).
 const MOVED: Duration = Duration::from_secs(10 + 5);
+/// So long a holder that says nothing more counts, and the second candidate waits.
+const LOST: Duration = Duration::from_millis(6_000 + 300);
 /// What a busy machine adds.
 const SLACK: Duration = Duration::from_secs(5);
 const CALL: Duration = Duration::from_secs(2);
@@ -136,6 +138,16 @@ impl Rig {
         start.elapsed()
     }
 
+    /// The node that says that it leads.
+    async fn leader(&self) -> Option<usize> {
+        for (number, node) in self.nodes.iter().enumerate() {
+            if node.status().await.ok()?["election"]["lease"]["held"] == true {
+                return Some(number);
+            }
+        }
+        None
+    }
+
     /// Waits until all nodes say so of their elections.
     async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Duration {
         let start = Instant::now();
@@ -236,4 +248,16 @@ async fn made() {
     })
     .await;
     assert_eq!(rig.terms(), terms);
+
+    // Who leads stands still (SIGSTOP), for longer than its lease: another leads, and it knows when it goes on.
+    let leader = rig.leader().await.unwrap();
+    rig.nodes[leader].process().unwrap().pause().unwrap();
+    let took = rig.led("the other one leads", |number| number > 0 && number != leader).await;
+    println!("handover: another leads {took:?} after the leader stood still");
+    assert!(took < LOST + SLACK, "{took:?}");
+    rig.nodes[leader].process().unwrap().resume().unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_ne!(rig.leader().await, Some(leader), "two lead");
+    let after = rig.terms();
+    assert_eq!(after.len(), terms.len() + 1, "{after:?}");
 }
