@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
-use crate::cluster::{Api, Coordinator, Fleet, LeaseLock, Node};
+use crate::cluster::{Api, Coordinator, Fleet, Kind, Node, ObjectLock};
 use crate::config::Config;
 use crate::election::strict::{self, BootClock, Driver, LeaseMetrics, Strict};
 use crate::election::{self, Alone, Election, Facts, Mark, Member, Metrics, Table, World};
@@ -84,7 +84,7 @@ pub(super) fn strict(
     let duty = Coordinator::new(api(), &lease.name, here, fleet, clock.clone(), metrics.clone());
     let duty = Arc::new(duty);
     let parts = strict::Parts {
-        lock: Arc::new(LeaseLock::new(Arc::new(api()), &lease.name)),
+        lock: Arc::new(ObjectLock::new(Kind::Lease, Arc::new(api()), &lease.name)),
         clock,
         duty: duty.clone(),
         metrics,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use peili::cluster::{Api, Cause, Config, LeaseLock};
+use peili::cluster::{Api, Cause, Config, Kind, ObjectLock};
 use peili::election::lease::{Answer, Mark, Object, Settings, Standing, Write};
 use peili::election::strict::{
     BootClock, Change, Clock, Idle, LeaseMetrics, Lock, Memory, Notes, Parts, State, Strict,
@@ -104,7 +104,7 @@ impl Cluster {
             credentials: credentials.to_owned(),
             ..Config::default()
         };
-        Arc::new(LeaseLock::new(Arc::new(Api::new(&config)), "peili"))
+        Arc::new(ObjectLock::new(Kind::Lease, Arc::new(Api::new(&config)), "peili"))
     }
 
     /// The object, by its administrator.
