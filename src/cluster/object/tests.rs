@@ -82,12 +82,16 @@ fn a_configmap_of_client_go_is_read() {
 fn a_configmap_is_written_as_client_go_reads_it() {
     let mut body = value(MAP);
     fill(Kind::ConfigMap, &mut body, &write("node/1", true, false), &Notes::default(), now());
-    let record = |body: &Value| body["metadata"]["annotations"][configmap::RECORD].as_str().unwrap().to_owned();
+    let record =
+        |body: &Value| body["metadata"]["annotations"][configmap::RECORD].as_str().unwrap().to_owned();
     assert_eq!(
         record(&body),
         r#"{"holderIdentity":"node/1","leaseDurationSeconds":6,"acquireTime":"2026-11-23T10:10:00Z","renewTime":"2026-11-23T10:10:00Z","leaderTransitions":4}"#
     );
-    assert_eq!((&body["data"]["a"], &body["metadata"]["annotations"]["team"]), (&json!("b"), &json!("infra")));
+    assert_eq!(
+        (&body["data"]["a"], &body["metadata"]["annotations"]["team"]),
+        (&json!("b"), &json!("infra"))
+    );
     let later = now() + Duration::from_millis(1_700);
     fill(Kind::ConfigMap, &mut body, &write("", false, true), &Notes::default(), later);
     assert_eq!(
@@ -102,7 +106,8 @@ fn a_configmap_is_written_as_client_go_reads_it() {
 #[test]
 fn what_is_no_record_has_no_holder_and_is_replaced_by_a_whole_one() {
     let long = format!("{{\"holderIdentity\":\"{}\"}}", "x".repeat(300 << 10));
-    for text in ["", "null", "[]", "7", "{", "{}", r#"{"holderIdentity":7,"acquireTime":"yesterday"}"#, &long] {
+    for text in ["", "null", "[]", "7", "{", "{}", r#"{"holderIdentity":7,"acquireTime":"yesterday"}"#, &long]
+    {
         let mut body = value(MAP);
         body["metadata"]["annotations"][configmap::RECORD] = json!(text);
         let (object, _) = parse(Kind::ConfigMap, &body).unwrap();
@@ -136,8 +141,7 @@ fn what_is_no_object_is_none() {
     let (object, notes) = parse(Kind::Lease, &value(odd)).unwrap();
     assert_eq!(object.record, Record::default());
     assert_eq!(notes, Notes::default());
-    let long =
-        json!({"metadata": {"uid": "u", "resourceVersion": "1"}, "spec": {"holderIdentity": "ä".repeat(9_000)}});
+    let long = json!({"metadata": {"uid": "u", "resourceVersion": "1"}, "spec": {"holderIdentity": "ä".repeat(9_000)}});
     assert_eq!(parse(Kind::Lease, &long).unwrap().0.record.holder.len(), IDENTITY_LIMIT);
 }
 
