@@ -24,11 +24,11 @@ use crate::Case;
 /// For one call.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Longest until something that is certain is seen, on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// The duration of the lease.
-const D: Duration = Duration::from_secs(6);
+pub(crate) const D: Duration = Duration::from_secs(6);
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/peili/leases/peili";
-const USER: &str = "system:serviceaccount:peili:peili";
+pub(crate) const USER: &str = "system:serviceaccount:peili:peili";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/peili/leases";
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -60,7 +60,11 @@ impl Cluster {
 
     /// Gives the account rights over leases: by name, and to make any if `creates`.
     pub(crate) async fn allow(&self, verbs: &[&str], creates: bool) {
-        let resources = &["leases.coordination.k8s.io"];
+        self.allow_on(&["leases.coordination.k8s.io"], verbs, creates).await;
+    }
+
+    /// The same over locks of these kinds.
+    pub(crate) async fn allow_on(&self, resources: &[&str], verbs: &[&str], creates: bool) {
         let mut rules = vec![Rule { verbs, resources, names: &["peili"] }];
         if creates {
             rules.push(Rule { verbs: &["create"], resources, names: &[] });
@@ -98,13 +102,13 @@ impl Cluster {
         folder
     }
 
-    fn lock(&self, credentials: &Path) -> Arc<dyn Lock> {
+    pub(crate) fn lock(&self, kind: Kind, credentials: &Path) -> Arc<dyn Lock> {
         let config = Config {
             endpoints: vec![self.server.url()],
             credentials: credentials.to_owned(),
             ..Config::default()
         };
-        Arc::new(ObjectLock::new(Kind::Lease, Arc::new(Api::new(&config)), "peili"))
+        Arc::new(ObjectLock::new(kind, Arc::new(Api::new(&config)), "peili"))
     }
 
     /// The object, by its administrator.
@@ -123,7 +127,7 @@ impl Cluster {
 
 /// Where the suite's lock is kept, and who may delete it.
 #[async_trait]
-trait Place {
+pub(crate) trait Place {
     fn lock(&self) -> Arc<dyn Lock>;
     async fn delete(&self);
 }
@@ -133,7 +137,7 @@ struct Served(Cluster, PathBuf);
 #[async_trait]
 impl Place for Served {
     fn lock(&self) -> Arc<dyn Lock> {
-        self.0.lock(&self.1)
+        self.0.lock(Kind::Lease, &self.1)
     }
 
     async fn delete(&self) {
@@ -179,7 +183,7 @@ fn object(answer: Answer) -> Object {
     }
 }
 
-async fn suite(place: &dyn Place) {
+pub(crate) async fn suite(place: &dyn Place) {
     let (lock, other) = (place.lock(), place.lock());
     let notes = Notes { members: 7, book: vec![b"record".to_vec()] };
     assert_eq!(lock.get(LIMIT).await.answer, Answer::Absent);
@@ -231,13 +235,13 @@ async fn suite(place: &dyn Place) {
 }
 
 /// A candidate of this process.
-struct Candidate {
-    strict: Strict,
+pub(crate) struct Candidate {
+    pub(crate) strict: Strict,
     driving: AbortOnDropHandle<()>,
 }
 
 impl Candidate {
-    fn start(lock: Arc<dyn Lock>, name: &str, standing: Standing) -> Self {
+    pub(crate) fn start(lock: Arc<dyn Lock>, name: &str, standing: Standing) -> Self {
         let parts = Parts {
             lock,
             clock: Arc::new(BootClock),
@@ -250,14 +254,14 @@ impl Candidate {
         Self { strict, driving: AbortOnDropHandle::new(tokio::spawn(driver.run())) }
     }
 
-    fn leads(&self) -> bool {
+    pub(crate) fn leads(&self) -> bool {
         let leadership = self.strict.state().leadership;
         leadership.is_some_and(|leadership| leadership.check(BootClock.now()).is_some())
     }
 }
 
 /// Waits until one leads, and it alone; which, and how long that took.
-async fn leader(candidates: &[&Candidate], limit: Duration) -> (usize, Duration) {
+pub(crate) async fn leader(candidates: &[&Candidate], limit: Duration) -> (usize, Duration) {
     let start = Instant::now();
     while start.elapsed() < limit {
         let leading: Vec<usize> = (0..candidates.len()).filter(|n| candidates[*n].leads()).collect();
@@ -276,7 +280,11 @@ async fn one_leads() {
     cluster.allow(&["get", "update", "watch"], true).await;
     let folder = cluster.credentials("account").await;
     let candidate = |rank: u32, life: u32| {
-        Candidate::start(cluster.lock(&folder), &format!("n{rank}/{life}"), Standing::Candidate(rank))
+        Candidate::start(
+            cluster.lock(Kind::Lease, &folder),
+            &format!("n{rank}/{life}"),
+            Standing::Candidate(rank),
+        )
     };
     let (mut first, second, third) = (candidate(0, 0), candidate(1, 0), candidate(2, 0));
     let (one, took) = leader(&[&first, &second, &third], D + SOON).await;
@@ -398,8 +406,8 @@ async fn limited() {
     assert_eq!(cluster.server.admin("POST", LEASES, Some(&empty)).await.unwrap().0, 201);
     cluster.allow(&["get", "update"], false).await;
     let folder = cluster.credentials("account").await;
-    let first = Candidate::start(cluster.lock(&folder), "a", Standing::Candidate(0));
-    let second = Candidate::start(cluster.lock(&folder), "b", Standing::Candidate(1));
+    let first = Candidate::start(cluster.lock(Kind::Lease, &folder), "a", Standing::Candidate(0));
+    let second = Candidate::start(cluster.lock(Kind::Lease, &folder), "b", Standing::Candidate(1));
     let (one, took) = leader(&[&first, &second], D + SOON).await;
     println!("a lease that was made beforehand: {took:?}");
     assert_eq!(one, 0);
@@ -423,7 +431,7 @@ async fn limited() {
 async fn named() {
     let mut cluster = Cluster::start(Options::on_loopback()).await;
     let folder = cluster.credentials("account").await;
-    let one = Candidate::start(cluster.lock(&folder), "a", Standing::Candidate(0));
+    let one = Candidate::start(cluster.lock(Kind::Lease, &folder), "a", Standing::Candidate(0));
     let cause = async |expected: Cause| {
         let found = wait::until(expected.name(), Duration::from_secs(40), async || {
             (one.strict.state().cause() == expected).then_some(())
@@ -455,14 +463,14 @@ async fn named() {
     let over = SystemTime::now() - Duration::from_secs(3_600);
     let token = cluster.server.token_until("peili", "peili", over).await.unwrap();
     cluster.server.write_service_account_dir(&folder, &token, "peili").unwrap();
-    let stale = Candidate::start(cluster.lock(&folder), "b", Standing::Candidate(1));
+    let stale = Candidate::start(cluster.lock(Kind::Lease, &folder), "b", Standing::Candidate(1));
     wait::until("unauthorized", SOON, async || {
         (stale.strict.state().cause() == Cause::Unauthorized).then_some(())
     })
     .await
     .unwrap();
     std::fs::remove_file(folder.join("token")).unwrap();
-    let none = Candidate::start(cluster.lock(&folder), "c", Standing::Candidate(2));
+    let none = Candidate::start(cluster.lock(Kind::Lease, &folder), "c", Standing::Candidate(2));
     wait::until("no credentials", SOON, async || {
         (none.strict.state().cause() == Cause::NoCredentials).then_some(())
     })
@@ -487,7 +495,7 @@ async fn named() {
     std::fs::remove_file(foreign.join("ca.crt")).unwrap();
     std::fs::copy(other.authority(), foreign.join("ca.crt")).unwrap();
     drop(other);
-    let foreign = Candidate::start(cluster.lock(&foreign), "d", Standing::Candidate(1));
+    let foreign = Candidate::start(cluster.lock(Kind::Lease, &foreign), "d", Standing::Candidate(1));
     let refused = async || (foreign.strict.state().cause() == Cause::Tls).then_some(());
     if let Err(error) = wait::until("no trust", SOON, refused).await {
         panic!("{error}: {:#?}", foreign.strict.state());
@@ -536,7 +544,8 @@ async fn many() {
     let mut cluster = Cluster::start(Options::on_loopback()).await;
     cluster.allow(&["get", "update", "watch"], true).await;
     let folder = cluster.credentials("account").await;
-    let start = |name: String, standing| Candidate::start(cluster.lock(&folder), &name, standing);
+    let start =
+        |name: String, standing| Candidate::start(cluster.lock(Kind::Lease, &folder), &name, standing);
     let candidates: Vec<Candidate> =
         (0..5).map(|rank| start(format!("c{rank}"), Standing::Candidate(rank))).collect();
     let observer = Standing::Observer(NODES * 1_000);
@@ -557,7 +566,8 @@ async fn many() {
         observer.strict.stand(Standing::Observer(2_000));
     }
     drop(std::mem::take(&mut observers));
-    let start = |name: String, standing| Candidate::start(cluster.lock(&folder), &name, standing);
+    let start =
+        |name: String, standing| Candidate::start(cluster.lock(Kind::Lease, &folder), &name, standing);
     observers.extend((5..NODES).map(|n| start(format!("p{n}"), Standing::Observer(2_000))));
     wait::until("each has noticed", Duration::from_secs(60), async || {
         observers.iter().all(|one| one.strict.state().fault.is_some()).then_some(())
