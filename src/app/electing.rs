@@ -69,12 +69,15 @@ pub(super) fn elections(
     )
 }
 
+/// Drives the strict role. Ends never.
+type Driving = BoxFuture<'static, ()>;
+
 /// The strict role, who drives it, and its work, where there is a Kubernetes API.
 pub(super) fn strict(
     config: &Config,
     network: &SwarmNetwork,
     metrics: LeaseMetrics,
-) -> Option<(Strict, (BoxFuture<'static, ()>, Arc<Coordinator>))> {
+) -> Option<(Strict, (Driving, Arc<Coordinator>))> {
     if !config.kubernetes.is_in_cluster() {
         return None;
     }

@@ -139,7 +139,7 @@ impl Joint {
         let lease = match (self.how, standing) {
             (Beside::Held, _) if self.held.borrow().is_some() => Standing::Candidate(0),
             (Beside::Held, Standing::Candidate(_)) => near,
-            (Beside::Observed, Standing::Candidate(_)) if !self.is_free() => near,
+            (Beside::Observed, Standing::Candidate(_)) if !is_free(&self.old.state()) => near,
             (Beside::Held | Beside::Observed, standing) => standing,
         };
         self.lease.stand(lease);
@@ -151,12 +151,6 @@ impl Joint {
         }
     }
 
-    /// Whether the observed lock was read just now and nobody holds it.
-    fn is_free(&self) -> bool {
-        let old = self.old.state();
-        old.free && old.fault.is_none() && old.read.is_some_and(|age| age < STALE)
-    }
-
     fn publish(&self) {
         let (old, lease) = (self.old.state(), self.lease.state());
         let state = State { standing: *self.whole.standing.borrow(), ..merged(self.how, old, lease) };
@@ -166,6 +160,12 @@ impl Joint {
             differs
         });
     }
+}
+
+/// Whether an observed lock was read just now, and nobody holds it. After a pause of this process all holders look as if their time was
+/// over.
+fn is_free(old: &State) -> bool {
+    old.free && old.fault.is_none() && old.read.is_some_and(|age| age < STALE)
 }
 
 /// Both as one: who holds the Lease leads, or else, as of old, who holds the other.

@@ -298,3 +298,13 @@ async fn an_observed_lock_that_is_not_there_keeps_nobody_back() {
     until("a leads", 2 * Duration::from_millis(OFTEN) + 2 * D, || node.leads()).await;
     assert!(bench.old.stored().is_none());
 }
+
+#[test]
+fn an_observed_lock_that_was_not_read_just_now_says_nothing() {
+    let state = |free, read| State { free, read, ..State::default() };
+    assert!(is_free(&state(true, Some(0))) && is_free(&state(true, Some(STALE - 1))));
+    assert!(!is_free(&state(false, Some(0))) && !is_free(&state(true, None)));
+    assert!(!is_free(&state(true, Some(STALE))), "as after a pause of this process");
+    let fault = Some(Fault::new(Cause::Timeout, "no connection"));
+    assert!(!is_free(&State { fault, ..state(true, Some(0)) }));
+}
