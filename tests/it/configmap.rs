@@ -1,15 +1,15 @@
 //! The lock of electors of old, on a real API server: that it is a lock as the Lease is one, that Peili alternates with an elector of
 //! client-go over it, and whole nodes on the way from the one to the other. Whole nodes without an API server are in `seed`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use peili::cluster::{Cause, Kind};
-use peili::election::lease::Standing;
-use peili::election::strict::Lock;
+use peili::election::lease::{Settings, Standing};
+use peili::election::strict::{Beside, BootClock, Idle, LeaseMetrics, Lock, Parts, Strict};
 use peili_lab::kubernetes::{Client, Options};
 use peili_lab::{Requirement, wait};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,7 @@ use crate::seed::{Rig, holders};
 
 const FOLDER: &str = "/api/v1/namespaces/peili/configmaps";
 const MAP: &str = "/api/v1/namespaces/peili/configmaps/peili";
+const LEASE_PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/peili/leases/peili";
 const MAPS: &str = "configmaps";
 const LEASES: &str = "leases.coordination.k8s.io";
 const VERBS: [&str; 3] = ["get", "update", "watch"];
@@ -47,7 +48,10 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("configmap::the_lock_is_one_as_the_lease_is", &server, alike),
         Case::new("configmap::one_leads_and_soon_another", &server, one_leads).within(long).alone(),
         Case::new("configmap::what_is_missing_is_named", &server, named),
-        Case::new("configmap::peili_and_an_elector_of_old_alternate", &server, alternate)
+        Case::new("configmap::peili_and_an_elector_of_old_alternate", &server, || alternate(false))
+            .within(long)
+            .alone(),
+        Case::new("configmap::peili_and_an_elector_of_both_alternate", &server, || alternate(true))
             .within(long)
             .alone(),
         Case::new("configmap::nodes_go_from_the_lock_of_old_to_the_lease", &nodes, migrate).within(long),
@@ -158,6 +162,19 @@ async fn named() {
     .unwrap();
 }
 
+fn holds_both(old: Arc<dyn Lock>, lease: Arc<dyn Lock>, name: &str, rank: u32) -> Candidate {
+    let parts = Parts {
+        lock: lease,
+        clock: Arc::new(BootClock),
+        duty: Arc::new(Idle),
+        metrics: LeaseMetrics::default(),
+        seed: rank.into(),
+    };
+    let (strict, pair) = Strict::beside(name, &Settings::FAST, Beside::Held, old, parts);
+    strict.stand(Standing::Candidate(rank));
+    Candidate { strict, driving: AbortOnDropHandle::new(tokio::spawn(pair.run())) }
+}
+
 /// client-go's `LeaderElectionRecord`, as strict as it reads it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -169,8 +186,10 @@ struct Record {
     leader_transitions: i64,
 }
 
-/// An elector as client-go 0.20 has it, over its ConfigMap lock: `leaderelection.go` and `configmaplock.go`, line by line.
+/// An elector as client-go 0.20 has it, over its ConfigMap lock or over that and a Lease: `leaderelection.go`, `configmaplock.go`,
+/// `leaselock.go` and `multilock.go`, line by line.
 struct Elector {
+    both: bool,
     client: Client,
     identity: &'static str,
     leads: AtomicBool,
@@ -183,13 +202,19 @@ struct Observed {
     raw: String,
     at: Instant,
     map: Value,
+    lease: Value,
 }
 
 impl Elector {
-    fn start(cluster: &Cluster, token: &str, identity: &'static str) -> (Arc<Self>, AbortOnDropHandle<()>) {
+    fn start(
+        cluster: &Cluster,
+        token: &str,
+        identity: &'static str,
+        both: bool,
+    ) -> (Arc<Self>, AbortOnDropHandle<()>) {
         let client = cluster.server.client(token);
-        let elector =
-            Arc::new(Self { client, identity, leads: AtomicBool::new(false), end: AtomicU8::new(0) });
+        let (leads, end) = (AtomicBool::new(false), AtomicU8::new(0));
+        let elector = Arc::new(Self { both, client, identity, leads, end });
         let task = tokio::spawn(Arc::clone(&elector).run());
         (elector, AbortOnDropHandle::new(task))
     }
@@ -203,8 +228,13 @@ impl Elector {
     }
 
     async fn run(self: Arc<Self>) {
-        let mut observed =
-            Observed { record: Record::default(), raw: String::new(), at: Instant::now(), map: Value::Null };
+        let mut observed = Observed {
+            record: Record::default(),
+            raw: String::new(),
+            at: Instant::now(),
+            map: Value::Null,
+            lease: Value::Null,
+        };
         while !self.try_acquire_or_renew(&mut observed).await {
             if self.ends() {
                 return;
@@ -248,29 +278,7 @@ impl Elector {
             acquire_time: now,
             leader_transitions: 0,
         };
-        let (status, map) = self.client.send("GET", MAP, None).await.unwrap();
-        if status == 404 {
-            let annotations = json!({RECORD: serde_json::to_string(&record).unwrap()});
-            let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "peili", "annotations": annotations}});
-            let (status, map) = self.client.send("POST", FOLDER, Some(&body)).await.unwrap();
-            if status == 201 {
-                (observed.record, observed.at, observed.map) = (record, Instant::now(), map);
-            }
-            return status == 201;
-        }
-        assert_eq!(status, 200, "{map}");
-        let raw = map["metadata"]["annotations"][RECORD].as_str().unwrap_or_default().to_owned();
-        let old: Record = if raw.is_empty() {
-            Record::default()
-        } else {
-            let old: Record =
-                serde_json::from_str(&raw).expect("an elector of old stops at what it cannot read");
-            for time in [&old.acquire_time, &old.renew_time] {
-                humantime::parse_rfc3339(time).expect("and at times that are none");
-            }
-            old
-        };
-        observed.map = map;
+        let Some((old, raw)) = self.get(observed).await else { return self.create(observed, record).await };
         if observed.raw != raw {
             (observed.record, observed.raw, observed.at) = (old.clone(), raw, Instant::now());
         }
@@ -287,13 +295,88 @@ impl Elector {
         self.update(observed, record).await
     }
 
+    /// The record and its bytes; of two different ones nobody is the holder.
+    async fn get(&self, observed: &mut Observed) -> Option<(Record, String)> {
+        let (status, map) = self.client.send("GET", MAP, None).await.unwrap();
+        if status == 404 {
+            return None;
+        }
+        assert_eq!(status, 200, "{map}");
+        let mut raw = map["metadata"]["annotations"][RECORD].as_str().unwrap_or_default().to_owned();
+        let mut record = Record::default();
+        if !raw.is_empty() {
+            record =
+                serde_json::from_str(&raw).expect("an elector of old goes no further at what it cannot read");
+            for time in [&record.acquire_time, &record.renew_time] {
+                humantime::parse_rfc3339(time).expect("nor at times that are none");
+            }
+        }
+        observed.map = map;
+        if self.both {
+            let (status, lease) = self.client.send("GET", LEASE_PATH, None).await.unwrap();
+            if status == 404 {
+                return Some((record, raw));
+            }
+            let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+            if holder != record.holder_identity {
+                record.holder_identity = "leaderelection.k8s.io/unknown".into();
+            }
+            raw = format!("{}:{}", serde_json::to_string(&record).unwrap(), lease["spec"]);
+            observed.lease = lease;
+        }
+        Some((record, raw))
+    }
+
+    async fn create(&self, observed: &mut Observed, record: Record) -> bool {
+        let annotations = json!({RECORD: serde_json::to_string(&record).unwrap()});
+        let metadata = json!({"name": "peili", "annotations": annotations});
+        let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
+        let (status, map) = self.client.send("POST", FOLDER, Some(&body)).await.unwrap();
+        if status != 201 || !self.put_lease(observed, &record).await {
+            return false;
+        }
+        (observed.record, observed.at, observed.map) = (record, Instant::now(), map);
+        true
+    }
+
     async fn update(&self, observed: &mut Observed, record: Record) -> bool {
         observed.map["metadata"]["annotations"][RECORD] = json!(serde_json::to_string(&record).unwrap());
         let (status, map) = self.client.send("PUT", MAP, Some(&observed.map)).await.unwrap();
-        if status == 200 {
-            (observed.record, observed.at, observed.map) = (record, Instant::now(), map);
+        if status != 200 || !self.put_lease(observed, &record).await {
+            return false;
         }
-        status == 200
+        (observed.record, observed.at, observed.map) = (record, Instant::now(), map);
+        true
+    }
+
+    /// The other half, where there is one: it is made where it is not there.
+    async fn put_lease(&self, observed: &mut Observed, record: &Record) -> bool {
+        if !self.both {
+            return true;
+        }
+        let micros = |time: &str| time.replace('Z', ".000000Z");
+        let spec = json!({
+            "holderIdentity": record.holder_identity,
+            "leaseDurationSeconds": record.lease_duration_seconds,
+            "acquireTime": micros(&record.acquire_time),
+            "renewTime": micros(&record.renew_time),
+            "leaseTransitions": record.leader_transitions,
+        });
+        let (wanted, status, lease) = if observed.lease.is_null() {
+            let metadata = json!({"name": "peili"});
+            let body = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
+            let folder = LEASE_PATH.trim_end_matches("/peili");
+            let (status, lease) = self.client.send("POST", folder, Some(&body)).await.unwrap();
+            (201, status, lease)
+        } else {
+            observed.lease["spec"] = spec;
+            let (status, lease) = self.client.send("PUT", LEASE_PATH, Some(&observed.lease)).await.unwrap();
+            (200, status, lease)
+        };
+        if status == wanted {
+            observed.lease = lease;
+        }
+        status == wanted
     }
 }
 
@@ -311,21 +394,26 @@ async fn until(what: &str, limit: Duration, leads: &dyn Fn() -> Vec<String>, wan
     }
 }
 
-async fn alternate() {
+/// Peili holds the ConfigMap alone, or (`both`) a Lease too, as the electors of old do.
+async fn alternate(both: bool) {
     let cluster = Cluster::start(Options::on_loopback()).await;
-    cluster.allow_on(&[MAPS], &VERBS, true).await;
+    let kinds = if both { &[MAPS, LEASES][..] } else { &[MAPS] };
+    cluster.allow_on(kinds, &VERBS, true).await;
+    // Who does not hold the ConfigMap reads the Lease once in D, half of it more at most, and counts from then.
+    let read = if both { D * 3 / 2 } else { Duration::ZERO };
     let token = cluster.server.token("peili", "peili", Duration::from_secs(3_600)).await.unwrap();
     let folder = cluster.credentials("account").await;
-    let (old, _runs) = Elector::start(&cluster, &token, "spegel-1");
+    let (old, _runs) = Elector::start(&cluster, &token, "spegel-1", both);
     wait::until("an elector of old leads", SOON, async || old.leads().then_some(())).await.unwrap();
-    let start = |rank: u32, folder: &Path| {
-        Candidate::start(
-            cluster.lock(Kind::ConfigMap, folder),
-            &format!("peili-{rank}"),
-            Standing::Candidate(rank),
-        )
+    let start = |rank: u32| {
+        let (name, old) = (format!("peili-{rank}"), cluster.lock(Kind::ConfigMap, &folder));
+        if both {
+            holds_both(old, cluster.lock(Kind::Lease, &folder), &name, rank)
+        } else {
+            Candidate::start(old, &name, Standing::Candidate(rank))
+        }
     };
-    let (first, second) = (start(0, &folder), start(1, &folder));
+    let (first, second) = (start(0), start(1));
     let leading = |electors: &[&Arc<Elector>]| {
         let mut all: Vec<String> =
             electors.iter().filter(|one| one.leads()).map(|one| one.identity.to_owned()).collect();
@@ -346,12 +434,12 @@ async fn alternate() {
     // It dies: Peili takes over, and not before it is certain that an elector of that kind has stopped.
     old.end.store(2, Ordering::SeqCst);
     wait::until("it ends", RETRY + SLACK, async || (!old.leads()).then_some(())).await.unwrap();
-    let took = until("Peili leads", LEASE + FOREIGN + SLACK, &|| leading(&[&old]), "peili-0").await;
+    let took = until("Peili leads", LEASE + FOREIGN + read + SLACK, &|| leading(&[&old]), "peili-0").await;
     println!("the elector of old died: Peili leads after {took:?}");
     assert!(took > LEASE + FOREIGN - RETRY - SLACK, "{took:?}");
 
     // Another one follows, for longer than it would wait for one of its own.
-    let (next, _runs) = Elector::start(&cluster, &token, "spegel-2");
+    let (next, _runs) = Elector::start(&cluster, &token, "spegel-2", both);
     let start = Instant::now();
     while start.elapsed() < LEASE + Duration::from_secs(2) {
         assert_eq!(leading(&[&old, &next]), ["peili-0"]);
@@ -373,12 +461,12 @@ async fn alternate() {
     // It gives the lock away as client-go does, beside Peili's mark of an earlier release.
     next.end.store(1, Ordering::SeqCst);
     wait::until("it ends", RETRY + SLACK, async || (!next.leads()).then_some(())).await.unwrap();
-    let took = until("Peili leads", D + SLACK, &|| leading(&[&next]), "peili-").await;
+    let took = until("Peili leads", 2 * D + read + SLACK, &|| leading(&[&next]), "peili-").await;
     println!("the elector of old gave it away: Peili leads after {took:?}");
     assert!(took > D - Duration::from_millis(500), "its work may go on: {took:?}");
 
     // Peili dies: an elector of old takes over after its own time.
-    let (third, _runs) = Elector::start(&cluster, &token, "spegel-3");
+    let (third, _runs) = Elector::start(&cluster, &token, "spegel-3", both);
     sleep(RETRY_MOST).await;
     drop((first, second));
     let start = Instant::now();
@@ -398,7 +486,7 @@ async fn migrate() {
     let (mut rig, plans) = Rig::new().await;
     rig.cluster.allow_on(&[MAPS, LEASES], &VERBS, true).await;
     let token = rig.cluster.server.token("peili", "peili", Duration::from_secs(3_600)).await.unwrap();
-    let (old, _runs) = Elector::start(&rig.cluster, &token, "spegel-1");
+    let (old, _runs) = Elector::start(&rig.cluster, &token, "spegel-1", false);
     wait::until("an elector of old leads", SOON, async || old.leads().then_some(())).await.unwrap();
     for mut plan in plans {
         plan.merge(&json!({"election": {"backend": "configmap", "configmap": {"hold": "observe"}}}));

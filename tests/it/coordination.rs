@@ -237,7 +237,7 @@ pub(crate) async fn suite(place: &dyn Place) {
 /// A candidate of this process.
 pub(crate) struct Candidate {
     pub(crate) strict: Strict,
-    driving: AbortOnDropHandle<()>,
+    pub(crate) driving: AbortOnDropHandle<()>,
 }
 
 impl Candidate {
