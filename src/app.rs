@@ -207,7 +207,7 @@ impl App {
         let election_metrics = election::Metrics::register(metrics.sub_registry_with_prefix("election"));
         let (strict, work) = electing::strict(&config, &network, lease_metrics).unzip();
         let (driver, coordinator) = work.unzip();
-        let driving = driver.map(|driver| AbortOnDropHandle::new(tokio::spawn(driver.run())));
+        let driving = driver.map(|driver| AbortOnDropHandle::new(tokio::spawn(driver)));
         let election =
             electing::elections(&config.election, &policies, &admission, nodes, strict, election_metrics);
         let electing = AbortOnDropHandle::new(tokio::spawn(election.clone().follow()));

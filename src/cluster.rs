@@ -5,10 +5,12 @@
 
 mod api;
 mod classify;
+mod configmap;
 mod coordinator;
 mod effects;
 mod events;
 mod lease;
+mod object;
 mod summary;
 
 use std::net::IpAddr;
@@ -21,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::election::strict::{Cause, Fault};
 pub use api::{Api, Response};
 pub use coordinator::{Coordinator, Fleet, Node};
-pub use lease::LeaseLock;
+pub use object::{Kind, ObjectLock};
 
 /// Where Talos answers for the API server on each node (KubePrism), for whoever is in the node's network.
 const KUBEPRISM: &str = "https://127.0.0.1:7445";

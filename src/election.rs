@@ -78,6 +78,8 @@ pub struct Config {
     pub backend: Backend,
     /// The lease of the strict role.
     pub lease: LeaseConfig,
+    /// With `backend: configmap`: the lock of electors of old.
+    pub configmap: ConfigMapConfig,
     /// With `backend: static`: the names of the nodes (`node.name`) that hold the roles, the first ones first. At most 64.
     pub nodes: Vec<String>,
     /// How many nodes newcomers are sent to first: 1 to 16.
@@ -95,6 +97,10 @@ pub enum Backend {
     Auto,
     /// The strict role by a lease, all others as `gossip`.
     Lease,
+    /// The strict role by the ConfigMap in which electors of old have their lock, or by both, as `election.configmap` says; all others as
+    /// `gossip`.
+    #[serde(rename = "configmap")]
+    ConfigMap,
     /// By each node's view of the members.
     Gossip,
     /// To the nodes that are named.
@@ -103,10 +109,21 @@ pub enum Backend {
     Off,
 }
 
+impl Backend {
+    /// Whether the strict role is held under a lock of the Kubernetes API, where there is one.
+    pub const fn is_strict(self) -> bool {
+        match self {
+            Self::Auto | Self::Lease | Self::ConfigMap => true,
+            Self::Gossip | Self::Static | Self::Off => false,
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
-        let (lease, nodes, labels) = (LeaseConfig::default(), Vec::new(), BTreeMap::new());
-        Self { backend: Backend::Auto, lease, nodes, introducers: 3, labels }
+        let (lease, configmap) = (LeaseConfig::default(), ConfigMapConfig::default());
+        let (nodes, labels) = (Vec::new(), BTreeMap::new());
+        Self { backend: Backend::Auto, lease, configmap, nodes, introducers: 3, labels }
     }
 }
 
@@ -118,6 +135,29 @@ pub struct LeaseConfig {
     pub name: String,
     /// How long it holds and how often it is renewed; the same on all nodes.
     pub times: Times,
+}
+
+/// The ConfigMap of electors of old (client-go until 1.27): a record in the annotation `control-plane.alpha.kubernetes.io/leader`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ConfigMapConfig {
+    /// Its name, in the namespace of `kubernetes`. Empty: as `election.lease.name`.
+    pub name: String,
+    /// What Peili does with it.
+    pub hold: Hold,
+}
+
+/// What becomes of the lock of electors of old.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// Whoever holds the ConfigMap leads; there is no Lease.
+    #[default]
+    Sole,
+    /// Whoever holds the ConfigMap and the Lease leads.
+    Both,
+    /// Whoever holds the Lease leads. The ConfigMap is never written, and nobody stands for the Lease while another elector holds it.
+    Observe,
 }
 
 /// Times of a lease.
@@ -141,6 +181,13 @@ impl Times {
             Self::Compat => lease::Settings::COMPAT,
             Self::Tolerant => lease::Settings::TOLERANT,
         }
+    }
+}
+
+impl Config {
+    /// The name of the ConfigMap, where there is one.
+    pub fn configmap_name(&self) -> &str {
+        if self.configmap.name.is_empty() { &self.lease.name } else { &self.configmap.name }
     }
 }
 
@@ -271,7 +318,7 @@ impl Election {
                 lines.push(format!("elections: nobody coordinates: {}", Cause::NoLeader.remedy()));
             }
             lines.extend(state.blind.map(|fault| {
-                format!("elections: the lease cannot be watched: {fault}; give the service account the verb watch on it")
+                format!("elections: changes of the lock are not told: {fault}; give the service account the verb watch on it")
             }));
         }
         lines
@@ -310,7 +357,7 @@ impl Election {
     /// The strict role, where the configuration wants it.
     fn strict(&self) -> Option<&Strict> {
         let backend = self.shared.config.load().backend;
-        self.shared.strict.as_ref().filter(|_| matches!(backend, Backend::Auto | Backend::Lease))
+        self.shared.strict.as_ref().filter(|_| backend.is_strict())
     }
 
     fn lease(&self) -> Option<Lease> {

@@ -15,7 +15,8 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct Candidate {
     /// Its role.
     pub strict: Strict,
-    _driving: AbortOnDropHandle<()>,
+    /// What drives it, which ends only with it.
+    pub driving: AbortOnDropHandle<()>,
 }
 
 impl Candidate {
@@ -30,7 +31,7 @@ impl Candidate {
         };
         let (strict, driver) = Strict::new(name, &Settings::FAST, parts);
         strict.stand(standing);
-        Self { strict, _driving: AbortOnDropHandle::new(tokio::spawn(driver.run())) }
+        Self { strict, driving: AbortOnDropHandle::new(tokio::spawn(driver.run())) }
     }
 
     /// Whether it may act now.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::cluster::{Api, Coordinator, Fleet, LeaseLock, Node};
+use crate::cluster::{Api, Coordinator, Fleet, Kind, Node, ObjectLock};
 use crate::config::Config;
-use crate::election::strict::{self, BootClock, Driver, LeaseMetrics, Strict};
-use crate::election::{self, Alone, Election, Facts, Mark, Member, Metrics, Table, World};
+use crate::election::strict::{self, Beside, BootClock, LeaseMetrics, Strict};
+use crate::election::{self, Alone, Backend, Election, Facts, Hold, Mark, Member, Metrics, Table, World};
 use crate::network;
 use crate::network::admission::Admission;
 use crate::network::facts::{self, ApiServer};
@@ -67,32 +69,54 @@ pub(super) fn elections(
     )
 }
 
+/// Drives the strict role. Ends never.
+type Driving = BoxFuture<'static, ()>;
+
 /// The strict role, who drives it, and its work, where there is a Kubernetes API.
 pub(super) fn strict(
     config: &Config,
     network: &SwarmNetwork,
     metrics: LeaseMetrics,
-) -> Option<(Strict, (Driver, Arc<Coordinator>))> {
+) -> Option<(Strict, (Driving, Arc<Coordinator>))> {
     if !config.kubernetes.is_in_cluster() {
         return None;
     }
     let api = || Api::new(&config.kubernetes);
-    let lease = &config.election.lease;
+    let election::Config { backend, lease, configmap, .. } = &config.election;
+    let old = config.election.configmap_name();
+    let lock = |kind, name: &str| Arc::new(ObjectLock::new(kind, Arc::new(api()), name));
+    let hold = (*backend == Backend::ConfigMap).then_some(configmap.hold);
+    let (kind, name, metrics) = match hold {
+        Some(Hold::Sole) => (Kind::ConfigMap, old, metrics.of_configmap()),
+        Some(Hold::Both | Hold::Observe) | None => (Kind::Lease, lease.name.as_str(), metrics),
+    };
     let here = if config.node.name.is_empty() { network.peer_id().as_str() } else { &config.node.name };
     let fleet = Arc::new(Members(network.clone()));
     let clock = Arc::new(BootClock);
-    let duty = Coordinator::new(api(), &lease.name, here, fleet, clock.clone(), metrics.clone());
+    let duty =
+        Coordinator::new(api(), &lease.name, (kind, name), here, fleet, clock.clone(), metrics.clone());
     let duty = Arc::new(duty);
-    let parts = strict::Parts {
-        lock: Arc::new(LeaseLock::new(Arc::new(api()), &lease.name)),
-        clock,
-        duty: duty.clone(),
-        metrics,
-        seed: rand::random(),
-    };
+    let parts =
+        strict::Parts { lock: lock(kind, name), clock, duty: duty.clone(), metrics, seed: rand::random() };
     let identity = election::identity::identity(&config.node.name, network.peer_id(), rand::random());
-    let (strict, driver) = Strict::new(&identity, &lease.times.settings(), parts);
-    Some((strict, (driver, duty)))
+    let settings = lease.times.settings();
+    let beside = match hold {
+        Some(Hold::Both) => Some(Beside::Held),
+        Some(Hold::Observe) => Some(Beside::Observed),
+        Some(Hold::Sole) | None => None,
+    };
+    let (strict, driving) = match beside {
+        Some(beside) => {
+            let old = lock(Kind::ConfigMap, old);
+            let (strict, pair) = Strict::beside(&identity, &settings, beside, old, parts);
+            (strict, pair.run().boxed())
+        }
+        None => {
+            let (strict, driver) = Strict::new(&identity, &settings, parts);
+            (strict, driver.run().boxed())
+        }
+    };
+    Some((strict, (driving, duty)))
 }
 
 /// The members as the coordinator tells of them.

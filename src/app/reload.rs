@@ -4,8 +4,9 @@ use std::sync::atomic::Ordering;
 
 use super::{App, electing, peers, warn_if_open};
 use crate::config::{Config, Error, diff};
+use crate::election::{self, Backend};
 use crate::network::admission::Mode;
-use crate::{election, mirror, network, registry, telemetry};
+use crate::{mirror, network, registry, telemetry};
 
 impl App {
     /// Takes over what can be changed live.
@@ -46,7 +47,7 @@ impl App {
             // the policies say so themselves.
             self.policies.want(&config.policies);
         }
-        self.election.reconfigure(&config.election);
+        self.election.reconfigure(&elections_in_force(&self.config.election, config.election.clone()));
         self.looks.store(electing::looks(&config.network), Ordering::Relaxed);
         self.log.apply(&config.log)?;
         self.prober.reconfigure(config.upstream.clone());
@@ -91,12 +92,20 @@ fn in_force(old: &Config, new: Config) -> Config {
         upstream: new.upstream,
         upstreams: new.upstreams,
         policies: new.policies,
-        election: election::Config {
-            lease: election::LeaseConfig { name: old.election.lease.name, ..new.election.lease },
-            ..new.election
-        },
+        election: elections_in_force(&old.election, new.election),
         kubernetes: old.kubernetes,
         trust: new.trust,
+    }
+}
+
+/// The same for elections: their locks are chosen once.
+fn elections_in_force(old: &election::Config, new: election::Config) -> election::Config {
+    let is_other_lock = (old.backend == Backend::ConfigMap) != (new.backend == Backend::ConfigMap);
+    election::Config {
+        backend: if is_other_lock { old.backend } else { new.backend },
+        lease: election::LeaseConfig { name: old.lease.name.clone(), ..new.lease },
+        configmap: old.configmap.clone(),
+        ..new
     }
 }
 
@@ -128,7 +137,9 @@ trust: {allow: [a/b], deny: [a/b], unowned: true}
 policies:
   {registry: [{name: a, path: /x/a}], trust: [{name: a, path: /x/a}], election: [{name: a, path: /x/a}],
   startup: require, roots: [/x], max-change: 5, accept: 0123456789abcdef, decisions: {path: /x/a}}
-election: {backend: static, nodes: [a], introducers: 2, labels: {a: b}, lease: {name: b, times: compat}}
+election:
+  {backend: static, nodes: [a], introducers: 2, labels: {a: b}, lease: {name: b, times: compat},
+  configmap: {name: c, hold: both}}
 kubernetes: {service: 'a:1', endpoints: ['https://a.test'], credentials: /x, namespace: a}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
 log: {level: debug, format: json}
@@ -159,5 +170,18 @@ log: {level: debug, format: json}
         let (done, left) = (diff(&old, &in_force), diff(&in_force, &new));
         assert_eq!((done.live, done.restart), (said.live, vec![]));
         assert_eq!((left.live, left.restart), (vec![], said.restart));
+    }
+
+    #[test]
+    fn another_lock_needs_a_restart() {
+        let with = |backend| Config {
+            election: election::Config { backend, ..Default::default() },
+            ..Config::default()
+        };
+        for (old, new) in [(Backend::Auto, Backend::ConfigMap), (Backend::ConfigMap, Backend::Off)] {
+            let (old, new) = (with(old), with(new));
+            assert_eq!(diff(&old, &new).restart, ["election.backend"]);
+            assert_eq!(in_force(&old, new).election.backend, old.election.backend);
+        }
     }
 }

@@ -13,9 +13,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::effects::{Effects, Server, Stop};
 use super::events::Reporter;
 use super::summary::{Content, Summaries};
-use super::{Api, Cause, is_name};
-use crate::election::lease::Leadership;
-use crate::election::strict::{Clock, Duty, LeaseMetrics};
+use super::{Api, Cause, Kind, is_name};
+use crate::election::strict::{Clock, Duty, Guard, LeaseMetrics};
 use crate::oci::PeerId;
 
 #[cfg(test)]
@@ -98,28 +97,30 @@ impl What {
 }
 
 impl Coordinator {
-    /// For the lease of this name. `api`: not the one by which the lease is renewed, so that a request that fails here does not make the lease
+    /// Of the fleet that elects by the lease of this name; `lock`: under what the work is done. `api`: not the one by which the lease is renewed, so that a request that fails here does not make the lease
     /// ask elsewhere. `here`: name of this node.
     pub fn new(
         api: Api,
         lease: &str,
+        lock: (Kind, &str),
         here: &str,
         fleet: Arc<dyn Fleet>,
         clock: Arc<dyn Clock>,
         metrics: LeaseMetrics,
     ) -> Self {
-        Self::with(Arc::new(api), lease, here, fleet, clock, metrics)
+        Self::with(Arc::new(api), lease, lock, here, fleet, clock, metrics)
     }
 
     fn with(
         server: Arc<dyn Server>,
         lease: &str,
+        lock: (Kind, &str),
         here: &str,
         fleet: Arc<dyn Fleet>,
         clock: Arc<dyn Clock>,
         metrics: LeaseMetrics,
     ) -> Self {
-        let work = Work { summaries: Summaries::new(lease), reporter: Reporter::new(lease) };
+        let work = Work { summaries: Summaries::new(lease), reporter: Reporter::new(lock.0, lock.1) };
         Self {
             fleet,
             lease: lease.to_owned(),
@@ -137,13 +138,13 @@ impl Coordinator {
     }
 
     /// One look at the members, and what follows from it.
-    async fn turn(&self, work: &mut Work, leadership: &Leadership, wall: SystemTime) {
+    async fn turn(&self, work: &mut Work, guard: &Guard, wall: SystemTime) {
         let members = self.fleet.members();
         let Work { summaries, reporter } = work;
         let content = Content::of(&members);
-        let written = summaries.turn(&self.effects, leadership, content, &self.here, wall).await;
+        let written = summaries.turn(&self.effects, guard, content, &self.here, wall).await;
         self.note(What::Summary, written);
-        let told = reporter.turn(&self.effects, leadership, &members, &self.here, wall).await;
+        let told = reporter.turn(&self.effects, guard, &members, &self.here, wall).await;
         self.note(What::Events, told);
     }
 
@@ -189,7 +190,7 @@ impl Drop for Term<'_> {
 
 #[async_trait]
 impl Duty for Coordinator {
-    async fn lead(&self, leadership: Leadership) {
+    async fn lead(&self, guard: Guard) {
         let mut work = self.work.lock().await;
         let _term = Term(self);
         work.summaries.begin();
@@ -198,7 +199,7 @@ impl Duty for Coordinator {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
-            self.turn(&mut work, &leadership, SystemTime::now()).await;
+            self.turn(&mut work, &guard, SystemTime::now()).await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Requests of whoever leads: each asks the leadership first and after its answer, and is over before the leadership is.
+//! Requests of whoever leads: each asks the guard first and after its answer, and is over before the term is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use http::Method;
 use serde_json::Value;
 
 use super::{Api, Fault, Response};
-use crate::election::lease::{Leadership, Ms, Token};
-use crate::election::strict::{Clock, LeaseMetrics};
+use crate::election::lease::{Ms, Token};
+use crate::election::strict::{Clock, Guard, LeaseMetrics};
 
 /// The longest that a request may take.
 const LIMIT: Ms = 3_000;
@@ -89,7 +89,7 @@ pub(super) struct Effects {
 }
 
 impl Effects {
-    /// The time by the leadership's clock.
+    /// The time by the guard's clock.
     pub(super) fn now(&self) -> Ms {
         self.clock.now()
     }
@@ -102,13 +102,13 @@ impl Effects {
     /// Sends a request, if the term is not over. An answer of any status is one, unless the term is over by then.
     pub(super) async fn send(
         &self,
-        leadership: &Leadership,
+        guard: &Guard,
         method: Method,
         path: &str,
         body: Option<&Value>,
     ) -> Result<Response, Stop> {
         let now = self.clock.now();
-        let Some(permit) = leadership.check(now) else {
+        let Some(permit) = guard.check(now) else {
             self.metrics.fenced();
             return Err(Stop::Over);
         };
@@ -116,7 +116,7 @@ impl Effects {
         let limit = Duration::from_millis(LIMIT.min(permit.valid_until - now));
         let result = self.server.call(method, path, body, limit).await;
         // The answer is of use to a leader only, be it to go on from it or to say what is wrong.
-        leadership.check(self.clock.now()).ok_or(Stop::Over)?;
+        guard.check(self.clock.now()).ok_or(Stop::Over)?;
         Ok(result?)
     }
 }

@@ -2,7 +2,7 @@
 //! `kubectl get events` as those of `v1` are, while `v1` may be dropped for new ones).
 //!
 //! An Event carries no token that anybody would check. So its name follows from what it tells, of what and when, and not from who tells
-//! it: two leaders make one object. Events are about the Lease, since those about a Node would have to be in another namespace; a node is
+//! it: two leaders make one object. Events are about the lock, since those about a Node would have to be in another namespace; a node is
 //! named as what is related.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use super::classify::refusal;
 use super::coordinator::Node;
 use super::effects::{Effects, Stop};
-use super::{Cause, Fault, is_name};
-use crate::election::lease::{Leadership, Ms, Token};
+use super::{Cause, Fault, Kind, is_name};
+use crate::election::lease::{Ms, Token};
+use crate::election::strict::Guard;
 use crate::oci::Digest;
 
 /// Events in a minute.
@@ -51,7 +52,8 @@ struct Happening {
 
 /// Tells what has happened.
 pub(super) struct Reporter {
-    lease: String,
+    kind: Kind,
+    name: String,
     /// Names of Events that are there, of those that are still to be told.
     told: BTreeSet<String>,
     /// Those that the server does not take.
@@ -66,10 +68,11 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// Of the lease of this name.
-    pub(super) fn new(lease: &str) -> Self {
+    /// About the lock of this kind and name.
+    pub(super) fn new(kind: Kind, name: &str) -> Self {
         Self {
-            lease: lease.to_owned(),
+            kind,
+            name: name.to_owned(),
             told: BTreeSet::new(),
             refused: BTreeMap::new(),
             sent: VecDeque::new(),
@@ -91,14 +94,14 @@ impl Reporter {
     pub(super) async fn turn(
         &mut self,
         effects: &Effects,
-        leadership: &Leadership,
+        guard: &Guard,
         members: &[Node],
         here: &str,
         wall: SystemTime,
     ) -> Result<bool, Stop> {
         let now = effects.now();
         let seconds = wall.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        let token = leadership.token();
+        let token = guard.token();
         let happenings = self.observe(members, token, here, now, seconds / BUCKET);
         let named: Vec<(String, Happening)> =
             happenings.into_iter().map(|happening| (name(token, &happening), happening)).collect();
@@ -117,7 +120,7 @@ impl Reporter {
                 break;
             }
             self.sent.push_back(now);
-            let post = self.post(effects, leadership, name, happening, here, wall).await;
+            let post = self.post(effects, guard, name, happening, here, wall).await;
             if let Err(Stop::Fault(fault, remedy)) = &post
                 && fault.cause == Cause::Rejected
             {
@@ -213,7 +216,7 @@ impl Reporter {
     async fn post(
         &self,
         effects: &Effects,
-        leadership: &Leadership,
+        guard: &Guard,
         name: &str,
         happening: &Happening,
         here: &str,
@@ -221,8 +224,8 @@ impl Reporter {
     ) -> Result<(), Stop> {
         let namespace = effects.namespace()?;
         let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
-        let body = self.body(name, happening, &namespace, leadership.token(), here, wall);
-        let response = effects.send(leadership, Method::POST, &path, Some(&body)).await?;
+        let body = self.body(name, happening, &namespace, guard.token(), here, wall);
+        let response = effects.send(guard, Method::POST, &path, Some(&body)).await?;
         match response.status {
             StatusCode::OK | StatusCode::CREATED => Ok(()),
             // Somebody has told it.
@@ -266,10 +269,10 @@ impl Reporter {
             "reportingController": "peili.dev/coordinator",
             "reportingInstance": instance.as_deref().unwrap_or("peili"),
             "regarding": {
-                "apiVersion": "coordination.k8s.io/v1",
-                "kind": "Lease",
+                "apiVersion": self.kind.api_version(),
+                "kind": self.kind.name(),
                 "namespace": namespace,
-                "name": self.lease,
+                "name": self.name,
                 "uid": &*token.uid,
             },
         });

@@ -14,7 +14,8 @@ use super::classify::refusal;
 use super::coordinator::Node;
 use super::effects::{Effects, PAUSE, Stop};
 use super::{Cause, Fault, Response};
-use crate::election::lease::{Leadership, Ms, Token};
+use crate::election::lease::{Ms, Token};
+use crate::election::strict::Guard;
 
 /// It is written so often even if nothing has changed, so that its age says something.
 const AT_LEAST: Ms = 600_000;
@@ -157,7 +158,7 @@ impl Summaries {
     pub(super) async fn turn(
         &mut self,
         effects: &Effects,
-        leadership: &Leadership,
+        guard: &Guard,
         content: Content,
         leader: &str,
         wall: SystemTime,
@@ -169,7 +170,7 @@ impl Summaries {
         }
         // Whatever comes of it.
         self.next = now + PAUSE;
-        let written = self.write(effects, leadership, &content, leader, wall).await;
+        let written = self.write(effects, guard, &content, leader, wall).await;
         if !matches!(written, Ok(true)) {
             // Nobody knows what stands there now.
             self.content = None;
@@ -186,7 +187,7 @@ impl Summaries {
     async fn write(
         &mut self,
         effects: &Effects,
-        leadership: &Leadership,
+        guard: &Guard,
         content: &Content,
         leader: &str,
         wall: SystemTime,
@@ -197,11 +198,11 @@ impl Summaries {
         let stored = match self.stored.take() {
             Some(stored) => stored,
             None => {
-                let response = effects.send(leadership, Method::GET, &path, None).await?;
+                let response = effects.send(guard, Method::GET, &path, None).await?;
                 self.read(&response).map_err(|fault| self.stop(fault))?
             }
         };
-        let text = text(content, leadership.token(), leader, wall);
+        let text = text(content, guard.token(), leader, wall);
         let response = match stored {
             Stored::Absent => {
                 let body = json!({
@@ -210,10 +211,10 @@ impl Summaries {
                     "metadata": {"name": self.name},
                     "data": {KEY: text},
                 });
-                effects.send(leadership, Method::POST, &folder, Some(&body)).await?
+                effects.send(guard, Method::POST, &folder, Some(&body)).await?
             }
             Stored::There(mut body) => {
-                if let Some(later) = token(&body).filter(|stored| stored > leadership.token()) {
+                if let Some(later) = token(&body).filter(|stored| stored > guard.token()) {
                     effects.metrics.fenced();
                     return Err(Stop::Fenced(later));
                 }
@@ -225,7 +226,7 @@ impl Summaries {
                     body["data"] = json!({});
                 }
                 body["data"][KEY] = json!(text);
-                effects.send(leadership, Method::PUT, &path, Some(&body)).await?
+                effects.send(guard, Method::PUT, &path, Some(&body)).await?
             }
         };
         match response.status {

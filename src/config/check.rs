@@ -404,9 +404,30 @@ impl Check<'_> {
                 Some("lower-case letters, digits, `-` and `.`"),
             );
         }
-        if config.election.backend == Backend::Lease && !kubernetes.is_in_cluster() {
+        let map = &config.election.configmap;
+        if !map.name.is_empty() && !cluster::is_name(&map.name) {
+            self.fault(
+                "election.configmap.name",
+                format!("`{}` is no name of an object", map.name),
+                Some("lower-case letters, digits, `-` and `.`"),
+            );
+        } else if map.name == format!("{name}-fleet") {
+            let words = format!("`{}` is the ConfigMap of the coordinator's summary", map.name);
+            self.fault(
+                "election.configmap.name",
+                words,
+                Some("name another one, or another `election.lease.name`"),
+            );
+        }
+        let needs = match config.election.backend {
+            Backend::Lease => Some("lease"),
+            Backend::ConfigMap => Some("configmap"),
+            Backend::Auto | Backend::Gossip | Backend::Static | Backend::Off => None,
+        };
+        if let Some(backend) = needs.filter(|_| !kubernetes.is_in_cluster()) {
             let hint = "in a pod $KUBERNETES_SERVICE_HOST and _PORT say where it is; elsewhere name it under kubernetes.endpoints";
-            self.fault("election.backend", "`lease` needs a Kubernetes API, and none is known", Some(hint));
+            let words = format!("`{backend}` needs a Kubernetes API, and none is known");
+            self.fault("election.backend", words, Some(hint));
         }
     }
 

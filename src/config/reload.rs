@@ -63,8 +63,11 @@ pub fn diff(old: &Config, new: &Config) -> Reload {
         let differs = |part: &&str| old["election"]["lease"][part] != new["election"]["lease"][part];
         changed.extend(parts.filter(differs).map(|part| format!("election.lease.{part}")));
     }
+    // The locks are chosen once.
+    let is_locked = [&old, &new].iter().any(|config| config["election"]["backend"] == "configmap");
     let is_live = |key: &String| {
-        LIVE.iter().any(|live| if live.ends_with('.') { key.starts_with(live) } else { key == live })
+        !(is_locked && key == "election.backend")
+            && LIVE.iter().any(|live| if live.ends_with('.') { key.starts_with(live) } else { key == live })
     };
     let (live, restart) = changed.into_iter().partition(is_live);
     Reload { live, restart }

@@ -331,8 +331,13 @@ fn the_kubernetes_section_is_checked() {
     assert_eq!(parse("{}", &pod[..1]), Ok(String::new()), "a host without a port is no Service");
     assert_eq!(parse("kubernetes: {service: 'a:1'}", &pod), Ok("a:1".into()), "the file counts more");
     assert!(parse("election: {backend: lease}", &pod).is_ok());
+    assert!(parse("election: {backend: configmap, configmap: {name: old, hold: both}}", &pod).is_ok());
     for (wrong, part) in [
         ("election: {backend: lease}", "none is known"),
+        ("election: {backend: configmap}", "`configmap` needs a Kubernetes API"),
+        ("election: {configmap: {name: ../x}}", "no name of an object"),
+        ("election: {configmap: {name: peili-fleet}}", "the coordinator's summary"),
+        ("election: {configmap: {hold: none}}", "none"),
         ("election: {lease: {name: ../x}}", "no name of an object"),
         ("election: {lease: {times: slow}}", "slow"),
         ("kubernetes: {endpoints: ['http://a']}", "no address of an API server"),

@@ -153,8 +153,8 @@ impl Roles {
         let now = input.now;
         let view = View::new(input.members, &self.here);
         let mut due = view.due.map(|left| now + left);
-        let elects = matches!(config.backend, Backend::Auto | Backend::Gossip | Backend::Lease);
-        let lease = input.lease.filter(|_| matches!(config.backend, Backend::Auto | Backend::Lease));
+        let elects = config.backend.is_strict() || config.backend == Backend::Gossip;
+        let lease = input.lease.filter(|_| config.backend.is_strict());
         let asks = elects && self.policy.is_active();
         if asks {
             self.ask_policies(&view, config, lease.as_ref(), now);
@@ -323,7 +323,7 @@ impl Roles {
                 let weights = view.members.iter().map(weight).collect();
                 return Held::new(By::Static, weights, "`election.nodes` names them".into());
             }
-            Backend::Auto | Backend::Gossip | Backend::Lease => {}
+            Backend::Auto | Backend::Gossip | Backend::Lease | Backend::ConfigMap => {}
         }
         let Some(Evaluated { ranked, .. }) = self.ranked.get(&role) else {
             return Held::new(By::BuiltIn, all(1), policies::Why::NoPolicy.to_string());
@@ -380,7 +380,7 @@ pub fn remembered(members: Vec<Member>, here: &PeerId, config: &Config) -> Vec<P
     let weigh = |member: &Member| match config.backend {
         Backend::Off => 0,
         Backend::Static => named(config, member).map_or(0, |place| u32::MAX - place),
-        Backend::Auto | Backend::Gossip | Backend::Lease => 1,
+        Backend::Auto | Backend::Gossip | Backend::Lease | Backend::ConfigMap => 1,
     };
     let weights: Vec<u32> = view.members.iter().map(weigh).collect();
     introducers(&view, &weights, config)

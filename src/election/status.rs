@@ -38,12 +38,17 @@ pub struct Status {
     /// The lease of the strict role, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseStatus>,
+    /// The lock of electors of old, where it is held beside the lease, or observed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub configmap: Option<LeaseStatus>,
 }
 
 /// The lease for people, as this node sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LeaseStatus {
+    /// What keeps it: `Lease peili`, or `ConfigMap peili`.
+    pub object: String,
     /// The process that holds it; empty: nobody, or not known.
     pub holder: String,
     /// This process leads.
@@ -156,9 +161,17 @@ impl Status {
             let foreign = || Holder { id: holder.to_owned(), node: holder.to_owned() };
             role.holders = (!holder.is_empty()).then(|| named.unwrap_or_else(foreign)).into_iter().collect();
         }
-        self.lease = Some(LeaseStatus {
-            holder: holder.to_owned(),
-            held,
+        self.lease = Some(LeaseStatus::of(state));
+        self.configmap = state.beside.as_deref().map(LeaseStatus::of);
+    }
+}
+
+impl LeaseStatus {
+    fn of(state: &State) -> Self {
+        Self {
+            object: state.lock.to_string(),
+            holder: state.holder.as_deref().filter(|_| !state.free).unwrap_or_default().to_owned(),
+            held: state.leadership.is_some(),
             standing: match state.standing {
                 None => String::new(),
                 Some(lease::Standing::Candidate(rank)) => format!("candidate {rank}"),
@@ -170,6 +183,6 @@ impl Status {
             relied_on: state.relied_on,
             reached: state.reached,
             fault: state.fault.as_ref().map(ToString::to_string).unwrap_or_default(),
-        });
+        }
     }
 }

@@ -9,9 +9,11 @@
 //! It never gives up and never ends the process. It decides nothing that the core decides: it sends what the core says, brings
 //! the answers, and adds what the core does not see: a watch, a knock at a server that is gone, and the words for people.
 
+mod beside;
 mod clock;
 mod driver;
 mod fault;
+mod guard;
 mod lock;
 mod memory;
 mod metrics;
@@ -26,11 +28,13 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::lease::{Leadership, Settings, Standing};
+use super::lease::{Settings, Standing};
 
+pub use beside::{Beside, Pair};
 pub use clock::{BootClock, Clock};
 pub use driver::Driver;
 pub use fault::{Cause, Fault};
+pub use guard::Guard;
 pub use lock::{BOOK, BOOK_LIMIT, Change, Lock, Notes, Reply};
 pub use memory::{Memory, Trouble};
 pub use metrics::LeaseMetrics;
@@ -42,9 +46,12 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// What whoever leads does.
 #[async_trait]
 pub trait Duty: Send + Sync {
-    /// Works until it is dropped, which happens when the term is over. It checks the leadership before each effect. If it ends by itself,
+    /// Works until it is dropped, which happens when the term is over. It asks the guard before each effect. If it ends by itself,
     /// the lease is given away.
-    async fn lead(&self, leadership: Leadership);
+    async fn lead(&self, guard: Guard);
+
+    /// What has to be done when that was dropped, or has returned, before the lease is given away or taken again.
+    async fn end(&self) {}
 }
 
 /// Nothing: for whoever only wants to know who leads.
@@ -53,7 +60,7 @@ pub struct Idle;
 
 #[async_trait]
 impl Duty for Idle {
-    async fn lead(&self, _: Leadership) {
+    async fn lead(&self, _: Guard) {
         std::future::pending::<()>().await;
     }
 }

@@ -276,6 +276,7 @@ impl Table {
             owners: compared(&|opinion| opinion.1 == own.1),
             roles: Role::ALL.iter().map(|role| self.role(*role)).collect(),
             lease: None,
+            configmap: None,
         }
     }
 

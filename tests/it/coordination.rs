@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use peili::cluster::{Api, Cause, Config, LeaseLock};
-use peili::election::lease::{Answer, Mark, Object, Settings, Standing, Write};
-use peili::election::strict::{
-    BootClock, Change, Clock, Idle, LeaseMetrics, Lock, Memory, Notes, Parts, State, Strict,
-};
+use peili::cluster::{Api, Cause, Config, Kind, ObjectLock};
+use peili::election::lease::{Answer, Mark, Object, Standing, Write};
+use peili::election::strict::{Change, Lock, Memory, Notes, State};
+use peili_lab::candidate::{Candidate, leader};
 use peili_lab::kubernetes::{Options, Part, Rule};
 use peili_lab::scratch::Scratch;
 use peili_lab::{ApiServer, Requirement, wait};
@@ -24,11 +23,11 @@ use crate::Case;
 /// For one call.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Longest until something that is certain is seen, on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// The duration of the lease.
-const D: Duration = Duration::from_secs(6);
+pub(crate) const D: Duration = Duration::from_secs(6);
 pub(crate) const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/peili/leases/peili";
-const USER: &str = "system:serviceaccount:peili:peili";
+pub(crate) const USER: &str = "system:serviceaccount:peili:peili";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/peili/leases";
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -60,7 +59,11 @@ impl Cluster {
 
     /// Gives the account rights over leases: by name, and to make any if `creates`.
     pub(crate) async fn allow(&self, verbs: &[&str], creates: bool) {
-        let resources = &["leases.coordination.k8s.io"];
+        self.allow_on(&["leases.coordination.k8s.io"], verbs, creates).await;
+    }
+
+    /// The same over locks of these kinds.
+    pub(crate) async fn allow_on(&self, resources: &[&str], verbs: &[&str], creates: bool) {
         let mut rules = vec![Rule { verbs, resources, names: &["peili"] }];
         if creates {
             rules.push(Rule { verbs: &["create"], resources, names: &[] });
@@ -98,8 +101,8 @@ impl Cluster {
         folder
     }
 
-    fn lock(&self, credentials: &Path) -> Arc<dyn Lock> {
-        lock(self.server.url(), credentials)
+    pub(crate) fn lock(&self, kind: Kind, credentials: &Path) -> Arc<dyn Lock> {
+        lock(kind, self.server.url(), credentials)
     }
 
     /// The object, by its administrator.
@@ -117,10 +120,10 @@ impl Cluster {
 }
 
 /// The lock of a server.
-pub(crate) fn lock(url: String, credentials: &Path) -> Arc<dyn Lock> {
+pub(crate) fn lock(kind: Kind, url: String, credentials: &Path) -> Arc<dyn Lock> {
     let credentials = credentials.to_owned();
     let config = Config { endpoints: vec![url], credentials, ..Config::default() };
-    Arc::new(LeaseLock::new(Arc::new(Api::new(&config)), "peili"))
+    Arc::new(ObjectLock::new(kind, Arc::new(Api::new(&config)), "peili"))
 }
 
 /// Where the suite's lock is kept, and who may delete it.
@@ -135,7 +138,7 @@ struct Served(Cluster, PathBuf);
 #[async_trait]
 impl Place for Served {
     fn lock(&self) -> Arc<dyn Lock> {
-        self.0.lock(&self.1)
+        self.0.lock(Kind::Lease, &self.1)
     }
 
     async fn delete(&self) {
@@ -232,56 +235,19 @@ pub(crate) async fn suite(place: &dyn Place) {
     assert!(lock.knock(LIMIT).await);
 }
 
-/// A candidate of this process.
-struct Candidate {
-    strict: Strict,
-    driving: AbortOnDropHandle<()>,
-}
-
-impl Candidate {
-    fn start(lock: Arc<dyn Lock>, name: &str, standing: Standing) -> Self {
-        let parts = Parts {
-            lock,
-            clock: Arc::new(BootClock),
-            duty: Arc::new(Idle),
-            metrics: LeaseMetrics::default(),
-            seed: name.bytes().map(u64::from).sum(),
-        };
-        let (strict, driver) = Strict::new(name, &Settings::FAST, parts);
-        strict.stand(standing);
-        Self { strict, driving: AbortOnDropHandle::new(tokio::spawn(driver.run())) }
-    }
-
-    fn leads(&self) -> bool {
-        let leadership = self.strict.state().leadership;
-        leadership.is_some_and(|leadership| leadership.check(BootClock.now()).is_some())
-    }
-}
-
-/// Waits until one leads, and it alone; which, and how long that took.
-async fn leader(candidates: &[&Candidate], limit: Duration) -> (usize, Duration) {
-    let start = Instant::now();
-    while start.elapsed() < limit {
-        let leading: Vec<usize> = (0..candidates.len()).filter(|n| candidates[*n].leads()).collect();
-        assert!(leading.len() <= 1, "two lead: {leading:?}");
-        if let [one] = leading[..] {
-            return (one, start.elapsed());
-        }
-        sleep(Duration::from_millis(5)).await;
-    }
-    let states: Vec<State> = candidates.iter().map(|candidate| candidate.strict.state()).collect();
-    panic!("nobody leads within {limit:?}: {states:#?}");
-}
-
 async fn one_leads() {
     let mut cluster = Cluster::start(Options::on_loopback()).await;
     cluster.allow(&["get", "update", "watch"], true).await;
     let folder = cluster.credentials("account").await;
     let candidate = |rank: u32, life: u32| {
-        Candidate::start(cluster.lock(&folder), &format!("n{rank}/{life}"), Standing::Candidate(rank))
+        Candidate::start(
+            cluster.lock(Kind::Lease, &folder),
+            &format!("n{rank}/{life}"),
+            Standing::Candidate(rank),
+        )
     };
     let (mut first, second, third) = (candidate(0, 0), candidate(1, 0), candidate(2, 0));
-    let (one, took) = leader(&[&first, &second, &third], D + SOON).await;
+    let (one, took) = leader(&[&first, &second, &third], D + SOON).await.unwrap();
     println!("there was no lease: a leader after {took:?}");
     assert!(
         took >= D - Duration::from_millis(50),
@@ -291,7 +257,7 @@ async fn one_leads() {
 
     // Given away: the next one takes it by the watch.
     assert!(first.strict.leave(false).await);
-    let (one, took) = leader(&[&first, &second, &third], SOON).await;
+    let (one, took) = leader(&[&first, &second, &third], SOON).await.unwrap();
     println!("given away: {took:?}");
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert_eq!(one, 1);
@@ -313,7 +279,7 @@ async fn one_leads() {
     // Killed.
     drop(second);
     let start = Instant::now();
-    let (_, took) = leader(&[&first, &third], D + SOON).await;
+    let (_, took) = leader(&[&first, &third], D + SOON).await.unwrap();
     println!("killed: {took:?}");
     assert!(start.elapsed() < Duration::from_secs(8), "{took:?}");
 
@@ -328,7 +294,7 @@ async fn one_leads() {
     sleep(Duration::from_secs(4)).await;
     assert!(all.iter().any(|candidate| candidate.strict.state().cause() == Cause::NoAnswer));
     cluster.server.thaw(Part::Server).unwrap();
-    let (_, took) = leader(&all, SOON).await;
+    let (_, took) = leader(&all, SOON).await.unwrap();
     println!("after a freeze: {took:?}");
     assert!(took < Duration::from_secs(4), "{took:?}");
 
@@ -340,7 +306,7 @@ async fn one_leads() {
     let refused = async || all.iter().any(|one| one.strict.state().cause() == Cause::Refused).then_some(());
     wait::until("it is refused", SOON, refused).await.unwrap();
     cluster.server.start_again().await.unwrap();
-    let (_, took) = leader(&all, SOON).await;
+    let (_, took) = leader(&all, SOON).await.unwrap();
     println!("after a restart of the server: {took:?}");
 
     // The storage stands still: the server answers with errors, or not at all.
@@ -349,7 +315,7 @@ async fn one_leads() {
         .await
         .unwrap();
     cluster.server.thaw(Part::Storage).unwrap();
-    let (_, took) = leader(&all, SOON).await;
+    let (_, took) = leader(&all, SOON).await.unwrap();
     println!("after a freeze of the storage: {took:?}");
 
     // Deleted: whoever leads stops at once, and a new one waits for as long as an old one could go on.
@@ -361,7 +327,7 @@ async fn one_leads() {
     })
     .await
     .unwrap();
-    let (one, took) = leader(&all, D + SOON).await;
+    let (one, took) = leader(&all, D + SOON).await.unwrap();
     println!("deleted: {took:?}");
     let new = token(all[one]).unwrap();
     assert!(new > old && new.uid != old.uid, "{old} {new}");
@@ -400,9 +366,9 @@ async fn limited() {
     assert_eq!(cluster.server.admin("POST", LEASES, Some(&empty)).await.unwrap().0, 201);
     cluster.allow(&["get", "update"], false).await;
     let folder = cluster.credentials("account").await;
-    let first = Candidate::start(cluster.lock(&folder), "a", Standing::Candidate(0));
-    let second = Candidate::start(cluster.lock(&folder), "b", Standing::Candidate(1));
-    let (one, took) = leader(&[&first, &second], D + SOON).await;
+    let first = Candidate::start(cluster.lock(Kind::Lease, &folder), "a", Standing::Candidate(0));
+    let second = Candidate::start(cluster.lock(Kind::Lease, &folder), "b", Standing::Candidate(1));
+    let (one, took) = leader(&[&first, &second], D + SOON).await.unwrap();
     println!("a lease that was made beforehand: {took:?}");
     assert_eq!(one, 0);
     // Without the right to watch it is read, and said.
@@ -425,7 +391,7 @@ async fn limited() {
 async fn named() {
     let mut cluster = Cluster::start(Options::on_loopback()).await;
     let folder = cluster.credentials("account").await;
-    let one = Candidate::start(cluster.lock(&folder), "a", Standing::Candidate(0));
+    let one = Candidate::start(cluster.lock(Kind::Lease, &folder), "a", Standing::Candidate(0));
     let cause = async |expected: Cause| {
         let found = wait::until(expected.name(), Duration::from_secs(40), async || {
             (one.strict.state().cause() == expected).then_some(())
@@ -457,14 +423,14 @@ async fn named() {
     let over = SystemTime::now() - Duration::from_secs(3_600);
     let token = cluster.server.token_until("peili", "peili", over).await.unwrap();
     cluster.server.write_service_account_dir(&folder, &token, "peili").unwrap();
-    let stale = Candidate::start(cluster.lock(&folder), "b", Standing::Candidate(1));
+    let stale = Candidate::start(cluster.lock(Kind::Lease, &folder), "b", Standing::Candidate(1));
     wait::until("unauthorized", SOON, async || {
         (stale.strict.state().cause() == Cause::Unauthorized).then_some(())
     })
     .await
     .unwrap();
     std::fs::remove_file(folder.join("token")).unwrap();
-    let none = Candidate::start(cluster.lock(&folder), "c", Standing::Candidate(2));
+    let none = Candidate::start(cluster.lock(Kind::Lease, &folder), "c", Standing::Candidate(2));
     wait::until("no credentials", SOON, async || {
         (none.strict.state().cause() == Cause::NoCredentials).then_some(())
     })
@@ -489,7 +455,7 @@ async fn named() {
     std::fs::remove_file(foreign.join("ca.crt")).unwrap();
     std::fs::copy(other.authority(), foreign.join("ca.crt")).unwrap();
     drop(other);
-    let foreign = Candidate::start(cluster.lock(&foreign), "d", Standing::Candidate(1));
+    let foreign = Candidate::start(cluster.lock(Kind::Lease, &foreign), "d", Standing::Candidate(1));
     let refused = async || (foreign.strict.state().cause() == Cause::Tls).then_some(());
     if let Err(error) = wait::until("no trust", SOON, refused).await {
         panic!("{error}: {:#?}", foreign.strict.state());
@@ -538,13 +504,14 @@ async fn many() {
     let mut cluster = Cluster::start(Options::on_loopback()).await;
     cluster.allow(&["get", "update", "watch"], true).await;
     let folder = cluster.credentials("account").await;
-    let start = |name: String, standing| Candidate::start(cluster.lock(&folder), &name, standing);
+    let start =
+        |name: String, standing| Candidate::start(cluster.lock(Kind::Lease, &folder), &name, standing);
     let candidates: Vec<Candidate> =
         (0..5).map(|rank| start(format!("c{rank}"), Standing::Candidate(rank))).collect();
     let observer = Standing::Observer(NODES * 1_000);
     let mut observers: Vec<Candidate> = (5..NODES).map(|n| start(format!("o{n}"), observer)).collect();
     let all: Vec<&Candidate> = candidates.iter().collect();
-    leader(&all, D + SOON).await;
+    leader(&all, D + SOON).await.unwrap();
     let count = |cluster: &Cluster| cluster.server.requests(|request| request.user == USER).unwrap().len();
 
     let (before, start_of_it) = (count(&cluster), Instant::now());
@@ -559,7 +526,8 @@ async fn many() {
         observer.strict.stand(Standing::Observer(2_000));
     }
     drop(std::mem::take(&mut observers));
-    let start = |name: String, standing| Candidate::start(cluster.lock(&folder), &name, standing);
+    let start =
+        |name: String, standing| Candidate::start(cluster.lock(Kind::Lease, &folder), &name, standing);
     observers.extend((5..NODES).map(|n| start(format!("p{n}"), Standing::Observer(2_000))));
     wait::until("each has noticed", Duration::from_secs(60), async || {
         observers.iter().all(|one| one.strict.state().fault.is_some()).then_some(())
@@ -570,7 +538,7 @@ async fn many() {
     sleep(Duration::from_secs(4)).await;
     let before = count(&cluster);
     cluster.server.start_again().await.unwrap();
-    leader(&candidates.iter().collect::<Vec<_>>(), SOON).await;
+    leader(&candidates.iter().collect::<Vec<_>>(), SOON).await.unwrap();
     // As elections do it, when a member says that it has found the server again (`election.rs`).
     let spread = Duration::from_millis(150) * u32::try_from(NODES).unwrap();
     observers.iter().for_each(|one| one.strict.hint(spread));

@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use peili::cluster::Kind;
 use peili::election::lease::{Object, Settings, validity};
 use peili::election::strict::{Change, Lock};
 use peili_lab::kubernetes::Options;
@@ -86,7 +87,7 @@ impl Rig {
 
     /// Writes down each change of the lease, with when it came, until it is dropped.
     async fn record(&self) -> AbortOnDropHandle<()> {
-        let lock = lock(self.cluster.server.url(), &self.cluster.credentials("observer").await);
+        let lock = lock(Kind::Lease, self.cluster.server.url(), &self.cluster.credentials("observer").await);
         let seen = Arc::clone(&self.seen);
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use peili::cluster::Kind;
 use peili::election::strict::Lock;
 use peili_lab::kubernetes::{Options, Part, Rule, StandIn};
 use peili_lab::netns::{Addresses, Network};
@@ -105,7 +106,7 @@ struct StoodIn(StandIn);
 #[async_trait]
 impl Place for StoodIn {
     fn lock(&self) -> Arc<dyn Lock> {
-        lock(self.0.url(), &self.0.credentials().unwrap())
+        lock(Kind::Lease, self.0.url(), &self.0.credentials().unwrap())
     }
 
     async fn delete(&self) {

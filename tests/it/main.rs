@@ -19,6 +19,7 @@ use peili_lab::{Requirement, require};
 mod admission;
 mod cli;
 mod cluster;
+mod configmap;
 mod configure;
 mod coordination;
 mod election;
@@ -99,6 +100,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(AT_ONCE);
     let mut cases = admission::cases();
     cases.extend(cli::cases());
+    cases.extend(configmap::cases());
     cases.extend(configure::cases());
     cases.extend(coordination::cases());
     cases.extend(election::cases());

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use peili::cluster::Kind;
 use peili_lab::kubernetes::Options;
 use peili_lab::netns::{Addresses, Block, Network};
 use peili_lab::node::Plan;
@@ -20,6 +21,8 @@ use crate::coordination::Cluster;
 
 /// Of the whole outage. The story's was ten minutes; `PEILI_OUTAGE` (seconds) makes it as long.
 const OUTAGE: Duration = Duration::from_secs(60);
+/// With the other lock, which changes nothing of what lasts.
+const SHORT: Duration = Duration::from_secs(10);
 /// A mirror is ready at once, whatever else is not (issue 6). Beside it two cores start two others and an API server.
 const READY: Duration = Duration::from_secs(1);
 /// All know each other.
@@ -36,9 +39,14 @@ pub(crate) fn cases() -> Vec<Case> {
     let needs = [Requirement::Root, Requirement::Iproute2, Requirement::Iptables, Requirement::Kubernetes];
     let long = Duration::from_secs(240) + outage();
     vec![
-        Case::new("seed::blocked_from_before_the_start", &needs, || blocked(Block::Drop))
+        Case::new("seed::blocked_from_before_the_start", &needs, || blocked(Kind::Lease, outage()))
             .within(long)
             .alone(),
+        Case::new("seed::blocked_from_before_the_start_with_the_lock_of_old", &needs, || {
+            blocked(Kind::ConfigMap, outage().min(SHORT))
+        })
+        .within(long)
+        .alone(),
         Case::new("seed::the_lock_names_a_dead_leader", &needs, dead_leader).within(long),
         Case::new("seed::rights_and_objects_come_late", &needs, late).within(long),
         Case::new("seed::a_node_finds_others_by_what_the_coordinator_wrote", &needs, book).within(long),
@@ -51,17 +59,17 @@ fn outage() -> Duration {
 }
 
 /// Three nodes, each with an image of its own, and an API server; nodes find each other by a static address.
-struct Rig {
-    cluster: Cluster,
-    nodes: Vec<Node>,
-    images: Vec<Image>,
+pub(crate) struct Rig {
+    pub(crate) cluster: Cluster,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) images: Vec<Image>,
     network: Network,
     _scratch: Scratch,
 }
 
 impl Rig {
     /// None of the nodes runs yet.
-    async fn new() -> (Self, Vec<Plan>) {
+    pub(crate) async fn new() -> (Self, Vec<Plan>) {
         let network = Network::new(4, Addresses::V4).unwrap();
         let scratch = Scratch::new().unwrap();
         let server = network.nodes[SERVER].clone();
@@ -104,7 +112,12 @@ impl Rig {
     }
 
     /// Waits until all nodes say so of their elections; how long that took.
-    async fn until(&self, what: &str, limit: Duration, is_so: impl Fn(&Value) -> bool) -> Duration {
+    pub(crate) async fn until(
+        &self,
+        what: &str,
+        limit: Duration,
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Duration {
         let start = Instant::now();
         let mut last = vec![Value::Null; self.nodes.len()];
         let found = wait::until(what, limit, async || {
@@ -120,7 +133,7 @@ impl Rig {
     }
 
     /// Waits until each node has heard what each other one holds.
-    async fn heard(&self) {
+    pub(crate) async fn heard(&self) {
         wait::until("what others hold", SOON, async || {
             for node in &self.nodes {
                 for other in self.nodes.iter().filter(|other| other.plan.name != node.plan.name) {
@@ -136,7 +149,7 @@ impl Rig {
     }
 
     /// Each node mirrors what each other one holds.
-    async fn mirrors(&self) {
+    pub(crate) async fn mirrors(&self) {
         for (reader, node) in self.nodes.iter().enumerate() {
             for (owner, image) in self.images.iter().enumerate().filter(|(owner, _)| *owner != reader) {
                 let path = format!("/v2/{}/manifests/{}?ns={}", image.repository, image.root, REGISTRY);
@@ -147,7 +160,7 @@ impl Rig {
     }
 
     /// The node that coordinates, by the word of all.
-    async fn coordinator(&self, limit: Duration) -> (String, Duration) {
+    pub(crate) async fn coordinator(&self, limit: Duration) -> (String, Duration) {
         let took = self
             .until("a coordinator that all know", limit, |election| {
                 election["mode"] == "lease" && !holders(election).is_empty()
@@ -175,7 +188,7 @@ impl Rig {
     }
 }
 
-fn holders(election: &Value) -> String {
+pub(crate) fn holders(election: &Value) -> String {
     let roles = election["roles"].as_array().cloned().unwrap_or_default();
     let coordinator = roles.into_iter().find(|role| role["role"] == "coordinator");
     let holders = coordinator.map(|role| role["holders"].clone()).unwrap_or_default();
@@ -190,11 +203,17 @@ async fn start(plan: Plan) -> (Node, Duration) {
 
 /// 6443 is dropped from before the start. Nodes are ready, join, mirror, answer every probe and say why, for as long as it lasts; one
 /// that starts anew under the block does too; and when it is lifted there is a leader, without a restart.
-async fn blocked(block: Block) {
+async fn blocked(lock: Kind, outage: Duration) {
+    let block = Block::Drop;
     let (mut rig, plans) = Rig::new().await;
-    rig.cluster.allow(&["get", "update", "watch"], true).await;
+    let (resource, backend) = match lock {
+        Kind::Lease => ("leases.coordination.k8s.io", "auto"),
+        Kind::ConfigMap => ("configmaps", "configmap"),
+    };
+    rig.cluster.allow_on(&[resource], &["get", "update", "watch"], true).await;
     rig.block(block);
-    for plan in plans {
+    for mut plan in plans {
+        plan.merge(&json!({"election": {"backend": backend}}));
         let (node, took) = start(plan).await;
         println!("{} ready after {took:?}", node.plan.name);
         assert!(took < READY + SLACK, "{took:?}");
@@ -215,7 +234,7 @@ async fn blocked(block: Block) {
 
     let (mut probes, mut pulls) = (0, 0);
     let processes: Vec<u32> = rig.nodes.iter().map(|node| node.process().unwrap().id()).collect();
-    let end = Instant::now() + outage();
+    let end = Instant::now() + outage;
     while Instant::now() < end {
         for node in &rig.nodes {
             for path in ["/livez", "/readyz"] {
@@ -228,7 +247,7 @@ async fn blocked(block: Block) {
         pulls += 6;
         sleep(Duration::from_secs(1)).await;
     }
-    println!("{probes} probes answered, {pulls} manifests mirrored, in {:?} without an API server", outage());
+    println!("{probes} probes answered, {pulls} manifests mirrored, in {outage:?} without an API server");
     let same: Vec<u32> = rig.nodes.iter().map(|node| node.process().unwrap().id()).collect();
     assert_eq!(processes, same);
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use peili::cluster::Cause;
+use peili::cluster::{Cause, Kind};
 use peili::election::lease::Standing;
 use peili_lab::candidate::{Candidate, leader};
 use peili_lab::kubernetes::{Options, Part};
@@ -40,7 +40,7 @@ async fn refused() {
     let folder = cluster.credentials("account").await;
     let token = std::fs::read_to_string(folder.join("token")).unwrap();
     let candidates = [0, 1].map(|rank| {
-        let lock = lock(cluster.server.url(), &folder);
+        let lock = lock(Kind::Lease, cluster.server.url(), &folder);
         Candidate::start(lock, &format!("n{rank}"), Standing::Candidate(rank))
     });
     let all: Vec<&Candidate> = candidates.iter().collect();

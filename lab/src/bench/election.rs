@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
-use peili::cluster::{Api as Client, Config, LeaseLock};
+use peili::cluster::{Api as Client, Config, Kind, ObjectLock};
 use peili::election::lease::Standing;
 use peili_lab::candidate::{Candidate, leader};
 use peili_lab::image::write_empty_layout;
@@ -48,7 +48,7 @@ pub(crate) async fn strict(repeats: u32) -> Result<(Report, String)> {
 /// The times of one lease.
 async fn rounds(config: &Config, name: &str, repeats: u32) -> Result<(Vec<Duration>, Vec<Duration>)> {
     let candidate = |rank: u32, life: u32| {
-        let lock = Arc::new(LeaseLock::new(Arc::new(Client::new(config)), name));
+        let lock = Arc::new(ObjectLock::new(Kind::Lease, Arc::new(Client::new(config)), name));
         Candidate::start(lock, &format!("{name}-{rank}/{life}"), Standing::Candidate(rank))
     };
     let mut candidates: Vec<Candidate> = (0..3).map(|rank| candidate(rank, 0)).collect();

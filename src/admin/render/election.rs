@@ -36,8 +36,8 @@ pub fn render_election(status: &Status) -> String {
     let neighbours =
         format!("see candidates: {}; owners: {}", compared(status.views), compared(status.owners));
     page.line("Neighbours ", &neighbours);
-    if let Some(lease) = &status.lease {
-        page.line("Lease    ", &lease_line(lease));
+    for lease in [&status.lease, &status.configmap].into_iter().flatten() {
+        page.line("Lock     ", &lease_line(lease));
         if !lease.fault.is_empty() {
             page.line("         ", &lease.fault);
         }
@@ -85,10 +85,11 @@ pub fn render_explained(explained: &Explained) -> String {
 
 fn lease_line(lease: &LeaseStatus) -> String {
     let seconds = |millis: u64| format!("{:.1} s", millis as f64 / 1_000.0);
+    let object = &lease.object;
     let mut parts = vec![match (lease.holder.as_str(), lease.age_millis) {
-        ("", _) => "held by nobody".to_owned(),
-        (holder, Some(age)) => format!("held by {holder}, renewed {} ago", seconds(age)),
-        (holder, None) => format!("held by {holder}"),
+        ("", _) => format!("{object} is held by nobody"),
+        (holder, Some(age)) => format!("{object} is held by {holder}, renewed {} ago", seconds(age)),
+        (holder, None) => format!("{object} is held by {holder}"),
     }];
     if !lease.standing.is_empty() {
         parts.push(format!("this node is {}", lease.standing));

@@ -47,7 +47,7 @@ struct Bench {
 struct Leader {
     coordinator: Coordinator,
     desk: Desk,
-    leadership: Leadership,
+    guard: Guard,
 }
 
 impl Clock for Clocked {
@@ -179,14 +179,15 @@ impl Bench {
         let coordinator = Coordinator::with(
             Arc::clone(&self.server) as _,
             "peili",
+            (Kind::Lease, "peili"),
             name,
             Arc::clone(&self.fleet) as _,
             Arc::clone(&self.clock) as _,
             self.metrics.clone(),
         );
         let mut desk = Desk::default();
-        let leadership = desk.apply(&Role::Leader(token, Ms::MAX)).unwrap();
-        Leader { coordinator, desk, leadership }
+        let guard = desk.apply(&Role::Leader(token, Ms::MAX)).unwrap().into();
+        Leader { coordinator, desk, guard }
     }
 
     fn pass(&self, seconds: u64) {
@@ -227,7 +228,7 @@ impl Leader {
     async fn turn_at(&self, seconds: u64) {
         let mut work = self.coordinator.work.lock().await;
         let wall = UNIX_EPOCH + Duration::from_secs(seconds);
-        self.coordinator.turn(&mut work, &self.leadership, wall).await;
+        self.coordinator.turn(&mut work, &self.guard, wall).await;
     }
 }
 
@@ -409,8 +410,8 @@ async fn problems_end_with_the_term() {
     bench.server.0.lock().unwrap().forbidden = vec!["GET configmaps"];
     let leader = bench.leader("a", token("l", 7));
     let coordinator = Arc::new(leader.coordinator);
-    let (duty, leadership) = (Arc::clone(&coordinator), leader.leadership.clone());
-    let term = tokio::spawn(async move { duty.lead(leadership).await });
+    let (duty, guard) = (Arc::clone(&coordinator), leader.guard.clone());
+    let term = tokio::spawn(async move { duty.lead(guard).await });
     while coordinator.problems().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -7,6 +7,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::metrics::{loss, verb};
@@ -40,7 +41,7 @@ pub struct Driver {
     next_watch: Ms,
     next_poll: Ms,
     blind: Option<Fault>,
-    duty: Option<AbortOnDropHandle<()>>,
+    work: Option<Work>,
     leaves: Vec<(bool, oneshot::Sender<()>)>,
     knocking: Option<BoxFuture<'static, bool>>,
     next_knock: Ms,
@@ -53,6 +54,15 @@ pub struct Driver {
     barren: u32,
     notes: Arc<Notes>,
     looked: Ms,
+    name: Arc<str>,
+    /// When it was read last, or a change was told.
+    read: Option<Ms>,
+}
+
+/// The work of a term, until it has ended.
+struct Work {
+    task: AbortOnDropHandle<()>,
+    stop: CancellationToken,
 }
 
 /// A request that is under way.
@@ -105,6 +115,7 @@ impl Driver {
         // Replaced before the first request.
         let standing = Standing::Observer(NAP);
         let core = Candidate::new(&strict.identity, settings, standing, parts.seed);
+        let name = parts.lock.name().into();
         Self {
             core,
             strict,
@@ -116,7 +127,7 @@ impl Driver {
             next_watch: 0,
             next_poll: 0,
             blind: None,
-            duty: None,
+            work: None,
             leaves: Vec::new(),
             knocking: None,
             next_knock: 0,
@@ -127,6 +138,8 @@ impl Driver {
             barren: 0,
             notes: Arc::default(),
             looked: 0,
+            name,
+            read: None,
         }
     }
 
@@ -176,11 +189,12 @@ impl Driver {
                     self.feed(Input::Leave(for_good));
                 }
                 Happened::DutyEnded => {
-                    self.duty = None;
+                    self.work = None;
                     if self.desk.current().is_some() {
                         tracing::error!(
                             role = "coordinator",
-                            "the work of the leader has ended by itself; the lease is given away"
+                            lock = &*self.name,
+                            "the work of the leader has ended by itself; the lock is given away"
                         );
                         self.feed(Input::Leave(false));
                     }
@@ -213,7 +227,7 @@ impl Driver {
             biased;
             change = some(changes) => Happened::Change(change),
             reply = some(call) => Happened::Reply(reply),
-            _ = some(self.duty.as_mut()) => Happened::DutyEnded,
+            _ = some(self.work.as_mut().map(|work| &mut work.task)) => Happened::DutyEnded,
             Ok(()) = standing.changed() => Happened::Standing,
             Ok(()) = settings.changed() => Happened::Settings,
             Ok(()) = hints.changed() => Happened::Hint,
@@ -238,17 +252,31 @@ impl Driver {
         match role {
             Role::Leader(token, _) => {
                 let Some(leadership) = begun else { return };
-                tracing::info!(role = "coordinator", %token, "leads");
+                tracing::info!(role = "coordinator", lock = &*self.name, %token, "holds the lock");
                 self.parts.metrics.begun();
                 let duty = Arc::clone(&self.parts.duty);
-                let work = async move { duty.lead(leadership).await };
-                self.duty = Some(AbortOnDropHandle::new(tokio::spawn(work)));
+                let stop = CancellationToken::new();
+                let stopped = stop.clone();
+                let work = async move {
+                    tokio::select! {
+                        biased;
+                        () = stopped.cancelled() => {}
+                        () = duty.lead(leadership.into()) => {}
+                    }
+                    duty.end().await;
+                };
+                self.work = Some(Work { task: AbortOnDropHandle::new(tokio::spawn(work)), stop });
             }
             Role::Ended(why) => {
-                tracing::info!(role = "coordinator", why = loss(*why), "leads no more");
+                tracing::info!(
+                    role = "coordinator",
+                    lock = &*self.name,
+                    why = loss(*why),
+                    "holds the lock no more"
+                );
                 self.parts.metrics.lost(*why);
-                if let Some(duty) = &self.duty {
-                    duty.abort();
+                if let Some(work) = &self.work {
+                    work.stop.cancel();
                 }
             }
         }
@@ -292,10 +320,13 @@ impl Driver {
         match &self.health.fault {
             Some(failing) if before != Some(failing.fault.cause) => {
                 let Fault { cause, text } = &failing.fault;
-                tracing::warn!(cause = cause.name(), remedy = cause.remedy(), "the lease: {text}");
+                tracing::warn!(cause = cause.name(), remedy = cause.remedy(), "the {}: {text}", self.name);
             }
-            None if before.is_some() => tracing::info!("the lease: the API server answers again"),
+            None if before.is_some() => tracing::info!("the {}: the API server answers again", self.name),
             _ => {}
+        }
+        if matches!(reply.answer, Answer::Object(_) | Answer::Absent) {
+            self.read = Some(self.parts.clock.now());
         }
         self.feed(Input::Answer(id, reply.answer));
     }
@@ -308,6 +339,7 @@ impl Driver {
         }
         self.blind = None;
         self.barren = 0;
+        self.read = Some(now);
         match change {
             Change::Seen(object, notes) => {
                 self.noted(notes);
@@ -326,7 +358,7 @@ impl Driver {
         let is_lasting = fault.as_ref().is_some_and(|fault| fault.cause.reached() == Some(true));
         if is_lasting && self.blind.is_none() {
             let fault = fault.as_ref().map(ToString::to_string).unwrap_or_default();
-            tracing::warn!("the lease cannot be watched, it is read instead: {fault}");
+            tracing::warn!("the {} cannot be watched, it is read instead: {fault}", self.name);
         }
         self.blind = fault.filter(|_| is_lasting);
         // One that never tells anything is broken on the way: it is tried again more and more seldom.
@@ -376,7 +408,7 @@ impl Driver {
             self.held = (holder, now);
         }
         let is_mine = self.held.0.as_deref() == Some(&*self.strict.identity);
-        let is_given = self.desk.current().is_none() && self.duty.is_none() && !is_mine;
+        let is_given = self.desk.current().is_none() && self.work.is_none() && !is_mine;
         let is_finished = self.core.is_finished();
         for index in (0..self.leaves.len()).rev() {
             if if self.leaves[index].0 { is_finished } else { is_given } {
@@ -449,6 +481,7 @@ impl Driver {
         let now = self.parts.clock.now();
         let object = self.core.object();
         let state = State {
+            lock: Arc::clone(&self.name),
             relied_on: self.health.relied_on,
             fault: self.health.fault.as_ref().map(|failing| failing.fault.clone()),
             blind: self.blind.clone(),
@@ -462,8 +495,11 @@ impl Driver {
             }),
             free: self.free_since.is_some(),
             free_for: self.free_since.map_or(0, |since| now.saturating_sub(since)),
-            leadership: self.desk.current().cloned(),
+            leadership: self.desk.current().cloned().map(Into::into),
+            working: self.work.is_some(),
+            read: self.read.map(|at| now.saturating_sub(at)),
             notes: Arc::clone(&self.notes),
+            beside: None,
         };
         self.strict.state.send_if_modified(|before| {
             let differs = before.differs(&state);

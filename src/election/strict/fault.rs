@@ -36,10 +36,14 @@ pub enum Cause {
     Unauthorized,
     /// A right is missing.
     Forbidden,
+    /// A right to the ConfigMap that is the lock is missing.
+    ConfigMapForbidden,
     /// The namespace does not exist, or is being deleted.
     NoNamespace,
     /// The object does not exist and may not be made.
     NoObject,
+    /// The ConfigMap that is the lock does not exist and may not be made.
+    NoConfigMap,
     /// The request is refused by its contents: a webhook, a quota, a rule of validation.
     Rejected,
     /// The server asks for fewer requests.
@@ -52,7 +56,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Starting,
         Self::Timeout,
         Self::Refused,
@@ -64,8 +68,10 @@ impl Cause {
         Self::NoCredentials,
         Self::Unauthorized,
         Self::Forbidden,
+        Self::ConfigMapForbidden,
         Self::NoNamespace,
         Self::NoObject,
+        Self::NoConfigMap,
         Self::Rejected,
         Self::Throttled,
         Self::Server,
@@ -86,8 +92,10 @@ impl Cause {
             Self::NoCredentials => "no-credentials",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
+            Self::ConfigMapForbidden => "configmap-forbidden",
             Self::NoNamespace => "no-namespace",
             Self::NoObject => "no-lease",
+            Self::NoConfigMap => "no-configmap",
             Self::Rejected => "rejected",
             Self::Throttled => "throttled",
             Self::Server => "api-error",
@@ -136,12 +144,20 @@ impl Cause {
                 "give the service account a Role with the verbs get, update and watch on this lease (resourceNames), and a \
                  RoleBinding; see docs/elections.md"
             }
+            Self::ConfigMapForbidden => {
+                "give the service account a Role with the verbs get, update and watch on this ConfigMap (resourceNames), and a \
+                 RoleBinding; see docs/elections.md"
+            }
             Self::NoNamespace => "make the namespace, or name another one under `kubernetes.namespace`",
             Self::NoObject => {
                 "make the Lease beforehand, empty, or give the service account the verb create on leases; see docs/elections.md"
             }
+            Self::NoConfigMap => {
+                "make the ConfigMap beforehand, empty, or give the service account the verb create on configmaps; see \
+                 docs/elections.md"
+            }
             Self::Rejected => {
-                "a webhook, a quota or a rule of validation refuses the Lease: exempt leases of this namespace"
+                "a webhook, a quota or a rule of validation refuses the object: exempt the Lease (or the ConfigMap in its place) from it"
             }
             Self::Throttled => {
                 "the API server asks for fewer requests: give Peili's service account a priority level (a FlowSchema), or find who \
@@ -168,8 +184,10 @@ impl Cause {
             | Self::Malformed => Some(false),
             Self::Unauthorized
             | Self::Forbidden
+            | Self::ConfigMapForbidden
             | Self::NoNamespace
             | Self::NoObject
+            | Self::NoConfigMap
             | Self::Rejected
             | Self::Throttled
             | Self::Server => Some(true),

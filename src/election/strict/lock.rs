@@ -32,6 +32,9 @@ pub trait Lock: Send + Sync {
     /// Whether a connection to where it is kept comes about.
     async fn knock(&self, limit: Duration) -> bool;
 
+    /// What keeps it, for people: `Lease peili`.
+    fn name(&self) -> String;
+
     /// Where it is kept, for people.
     fn place(&self) -> String;
 }

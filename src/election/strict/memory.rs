@@ -221,6 +221,10 @@ impl Lock for Memory {
         }
     }
 
+    fn name(&self) -> String {
+        "lease in memory".into()
+    }
+
     fn place(&self) -> String {
         "memory".into()
     }

@@ -13,9 +13,15 @@ use crate::election::lease::{Answer, Loss, Ms, Request};
 /// The name of the election in the compatible metrics.
 const NAME: NameLabels = NameLabels { name: "peili" };
 
+/// Locks, as metrics see them.
+const LEASE: &str = "lease";
+const CONFIGMAP: &str = "configmap";
+
 /// The counters. Clones share them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct LeaseMetrics {
+    /// Of which lock requests are counted.
+    lock: &'static str,
     master: Family<NameLabels, Gauge>,
     slow_path: Family<NameLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
@@ -33,6 +39,7 @@ struct NameLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
+    lock: &'static str,
     verb: &'static str,
     outcome: &'static str,
 }
@@ -42,7 +49,35 @@ struct LossLabels {
     reason: &'static str,
 }
 
+impl Default for LeaseMetrics {
+    fn default() -> Self {
+        Self {
+            lock: LEASE,
+            master: Family::default(),
+            slow_path: Family::default(),
+            requests: Family::default(),
+            terms: Counter::default(),
+            losses: Family::default(),
+            age: Gauge::default(),
+            without: Counter::default(),
+            fenced: Counter::default(),
+        }
+    }
+}
+
 impl LeaseMetrics {
+    /// The same, for a ConfigMap in the place of the Lease.
+    #[must_use]
+    pub fn of_configmap(&self) -> Self {
+        Self { lock: CONFIGMAP, ..self.clone() }
+    }
+
+    /// For a ConfigMap beside the Lease: of its requests alone, since who leads is counted by the Lease.
+    #[must_use]
+    pub(super) fn beside(&self) -> Self {
+        Self { lock: CONFIGMAP, requests: self.requests.clone(), ..Self::default() }
+    }
+
     /// Registers them with a registry without a prefix.
     pub fn register(all: &mut Registry) -> Self {
         let metrics = Self::default();
@@ -84,7 +119,7 @@ impl LeaseMetrics {
         drop(self.slow_path.get_or_create(&NAME));
         for verb in ["get", "create", "update"] {
             for outcome in ["ok", "absent", "conflict", "rejected", "unknown"] {
-                drop(self.requests.get_or_create(&RequestLabels { verb, outcome }));
+                drop(self.requests.get_or_create(&RequestLabels { lock: self.lock, verb, outcome }));
             }
         }
         for reason in Loss::ALL.map(loss) {
@@ -117,7 +152,7 @@ impl LeaseMetrics {
             Answer::Rejected(_) => "rejected",
             Answer::Unknown => "unknown",
         };
-        self.requests.get_or_create(&RequestLabels { verb, outcome }).inc();
+        self.requests.get_or_create(&RequestLabels { lock: self.lock, verb, outcome }).inc();
     }
 
     pub(super) fn seen(&self, age: Option<Ms>) {

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Cause, Fault, Notes};
-use crate::election::lease::{Leadership, Ms, Standing, Token};
+use super::{Cause, Fault, Guard, Notes};
+use crate::election::lease::{Ms, Standing, Token};
 
 /// How the strict role stands on this node. Times are as of a second ago at most.
 #[derive(Clone, Debug, Default)]
 pub struct State {
+    /// What keeps the lock, for people: `Lease peili`.
+    pub lock: Arc<str>,
     /// Whether the lease has been healthy for long enough to be relied on.
     pub relied_on: bool,
     /// What is wrong, or was before it was relied on.
@@ -32,9 +34,15 @@ pub struct State {
     /// For how long.
     pub free_for: Ms,
     /// The term of this process.
-    pub leadership: Option<Leadership>,
+    pub leadership: Option<Guard>,
+    /// The work of a term of this process has not ended.
+    pub working: bool,
+    /// How long ago the lock was read, or a change of it was told.
+    pub read: Option<Ms>,
     /// What the holder publishes.
     pub notes: Arc<Notes>,
+    /// How the lock of old stands, where that counts too.
+    pub beside: Option<Arc<Self>>,
 }
 
 impl State {
@@ -45,7 +53,7 @@ impl State {
 
     /// The token of this process's term.
     pub fn token(&self) -> Option<&Token> {
-        self.leadership.as_ref().map(Leadership::token)
+        self.leadership.as_ref().map(Guard::token)
     }
 
     /// Whether somebody else would have to look again.
@@ -58,11 +66,16 @@ impl State {
                 state.reached,
                 state.standing,
                 state.free,
+                state.working,
             )
         };
         short(self) != short(other)
             || self.holder != other.holder
             || self.token() != other.token()
             || self.notes != other.notes
+            || match (&self.beside, &other.beside) {
+                (Some(old), Some(new)) => old.differs(new),
+                (old, new) => old.is_some() != new.is_some(),
+            }
     }
 }

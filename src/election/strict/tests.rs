@@ -35,7 +35,7 @@ impl Drop for Working {
 
 #[async_trait]
 impl Duty for Work {
-    async fn lead(&self, leadership: Leadership) {
+    async fn lead(&self, guard: Guard) {
         let count = self.at_once.fetch_add(1, Ordering::SeqCst) + 1;
         let _working = Working(Arc::clone(&self.at_once));
         self.most.fetch_max(count, Ordering::SeqCst);
@@ -44,7 +44,7 @@ impl Duty for Work {
         if !self.returns {
             std::future::pending::<()>().await;
         }
-        drop(leadership);
+        drop(guard);
     }
 }
 
