@@ -28,6 +28,7 @@ mod network;
 mod policies;
 mod pulls;
 mod seed;
+mod truth;
 
 /// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
     cases.extend(faults::cases());
     cases.extend(kubernetes::cases());
     cases.extend(seed::cases());
+    cases.extend(truth::cases());
     cases.extend(network::cases());
     cases.extend(policies::cases());
     cases.extend(pulls::cases());
