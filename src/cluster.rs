@@ -9,6 +9,7 @@ mod coordinator;
 mod effects;
 mod events;
 mod lease;
+mod node;
 mod summary;
 
 use std::net::IpAddr;
@@ -22,6 +23,7 @@ pub use crate::election::strict::{Cause, Fault};
 pub use api::{Api, Response};
 pub use coordinator::{Coordinator, Fleet, Node};
 pub use lease::LeaseLock;
+pub use node::node_label;
 
 /// Where Talos answers for the API server on each node (KubePrism), for whoever is in the node's network.
 const KUBEPRISM: &str = "https://127.0.0.1:7445";
@@ -42,6 +44,9 @@ pub struct Config {
     pub credentials: PathBuf,
     /// Namespace of Peili's objects. Empty: as the credentials say.
     pub namespace: String,
+    /// Ask for the zone of this node where neither `node.zone` nor the pod's labels say it: once, by `node.name`. Needs the right to `get`
+    /// that Node.
+    pub read_node: bool,
 }
 
 impl Default for Config {
@@ -51,6 +56,7 @@ impl Default for Config {
             endpoints: Vec::new(),
             credentials: "/var/run/secrets/kubernetes.io/serviceaccount".into(),
             namespace: String::new(),
+            read_node: false,
         }
     }
 }

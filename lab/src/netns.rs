@@ -112,6 +112,16 @@ impl Namespace {
             .with_context(|| format!("cannot enter namespace {}", self.name))
     }
 
+    /// Sends what is for `subnet` (`10.78.0.0/16`) by way of `via`, which drops it: nodes pass nothing on.
+    pub fn route(&self, subnet: &str, via: IpAddr) -> Result<()> {
+        self.ip(&["route", "add", subnet, "via", &via.to_string()])
+    }
+
+    /// Lets all addresses of `subnet` be its own.
+    pub fn own(&self, subnet: &str) -> Result<()> {
+        self.ip(&["route", "add", "local", subnet, "dev", "lo"])
+    }
+
     /// What a device in it has counted, of all programs.
     pub fn traffic(&self, device: &str) -> Result<Traffic> {
         let table = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;

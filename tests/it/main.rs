@@ -29,6 +29,7 @@ mod policies;
 mod pulls;
 mod seed;
 mod truth;
+mod zone;
 
 /// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
     cases.extend(kubernetes::cases());
     cases.extend(seed::cases());
     cases.extend(truth::cases());
+    cases.extend(zone::cases());
     cases.extend(network::cases());
     cases.extend(policies::cases());
     cases.extend(pulls::cases());

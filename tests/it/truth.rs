@@ -10,11 +10,16 @@ use peili::election::lease::{Settings, Standing};
 use peili::election::strict::{BootClock, Clock, Idle, LeaseMetrics, Parts, Strict};
 use peili_lab::kubernetes::{Options, Rule};
 use peili_lab::netns::{Addresses, Block, Namespace, Network};
-use peili_lab::{Requirement, wait};
+use peili_lab::node::Plan;
+use peili_lab::scratch::Scratch;
+use peili_lab::{Image, Node, Requirement, wait};
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use crate::Case;
+use crate::cli::layout;
+use crate::cluster::REGISTRY;
 use crate::coordination::Cluster;
 
 /// The duration of the lease, and longest until a leader stands again whose lease nobody took: a third of it, and a second.
@@ -36,6 +41,9 @@ pub(crate) fn cases() -> Vec<Case> {
     let long = Duration::from_secs(180);
     vec![
         Case::new("truth::each_way_to_be_cut_off_from_the_api_server_is_named", &needs, api)
+            .within(long)
+            .alone(),
+        Case::new("truth::each_way_to_be_cut_off_from_peers_is_seen_by_both_sides", &needs[..3], peers)
             .within(long)
             .alone(),
     ]
@@ -206,4 +214,144 @@ async fn api() {
         let state = candidate.strict.state();
         assert!(state.fault.is_none(), "{state:#?}");
     }
+}
+
+/// Nodes that nothing is done to, and what is done to the others.
+const WELL: usize = 3;
+const VICTIMS: [Trouble; 5] = [
+    Trouble::Blocked(Block::Drop),
+    Trouble::Blocked(Block::Reject),
+    Trouble::Blocked(Block::Icmp("icmp-admin-prohibited")),
+    Trouble::Unplugged,
+    Trouble::Cut,
+];
+const NODES: usize = WELL + VICTIMS.len();
+/// From when a neighbour is silent to when all know (issue 4), and until those who were apart have found each other.
+const DEATH: Duration = Duration::from_secs(6);
+const HEALED: Duration = Duration::from_secs(75);
+/// A pull's longest detour by a holder that is silent.
+const DETOUR: Duration = Duration::from_secs(2);
+
+/// Waits until `is_so` of the status of all these; how long that took.
+async fn until(nodes: &[&Node], what: &str, limit: Duration, is_so: impl Fn(&Value) -> bool) -> Duration {
+    let (start, mut last) = (Instant::now(), vec![Value::Null; nodes.len()]);
+    let found = wait::until(what, limit, async || {
+        for (node, last) in nodes.iter().zip(&mut last) {
+            *last = node.status().await.ok()?;
+        }
+        last.iter().all(&is_so).then_some(())
+    });
+    if let Err(error) = found.await {
+        panic!("{error}: {:#?}", last.iter().map(|status| &status["network"]).collect::<Vec<_>>());
+    }
+    start.elapsed()
+}
+
+async fn manifest(node: &Node, image: &Image) -> (u16, Duration) {
+    let start = Instant::now();
+    let path = format!("/v2/{}/manifests/{}?ns={REGISTRY}", image.repository, image.root);
+    (node.fetch(&path).await.unwrap().status, start.elapsed())
+}
+
+/// One image that a node has that is well, and all victims have; and one that only victims have.
+async fn peers() {
+    let network = Network::new(NODES, Addresses::V4).unwrap();
+    let scratch = Scratch::new().unwrap();
+    let image = |name: &str, seed| Image::builder(name, "1").layer(4_096).seed(seed).build().unwrap();
+    let (shared, theirs) = (image("library/shared", 1), image("library/theirs", 2));
+    let key = scratch.path().join("cluster.key");
+    std::fs::write(&key, "a key of the cluster for tests, 32 bytes at least").unwrap();
+    let all: Vec<String> = network.nodes.iter().map(|node| format!("{}:5001", node.address())).collect();
+    let mut nodes = Vec::new();
+    for (number, place) in network.nodes.iter().enumerate() {
+        let folder = scratch.path().join(format!("layout-{number}"));
+        match number {
+            1 => layout(&folder, &[&shared]),
+            WELL.. => layout(&folder, &[&shared, &theirs]),
+            _ => layout(&folder, &[]),
+        }
+        let store = format!("layout:{}", folder.display());
+        let mut plan =
+            Plan::in_namespace(&format!("node-{number}"), &store, &place.namespace, place.address()).unwrap();
+        plan.merge(&json!({"network": {"cluster-key": [key], "dns": all}}));
+        nodes.push(plan.start().await.unwrap());
+    }
+    let everybody: Vec<&Node> = nodes.iter().collect();
+    let is_all =
+        |status: &Value| status["network"]["members"] == NODES && status["network"]["complete"] == true;
+    until(&everybody, "all know each other", SOON, is_all).await;
+    wait::until("what others hold", SOON, async || {
+        for victim in &nodes[WELL..] {
+            if nodes[0].known(victim).await.ok()?.is_none_or(|held| held == 0) {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await
+    .unwrap();
+
+    let change = |blocks: bool| {
+        for (trouble, one) in VICTIMS.iter().zip(WELL..) {
+            for other in (0..NODES).filter(|other| *other != one) {
+                match trouble {
+                    Trouble::Blocked(block) if blocks => network.block(one, other, *block).unwrap(),
+                    Trouble::Blocked(block) => network.unblock(one, other, *block).unwrap(),
+                    Trouble::Cut if blocks => {
+                        network.cut(one, other).unwrap();
+                        network.cut(other, one).unwrap();
+                    }
+                    Trouble::Cut | Trouble::Unplugged => {}
+                }
+            }
+            if *trouble == Trouble::Unplugged {
+                network.set_link(one, !blocks).unwrap();
+            }
+        }
+    };
+    change(true);
+    let (status, took) = manifest(&nodes[0], &shared).await;
+    println!("one who is well has it: {status} after {took:?}");
+    assert!(status == 200 && took < DETOUR, "{status} {took:?}");
+    let (status, took) = manifest(&nodes[0], &theirs).await;
+    println!(
+        "only those who are cut off have it, or one whose old connections stand still: {status} after {took:?}"
+    );
+    assert!(matches!(status, 200 | 404) && took < DETOUR, "{status} {took:?}");
+    // Those who are well, and the one that makes new connections.
+    let rest = WELL + 1;
+    let (others, cut) = (&everybody[..WELL], everybody[NODES - 1]);
+    let apart = &everybody[WELL..NODES - 1];
+    let sees = |members: usize| move |status: &Value| status["network"]["members"] == members;
+    let took = until(others, "those who are well know", DEATH + 2 * SLACK, sees(rest)).await;
+    println!("those who are well know after {took:?}");
+    let took = until(&[cut], "it is here again", HEALED, sees(rest)).await;
+    println!("whose connections stood still is here after {took:?} more");
+    let took = until(apart, "they say that they are alone", HEALED, |status| {
+        let election = &status["election"];
+        election["mode"] == "alone" && election["cause"] == "unreached"
+    })
+    .await;
+    println!("those who are cut off say so after {took:?} more");
+    for node in apart {
+        assert_eq!(node.admin("/readyz").await.unwrap().status, 200);
+        assert_eq!(manifest(node, &shared).await.0, 200, "what it has it serves");
+    }
+    for (node, words) in
+        apart.iter().zip(["timeout", "connection refused", "no route to host", "no route to host"])
+    {
+        let mut problems = String::new();
+        let said = wait::until("it is said why", SOON, async || {
+            problems = node.status().await.ok()?["network"]["problems"].to_string();
+            (problems.contains("10.77.0.") && problems.contains(words)).then_some(())
+        });
+        if let Err(error) = said.await {
+            panic!("{}: {error}: {words}: {problems}", node.plan.name);
+        }
+    }
+    // The one that is here again has it, and is asked.
+    assert_eq!(manifest(&nodes[2], &theirs).await.0, 200);
+    change(false);
+    let took = until(&everybody, "all are here again", HEALED, is_all).await;
+    println!("all know each other {took:?} after the end");
 }
