@@ -448,13 +448,23 @@ async fn everything_late() {
         let end = Instant::now() + Duration::from_secs(4);
         while Instant::now() < end {
             for node in &rig.nodes {
-                assert_eq!(node.admin("/livez").await.unwrap().status, 200, "{} before {late:?}", node.plan.name);
+                assert_eq!(
+                    node.admin("/livez").await.unwrap().status,
+                    200,
+                    "{} before {late:?}",
+                    node.plan.name
+                );
                 let has_content = order[..step].contains(&Late::Store);
                 let ready = node.admin("/readyz").await.unwrap();
                 let right = if has_content { [200, 200] } else { [200, 503] };
                 // What has just come is read within a second or two.
                 let is_new = order.get(step.wrapping_sub(1)) == Some(&Late::Store);
-                assert!(is_new || right.contains(&ready.status), "{} before {late:?}: {}", node.plan.name, ready.text());
+                assert!(
+                    is_new || right.contains(&ready.status),
+                    "{} before {late:?}: {}",
+                    node.plan.name,
+                    ready.text()
+                );
                 probes += 2;
             }
             sleep(Duration::from_millis(250)).await;
@@ -482,7 +492,9 @@ async fn everything_late() {
     }
     let joined = rig.until("three members", JOINED + SLACK, |election| election["members"] == 3).await;
     let (leader, took) = rig.coordinator(2 * SOON).await;
-    println!("joined {joined:?} after the last came; {leader} coordinates, and all rely on it {took:?} later; {probes} probes");
+    println!(
+        "joined {joined:?} after the last came; {leader} coordinates, and all rely on it {took:?} later; {probes} probes"
+    );
     rig.heard().await;
     rig.mirrors().await;
     let same: Vec<u32> = rig.nodes.iter().map(|node| node.process().unwrap().id()).collect();

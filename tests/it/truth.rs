@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use peili::cluster::{Api, Cause, Config, LeaseLock};
+use peili::cluster::{Api, Cause, Config, Fault, LeaseLock};
 use peili::election::lease::{Settings, Standing};
 use peili::election::strict::{BootClock, Clock, Idle, LeaseMetrics, Parts, Strict};
 use peili_lab::kubernetes::{Options, Rule};
@@ -128,13 +128,13 @@ impl Candidate {
     }
 
     /// The causes that it names for so long, each with the time of its beginning, and when it stopped to lead.
-    async fn causes(&self, time: Duration) -> (Vec<(Cause, Duration)>, Option<Duration>) {
-        let (start, mut causes, mut ended) = (Instant::now(), Vec::new(), None);
+    async fn causes(&self, time: Duration) -> (Vec<(Fault, Duration)>, Option<Duration>) {
+        let (start, mut causes, mut ended) = (Instant::now(), Vec::<(Fault, Duration)>::new(), None);
         while start.elapsed() < time {
             if let Some(fault) = self.strict.state().fault
-                && causes.last().is_none_or(|(cause, _)| *cause != fault.cause)
+                && causes.last().is_none_or(|(last, _)| last.cause != fault.cause)
             {
-                causes.push((fault.cause, start.elapsed()));
+                causes.push((fault, start.elapsed()));
             }
             if ended.is_none() && !self.leads() {
                 ended = Some(start.elapsed());
@@ -199,12 +199,24 @@ async fn api() {
     }
     for (number, ((trouble, cause), candidate)) in TROUBLES.iter().zip(&candidates).enumerate() {
         let (causes, ended) = &seen[number];
-        let named = causes.iter().position(|(named, _)| named == cause);
-        let named = named.unwrap_or_else(|| panic!("{cause:?} was not named"));
-        assert!(causes[named].1 < NAMED + SLACK, "late");
-        // Before it an old connection may have been silent, or an ICMP answer not have been sent.
-        let is_silence = |(cause, _): &(Cause, Duration)| matches!(cause, Cause::NoAnswer | Cause::Timeout);
-        assert!(causes[..named].iter().all(is_silence) && causes.len() == named + 1, "another cause");
+        let position = |cause: Cause| causes.iter().position(|(fault, _)| fault.cause == cause);
+        // An old connection may have been silent before, or an ICMP answer not have been sent.
+        let is_silence = |fault: &Fault| matches!(fault.cause, Cause::NoAnswer | Cause::Timeout);
+        let all_are = |is: &dyn Fn(&Fault) -> bool| causes.iter().all(|(fault, _)| is(fault));
+        match (trouble, position(*cause)) {
+            // Renewed over a new connection, before or after the old one was tried.
+            (Trouble::Cut, _) => assert!(all_are(&|fault| fault.cause == *cause), "{causes:?}"),
+            // Without a neighbour's answer a connection fails after three seconds, if it is waited for.
+            (Trouble::Unplugged, _) => {
+                assert!(all_are(&|fault| is_silence(fault) || fault.cause == *cause), "{causes:?}");
+            }
+            (Trouble::Blocked(_), None) => panic!("{cause:?} was not named: {causes:?}"),
+            (Trouble::Blocked(_), Some(named)) => {
+                assert!(causes[named].1 < NAMED + SLACK, "late: {causes:?}");
+                assert!(causes[..named].iter().all(|(fault, _)| is_silence(fault)), "{causes:?}");
+                assert_eq!(causes.len(), named + 1, "another cause: {causes:?}");
+            }
+        }
         if *trouble == Trouble::Cut {
             assert_eq!(*ended, None, "a new connection is made in time");
         } else {

@@ -72,9 +72,13 @@ async fn told() {
     })
     .await
     .unwrap();
-    let rules = json!([{"apiGroups": [""], "resources": ["nodes"], "resourceNames": ["here"], "verbs": ["get"]}]);
-    post("/apis/rbac.authorization.k8s.io/v1/clusterroles", json!({"metadata": {"name": "zone"}, "rules": rules}))
-        .await;
+    let rules =
+        json!([{"apiGroups": [""], "resources": ["nodes"], "resourceNames": ["here"], "verbs": ["get"]}]);
+    post(
+        "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+        json!({"metadata": {"name": "zone"}, "rules": rules}),
+    )
+    .await;
     post(
         "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
         json!({
