@@ -231,7 +231,10 @@ impl Api {
         let address = endpoint.authority().unwrap_or_default();
         Fault::new(
             Cause::NoAnswer,
-            format!("{address} has a connection of this node and did not answer within {limit:?}"),
+            format!(
+                "{address} has a connection of this node and did not answer within {:.1} s",
+                limit.as_secs_f64()
+            ),
         )
     }
 

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use peili_lab::kubernetes::Options;
-use peili_lab::netns::{Addresses, Block, Network};
+use peili_lab::netns::{Addresses, Block, Network, NetworkNode};
 use peili_lab::node::Plan;
 use peili_lab::scratch::Scratch;
 use peili_lab::{Dns, Image, Node, Requirement, wait};
@@ -428,7 +428,7 @@ async fn everything_late() {
     rig.cluster.allow(&["get", "update", "watch"], false).await;
     let names = &rig.network.nodes[NAMES];
     let dns = Dns::start(&names.namespace, names.address()).unwrap();
-    let addresses: Vec<_> = rig.network.nodes.iter().take(SERVER).map(|node| node.address()).collect();
+    let addresses: Vec<_> = rig.network.nodes.iter().take(SERVER).map(NetworkNode::address).collect();
     rig.block(Block::Drop);
     for (number, mut plan) in plans.into_iter().enumerate() {
         rig.network.set_link(number, false).unwrap();

@@ -1,6 +1,7 @@
 //! Nodes that nothing tells of each other but the book of a lease, which anybody may have written.
 
 use std::net::UdpSocket;
+use std::path::Path;
 
 use super::*;
 use crate::network::gossip::record::{Notary, Record};
@@ -151,9 +152,9 @@ async fn a_hostile_book_leads_nowhere() {
 }
 
 /// What a hostile writer puts there who has a certificate by this key: of a member of old, or from a node that was taken over.
-fn certified(key: &PathBuf, control: Vec<SocketAddr>) -> Vec<u8> {
+fn certified(key: &Path, control: &[SocketAddr]) -> Vec<u8> {
     let identity = Identity::generate();
-    let config = Config { cluster_key: vec![key.clone()], ..Config::default() };
+    let config = Config { cluster_key: vec![key.to_owned()], ..Config::default() };
     let peers = trust::Peers { by_key: true, ..trust::Peers::default() };
     let trust = Arc::new(PinnedTrust::new(trust::Config::default(), peers).unwrap());
     let admission = Admission::at(identity.peer_id().clone(), &config, trust, |now| now);
@@ -198,7 +199,7 @@ async fn a_book_of_records_that_are_believed_leads_to_five_dials_a_minute() {
     let many: Vec<SocketAddr> =
         (0..10_000_u16).map(|n| ([10, 9, n.to_be_bytes()[0], n.to_be_bytes()[1]], port).into()).collect();
     for control in [nowhere.clone(), many, vec![(ip, port ^ 1).into()]] {
-        node.network.hint(&[certified(&keys.first, control)]);
+        node.network.hint(&[certified(&keys.first, &control)]);
         assert!(!node.network.is_hinted());
     }
 
@@ -206,7 +207,7 @@ async fn a_book_of_records_that_are_believed_leads_to_five_dials_a_minute() {
     let (mut dialed, start) = (Vec::new(), StdInstant::now());
     while start.elapsed() < Duration::from_secs(15) {
         // Others each time, so that none of them was tried before.
-        let book: Vec<Vec<u8>> = (0..5).map(|_| certified(&keys.first, named.clone())).collect();
+        let book: Vec<Vec<u8>> = (0..5).map(|_| certified(&keys.first, &named)).collect();
         node.network.hint(&book);
         assert!(node.network.is_hinted());
         let listened = tokio::time::timeout(Duration::from_millis(200), async {
@@ -238,7 +239,7 @@ async fn an_attackers_peer_that_a_book_names_is_no_member() {
     let node = at(&keys, (Ipv4Addr::LOCALHOST, 0).into(), &[advertise]).start().await;
     node.network.hint(&book_of(&attacker));
     assert!(!node.network.is_hinted(), "its certificate is by another key");
-    node.network.hint(&[certified(&keys.first, vec![attacker.address])]);
+    node.network.hint(&[certified(&keys.first, &[attacker.address])]);
     assert!(node.network.is_hinted());
     wait_for("it is dialled", || {
         let now = tokio::time::Instant::now();
