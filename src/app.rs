@@ -8,6 +8,7 @@ mod electing;
 mod facts;
 mod reload;
 mod vitals;
+mod zone;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,6 +47,7 @@ use crate::upstream::{self, Upstreams as _};
 use crate::watchdog::Watchdog;
 
 use vitals::Vitals;
+use zone::Zone;
 
 /// What runs. Dropping it ends it.
 struct App {
@@ -69,7 +71,7 @@ struct App {
     vitals: Vitals,
     _explaining: Option<admin::ExplainServer>,
     _driving: Option<AbortOnDropHandle<()>>,
-    _tasks: [AbortOnDropHandle<()>; 7],
+    _tasks: [AbortOnDropHandle<()>; 9],
 }
 
 /// What is wrong beside what the parts say of themselves.
@@ -150,7 +152,8 @@ impl App {
         let upstreams =
             Named::new(upstream::metrics::Metrics::register(metrics.sub_registry_with_prefix("upstream")));
         upstreams.reconfigure(&config.upstreams);
-        let policies = policies(&config, &identity, metrics.sub_registry_with_prefix("policy"));
+        let zone = Arc::new(Zone::new(&config));
+        let policies = policies(&config, &zone.now(), &identity, metrics.sub_registry_with_prefix("policy"));
         // Nobody gets anything before it was judged.
         gate.judge_first(policies.enforces());
         // Not before the policies are compiled: who connects to a socket that nobody reads waits, where it would have gone elsewhere.
@@ -185,7 +188,7 @@ impl App {
         let announcement = Announcement {
             transfer: uploads.addresses().to_vec(),
             node: config.node.name.clone(),
-            zone: config.node.zone.clone(),
+            zone: zone.now(),
             version: versions::PROGRAM.into(),
         };
         let parts = swarm::Parts {
@@ -226,11 +229,12 @@ impl App {
             homes: Arc::new(election.clone()),
             gate: Arc::clone(&gate) as Arc<dyn Gate>,
             policy: Arc::clone(&policies) as Arc<dyn RegistryPolicy>,
-            zone: config.node.zone.clone(),
+            zone: zone.now(),
             metrics: mirror_metrics.clone(),
         };
         let mirror = Mirror::new(&settings, parts);
         let resolving = AbortOnDropHandle::new(tokio::spawn(mirror.clone().follow_tags()));
+        let [locating, telling] = zone::follow(&zone, &network, &mirror);
         let advertising = mirror::advertise(Arc::clone(&watcher), Arc::new(network.clone()));
         let advertising = AbortOnDropHandle::new(tokio::spawn(advertising));
 
@@ -295,10 +299,11 @@ impl App {
             node: admin::Node {
                 peer_id: identity.peer_id().to_string(),
                 name: config.node.name.clone(),
-                zone: config.node.zone.clone(),
+                zone: String::new(),
                 version: versions::PROGRAM.into(),
                 uptime_seconds: 0,
             },
+            zone: Arc::clone(&zone),
             started: tokio::time::Instant::now(),
             source: config.store.source.clone(),
             watcher: Arc::clone(&watcher),
@@ -381,7 +386,17 @@ impl App {
             vitals,
             _explaining: explaining,
             _driving: driving,
-            _tasks: [executor, advertising, admitting, judging, following, electing, resolving],
+            _tasks: [
+                executor,
+                advertising,
+                admitting,
+                judging,
+                following,
+                electing,
+                resolving,
+                locating,
+                telling,
+            ],
         })
     }
 
@@ -408,6 +423,7 @@ impl App {
 /// Where `/status` comes from.
 struct Report {
     node: admin::Node,
+    zone: Arc<Zone>,
     started: tokio::time::Instant,
     source: String,
     watcher: Arc<dyn Watcher>,
@@ -435,6 +451,7 @@ impl Report {
             problems.push(format!("store: {reason}"));
         }
         problems.extend(self.policies.problems().into_iter().map(|problem| format!("policies: {problem}")));
+        problems.extend(self.zone.problem());
         problems.extend(self.election.problems());
         problems.extend(self.coordinator.iter().flat_map(|coordinator| coordinator.problems()));
         problems
@@ -458,7 +475,11 @@ impl Report {
         }
         Status {
             version: Status::VERSION,
-            node: admin::Node { uptime_seconds: self.started.elapsed().as_secs(), ..self.node.clone() },
+            node: admin::Node {
+                zone: self.zone.now(),
+                uptime_seconds: self.started.elapsed().as_secs(),
+                ..self.node.clone()
+            },
             store: admin::Store {
                 source: self.source.clone(),
                 health: health.into(),
@@ -508,6 +529,7 @@ fn peers(config: &network::Config) -> trust::Peers {
 /// The policies of the configuration; those that cannot be loaded have been logged, and stand with their failure verdicts.
 fn policies(
     config: &Config,
+    zone: &str,
     identity: &Identity,
     metrics: &mut prometheus_client::registry::Registry,
 ) -> Arc<Policies> {
@@ -516,7 +538,7 @@ fn policies(
         name: config.node.name.clone(),
         name_provenance: Provenance::Configured,
         version: versions::PROGRAM.into(),
-        labels: policy::zone(&config.node.zone, Provenance::Configured),
+        labels: policy::zone(zone, Provenance::Configured),
     };
     let policies = Policies::new(here, policy::metrics::Metrics::register(metrics));
     let _ = tokio::task::block_in_place(|| policies.apply(&config.policies));

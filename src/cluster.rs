@@ -10,6 +10,7 @@ mod coordinator;
 mod effects;
 mod events;
 mod lease;
+mod node;
 mod object;
 mod summary;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::election::strict::{Cause, Fault};
 pub use api::{Api, Response};
 pub use coordinator::{Coordinator, Fleet, Node};
+pub use node::node_label;
 pub use object::{Kind, ObjectLock};
 
 /// Where Talos answers for the API server on each node (KubePrism), for whoever is in the node's network.
@@ -44,6 +46,9 @@ pub struct Config {
     pub credentials: PathBuf,
     /// Namespace of Peili's objects. Empty: as the credentials say.
     pub namespace: String,
+    /// Ask for the zone of this node where neither `node.zone` nor the pod's labels say it: once, by `node.name`. Needs the right to `get`
+    /// that Node.
+    pub read_node: bool,
 }
 
 impl Default for Config {
@@ -53,6 +58,7 @@ impl Default for Config {
             endpoints: Vec::new(),
             credentials: "/var/run/secrets/kubernetes.io/serviceaccount".into(),
             namespace: String::new(),
+            read_node: false,
         }
     }
 }

@@ -83,8 +83,12 @@ pub struct Config {
 pub struct NodeConfig {
     /// Its name, as other nodes show it. Empty: `$NODE_NAME`, else the host's name.
     pub name: String,
-    /// Its zone: peers of the same zone are preferred. Empty: unknown.
+    /// Its zone: peers of the same zone are preferred. Empty: as the pod's labels say, or the API server (`kubernetes.read-node`), or as it
+    /// was known in the last run; else it is unknown.
     pub zone: String,
+    /// File with the pod's labels, as the downward API mounts them: `topology.kubernetes.io/zone` is the zone. It may be absent, and may
+    /// come later.
+    pub pod_labels: PathBuf,
     /// Folder for the identity and what is kept over restarts.
     pub data_dir: PathBuf,
     /// How long transfers may take to end after SIGTERM: at most 10m.
@@ -130,6 +134,7 @@ impl Default for NodeConfig {
         Self {
             name: String::new(),
             zone: String::new(),
+            pod_labels: "/etc/podinfo/labels".into(),
             data_dir: "/var/lib/peili".into(),
             drain: Duration::from_secs(10),
             identity_recovery: false,

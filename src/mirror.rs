@@ -135,7 +135,7 @@ pub struct Parts {
     pub gate: Arc<dyn Gate>,
     /// What is mirrored, and how.
     pub policy: Arc<dyn RegistryPolicy>,
-    /// This node's zone; empty: unknown.
+    /// This node's zone, as it is known at the start; empty: unknown.
     pub zone: String,
     /// Counters.
     pub metrics: Metrics,
@@ -229,6 +229,11 @@ impl Mirror {
     /// How much is held here.
     pub fn counts(&self) -> store::Counts {
         self.shared.store.view().counts()
+    }
+
+    /// This node is in that zone; empty: it is unknown.
+    pub fn set_zone(&self, zone: &str) {
+        self.shared.fetcher.peers.set_zone(zone);
     }
 
     /// What was seen of each peer as a source.

@@ -69,7 +69,7 @@ pub enum Provenance {
 /// A label of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// Such as `topology.kubernetes.io/zone`.
+    /// Such as [`ZONE_LABEL`].
     pub key: String,
     /// Its value.
     pub value: String,
@@ -77,10 +77,12 @@ pub struct Label {
     pub provenance: Provenance,
 }
 
+/// The label that says a node's zone (Kubernetes).
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// The label of a zone; none where it is empty, which is unknown.
 pub fn zone(zone: &str, provenance: Provenance) -> Vec<Label> {
-    let label =
-        |value: &str| Label { key: "topology.kubernetes.io/zone".into(), value: value.into(), provenance };
+    let label = |value: &str| Label { key: ZONE_LABEL.into(), value: value.into(), provenance };
     if zone.is_empty() { Vec::new() } else { vec![label(zone)] }
 }
 

@@ -1,7 +1,7 @@
 //! The laboratory: what Peili's integration tests, demo, benchmarks and soak are made of.
 //!
 //! Images ([`image`]), a registry that counts and misbehaves on request ([`origin`]), with TLS too ([`certificates`]), nodes as network namespaces
-//! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), a real Kubernetes API server ([`kubernetes`]),
+//! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), a real Kubernetes API server ([`kubernetes`]), a name server ([`dns`]),
 //! and the real `peili` program ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
 //! takes nothing but names and digests (`peili::oci`), except for the hostile node ([`liar`])
 //! and the bare peer ([`peer`]), which speak its protocol, and a candidate ([`candidate`]) without a node around it.
@@ -14,6 +14,7 @@ pub mod candidate;
 pub mod certificates;
 pub mod containerd;
 pub mod cri;
+pub mod dns;
 pub mod freeze;
 pub mod hosts;
 pub mod http;
@@ -32,6 +33,7 @@ pub mod wait;
 
 pub use certificates::Certificates;
 pub use containerd::Containerd;
+pub use dns::Dns;
 pub use freeze::Freezer;
 pub use image::Image;
 pub use kubernetes::ApiServer;

@@ -47,6 +47,10 @@ pub enum Block {
     Drop,
     /// TCP connections are reset.
     Reject,
+    /// Who is sent to answers with an ICMP error, as `iptables --reject-with` names it: `icmp-port-unreachable`. IPv4 only.
+    Icmp(&'static str),
+    /// The sender's routes say so, as `ip route` names it: `prohibit`, `blackhole`, `unreachable`.
+    Route(&'static str),
 }
 
 /// A network namespace of this machine, by name.
@@ -106,6 +110,16 @@ impl Namespace {
             .with_context(|| format!("no namespace {}", self.name))?;
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
             .with_context(|| format!("cannot enter namespace {}", self.name))
+    }
+
+    /// Sends what is for `subnet` (`10.78.0.0/16`) by way of `via`, which drops it: nodes pass nothing on.
+    pub fn route(&self, subnet: &str, via: IpAddr) -> Result<()> {
+        self.ip(&["route", "add", subnet, "via", &via.to_string()])
+    }
+
+    /// Lets all addresses of `subnet` be its own.
+    pub fn own(&self, subnet: &str) -> Result<()> {
+        self.ip(&["route", "add", "local", subnet, "dev", "lo"])
     }
 
     /// What a device in it has counted, of all programs.
@@ -199,12 +213,39 @@ impl Network {
 
     /// Stops packets between two nodes in both directions; both ends notice what `block` says.
     pub fn block(&self, one: usize, other: usize, block: Block) -> Result<()> {
-        self.filter("-A", one, other, block)
+        self.filter(true, one, other, block)
     }
 
     /// Undoes [`Self::block`].
     pub fn unblock(&self, one: usize, other: usize, block: Block) -> Result<()> {
-        self.filter("-D", one, other, block)
+        self.filter(false, one, other, block)
+    }
+
+    /// Cuts the TCP connections that `one` has to `other` now: their packets are dropped on both sides for as long as the network is
+    /// there, and those of later connections pass. Their number.
+    pub fn cut(&self, one: usize, other: usize) -> Result<usize> {
+        let (here, there) = (&self.nodes[one], &self.nodes[other]);
+        let mut count = 0;
+        for address in there.addresses() {
+            let output = here.namespace.run(|| {
+                let filter = ["state", "established", "dst", &address.to_string()];
+                Command::new("ss").args(["-H", "-t", "-n"]).args(filter).output()
+            })??;
+            ensure!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr).trim());
+            for (local, remote) in connections(&String::from_utf8_lossy(&output.stdout)) {
+                let program = if address.is_ipv6() { "ip6tables" } else { "iptables" };
+                let (local, remote, address) = (local.to_string(), remote.to_string(), address.to_string());
+                for (chain, side, from, to) in
+                    [("INPUT", "-s", &remote, &local), ("OUTPUT", "-d", &local, &remote)]
+                {
+                    let packets = [side, &address, "-p", "tcp", "--sport", from, "--dport", to];
+                    let rule = [&["-w", "-A", chain], &packets[..], &["-j", "DROP"]].concat();
+                    here.namespace.execute(program, &rule)?;
+                }
+                count += 1;
+            }
+        }
+        Ok(count)
     }
 
     /// Pulls a node's cable, or plugs it in again. The node itself sees its link go.
@@ -226,36 +267,58 @@ impl Network {
         }
     }
 
-    fn filter(&self, change: &str, one: usize, other: usize, block: Block) -> Result<()> {
+    fn filter(&self, adds: bool, one: usize, other: usize, block: Block) -> Result<()> {
         for (here, there) in [(one, other), (other, one)] {
-            let (here, there) = (&self.nodes[here], &self.nodes[there]);
+            let (here, there) = (&self.nodes[here].namespace, &self.nodes[there]);
             for address in there.addresses() {
-                let address = address.to_string();
-                let program = if address.contains(':') { "ip6tables" } else { "iptables" };
-                let target: &[&str] = match block {
-                    Block::Drop => &["-j", "DROP"],
-                    // Resets pass, or the other end's would never arrive.
-                    Block::Reject => &[
-                        "-p",
-                        "tcp",
-                        "!",
-                        "--tcp-flags",
-                        "RST",
-                        "RST",
-                        "-j",
-                        "REJECT",
-                        "--reject-with",
-                        "tcp-reset",
-                    ],
+                let length = if address.is_ipv6() { 128 } else { 32 };
+                let (program, address) =
+                    (if length == 128 { "ip6tables" } else { "iptables" }, address.to_string());
+                // Resets and ICMP pass, or the other end's would never arrive.
+                let reset = [
+                    "-p",
+                    "tcp",
+                    "!",
+                    "--tcp-flags",
+                    "RST",
+                    "RST",
+                    "-j",
+                    "REJECT",
+                    "--reject-with",
+                    "tcp-reset",
+                ];
+                let chains = [("INPUT", "-s"), ("OUTPUT", "-d")];
+                let (chains, target): (&[_], &[&str]) = match block {
+                    Block::Drop => (&chains, &["-j", "DROP"]),
+                    Block::Reject => (&chains, &reset),
+                    Block::Icmp(kind) => {
+                        (&chains[..1], &["!", "-p", "icmp", "-j", "REJECT", "--reject-with", kind])
+                    }
+                    Block::Route(kind) => {
+                        let change = if adds { "add" } else { "del" };
+                        here.ip(&["route", change, kind, &format!("{address}/{length}")])?;
+                        continue;
+                    }
                 };
-                for (chain, side) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
+                for (chain, side) in chains {
+                    let change = if adds { "-A" } else { "-D" };
                     let rule = [&["-w", change, chain, side, &address], target].concat();
-                    here.namespace.execute(program, &rule)?;
+                    here.execute(program, &rule)?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Of each connection that `ss -Htn` lists the ports, this end's first.
+fn connections(list: &str) -> Vec<(u16, u16)> {
+    let port = |end: &str| end.rsplit_once(':')?.1.parse().ok();
+    let of_line = |line: &str| {
+        let mut ends = line.split_whitespace().filter(|part| part.contains(':'));
+        Some((port(ends.next()?)?, port(ends.next()?)?))
+    };
+    list.lines().filter_map(of_line).collect()
 }
 
 impl NetworkNode {
@@ -324,5 +387,11 @@ mod tests {
         let traffic = Traffic { received: 1280, packets: 20, sent: 1290 };
         assert_eq!(Traffic::parse(text, "lo"), Some(traffic));
         assert_eq!(Traffic::parse("eth0: 5 1", "lo"), None);
+    }
+
+    #[test]
+    fn connections_are_read_by_their_ports() {
+        let text = "0 0 10.77.0.1:40000 10.77.0.4:6443 \n0      36    [fd77::1]:5  [fd77::2]:5001\nrubbish\n";
+        assert_eq!(connections(text), [(40_000, 6_443), (5, 5_001)]);
     }
 }

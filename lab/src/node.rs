@@ -44,8 +44,8 @@ pub struct Plan {
     pub config: Value,
     /// What its environment has besides that of this process.
     environment: Vec<(&'static str, PathBuf)>,
-    /// What it has for `/etc/hosts`; `None`: what this machine has.
-    hosts: Option<PathBuf>,
+    /// Files that it has in the place of this machine's: what they are, and where it finds them.
+    files: Vec<(PathBuf, &'static str)>,
     namespace: Option<Namespace>,
     binary: PathBuf,
     scratch: Scratch,
@@ -108,8 +108,8 @@ impl Plan {
         });
         let name = name.to_owned();
         let environment = Vec::new();
-        let hosts = None;
-        Ok(Self { name, peer_id, address, ports, config, environment, hosts, namespace, binary, scratch })
+        let files = Vec::new();
+        Ok(Self { name, peer_id, address, ports, config, environment, files, namespace, binary, scratch })
     }
 
     /// Lets the store be this containerd, and its hosts.toml folders be read.
@@ -144,11 +144,23 @@ impl Plan {
 
     /// Lets the system's resolver know these names, and no other program see it. Takes root. Counts at once when called again.
     pub fn set_hosts(&mut self, names: &[(IpAddr, &str)]) -> Result<()> {
-        let path = self.scratch.path().join("hosts");
         let lines: String = names.iter().map(|(address, name)| format!("{address} {name}\n")).collect();
+        self.set_file("/etc/hosts", &lines)
+    }
+
+    /// Lets the system's resolver ask this name server, with the search list of a pod. Takes root. Counts at once when called again.
+    pub fn set_resolver(&mut self, server: IpAddr) -> Result<()> {
+        let search = "search peili.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5";
+        self.set_file("/etc/resolv.conf", &format!("nameserver {server}\n{search}\n"))
+    }
+
+    fn set_file(&mut self, at: &'static str, text: &str) -> Result<()> {
+        let path = self.scratch.path().join(at.trim_start_matches('/').replace('/', "-"));
         // In place: a mount shows the file that was there.
-        std::fs::write(&path, lines)?;
-        self.hosts = Some(path);
+        std::fs::write(&path, text)?;
+        if self.files.iter().all(|(_, other)| *other != at) {
+            self.files.push((path, at));
+        }
         Ok(())
     }
 
@@ -355,17 +367,17 @@ impl Node {
 
     fn launch(&mut self) -> Result<()> {
         self.rewrite()?;
-        let mut command = match &self.plan.hosts {
-            None => Command::new(&self.plan.binary),
-            Some(hosts) => {
-                // A mount namespace of its own, in which the file is another.
-                let mut command = Command::new("unshare");
-                let script = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
-                command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
-                command.arg(hosts).arg(&self.plan.binary);
-                command
+        let mut command = Command::new(&self.plan.binary);
+        if !self.plan.files.is_empty() {
+            // A mount namespace of its own, in which these files are others.
+            command = Command::new("unshare");
+            let script = "while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$2\" || exit; shift 2; done; shift; exec \"$@\"";
+            command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+            for (path, at) in &self.plan.files {
+                command.arg(path).arg(at);
             }
-        };
+            command.arg("--").arg(&self.plan.binary);
+        }
         command.arg("run").arg("--config").arg(self.plan.config_path());
         command.envs(self.plan.environment.iter().map(|(name, value)| (name, value)));
         let log = self.log_path();

@@ -118,7 +118,7 @@ mod tests {
 
     /// Every key with another value than its default.
     const OTHER: &str = "
-node: {name: a, zone: z, data-dir: /x, drain: 1s, identity-recovery: true}
+node: {name: a, zone: z, pod-labels: /x, data-dir: /x, drain: 1s, identity-recovery: true}
 store: {source: layout:/x, socket: /x, namespaces: [a], content-root: /x}
 registry:
   {listen: ['0.0.0.0:1'], allow-wide: true, default-registry: r.test, lists: held, manifest-deadline: 2s,
@@ -140,7 +140,7 @@ policies:
 election:
   {backend: static, nodes: [a], introducers: 2, labels: {a: b}, lease: {name: b, times: compat},
   configmap: {name: c, hold: both}}
-kubernetes: {service: 'a:1', endpoints: ['https://a.test'], credentials: /x, namespace: a}
+kubernetes: {service: 'a:1', endpoints: ['https://a.test'], credentials: /x, namespace: a, read-node: true}
 admin: {listen: ['0.0.0.0:4'], allow-wide: true}
 log: {level: debug, format: json}
 ";

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +39,9 @@ const NAMESPACE: u64 = 512;
 const CREDENTIAL: u64 = 1 << 20;
 /// How long an open stream may be silent before its first line.
 const HEAD: Duration = Duration::from_secs(5);
+/// So long a refusal, or an ICMP answer, explains the silence that follows it: Linux sends one ICMP answer a second to each address
+/// (`icmp_ratelimit`), and Peili may try twice in that time.
+const ECHO: Duration = Duration::from_secs(10);
 
 type Service = BoxCloneSyncService<Request<Full<Bytes>>, http::Response<Incoming>, BoxError>;
 
@@ -48,6 +51,8 @@ pub struct Api {
     endpoints: Vec<Endpoint>,
     /// The one that is asked next.
     current: AtomicUsize,
+    /// Milliseconds: the least that a call was given. A connection that a stream asks for is waited for as long, since calls wait for it, too.
+    patience: AtomicU64,
     /// As it was read; it never changes for a pod.
     namespace: OnceLock<String>,
 }
@@ -56,8 +61,8 @@ struct Endpoint {
     address: Uri,
     /// Made when it is needed, and anew after a failure: certificates, tokens and connections may be others by then.
     service: Mutex<Option<Service>>,
-    /// Why it did not answer.
-    fault: Mutex<Option<Fault>>,
+    /// Why it did not answer, and when that was found.
+    fault: Mutex<Option<(Fault, Instant)>>,
 }
 
 /// A stream of lines of JSON.
@@ -85,6 +90,7 @@ impl Api {
             endpoints: config.addresses().into_iter().map(endpoint).collect(),
             config: config.clone(),
             current: AtomicUsize::new(0),
+            patience: AtomicU64::new(u64::MAX),
             namespace: OnceLock::new(),
         }
     }
@@ -130,6 +136,8 @@ impl Api {
         limit: Duration,
     ) -> Result<Response, Fault> {
         let end = Instant::now() + limit;
+        let patience = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        self.patience.fetch_min(patience, Ordering::Relaxed);
         let mut tried = 0;
         loop {
             let (index, endpoint) = self.endpoint()?;
@@ -171,7 +179,8 @@ impl Api {
     pub async fn stream(&self, path: &str) -> Result<Lines, Fault> {
         let (index, endpoint) = self.endpoint()?;
         let request = request(Method::GET, path, None)?;
-        let sent = timeout(HEAD, endpoint.send(&self.config, request, HEAD)).await;
+        let patience = HEAD.min(Duration::from_millis(self.patience.load(Ordering::Relaxed)));
+        let sent = timeout(HEAD, endpoint.send(&self.config, request, patience)).await;
         let sent = sent.unwrap_or_else(|_| Err(self.late(endpoint, HEAD)));
         // A proxy may hold back what streams and pass on everything else.
         if !sent.as_ref().is_err_and(|fault| fault.cause == Cause::NoAnswer) {
@@ -222,7 +231,10 @@ impl Api {
         let address = endpoint.authority().unwrap_or_default();
         Fault::new(
             Cause::NoAnswer,
-            format!("{address} takes connections and did not answer within {limit:?}"),
+            format!(
+                "{address} has a connection of this node and did not answer within {:.1} s",
+                limit.as_secs_f64()
+            ),
         )
     }
 
@@ -252,7 +264,7 @@ impl Api {
                 let next = (index + 1) % self.endpoints.len().max(1);
                 // Another call may have found one that answers.
                 let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
-                Some((*fault).clone())
+                Some(endpoint.explained(fault))
             }
         };
         if fault.is_none() {
@@ -265,8 +277,8 @@ impl Api {
     /// What is wrong with the first address, and with the others in words: whether one of them is there is the cluster's matter.
     fn all(&self, last: Fault) -> Fault {
         let faults: Vec<Fault> =
-            self.endpoints.iter().filter_map(|endpoint| lock(&endpoint.fault).clone()).collect();
-        let Some(first) = faults.first().filter(|_| faults.len() > 1) else { return last };
+            self.endpoints.iter().filter_map(|endpoint| Some(lock(&endpoint.fault).clone()?.0)).collect();
+        let Some(first) = faults.first() else { return last };
         let texts: Vec<&str> = faults.iter().map(|fault| fault.text.as_str()).collect();
         Fault::new(first.cause, texts.join("; "))
     }
@@ -293,6 +305,7 @@ impl Lines {
 }
 
 impl Endpoint {
+    /// `limit`: of the call, of which a connection may take a part.
     async fn send(
         &self,
         config: &Config,
@@ -329,6 +342,18 @@ impl Endpoint {
         let service = connect(&self.address, config, limit)?;
         *made = Some(service.clone());
         Ok(service)
+    }
+
+    /// `fault`, or what was answered shortly before where this is silence.
+    fn explained(&self, fault: &Fault) -> (Fault, Instant) {
+        let is_silence = matches!(fault.cause, Cause::Timeout | Cause::NoAnswer);
+        let is_answer = |cause| matches!(cause, Cause::Refused | Cause::Unroutable);
+        match &*lock(&self.fault) {
+            Some((before, at)) if is_silence && is_answer(before.cause) && at.elapsed() < ECHO => {
+                (before.clone(), *at)
+            }
+            _ => (fault.clone(), Instant::now()),
+        }
     }
 
     fn authority(&self) -> Option<&str> {
@@ -442,6 +467,33 @@ mod tests {
         std::fs::remove_file(folder.path().join("namespace")).unwrap();
         assert_eq!(api.namespace().unwrap(), "peili");
         assert_eq!(Api::new(&Config { namespace: "b".into(), ..config }).namespace().unwrap(), "b");
+    }
+
+    /// One ICMP answer a second is all that a kernel sends.
+    #[test]
+    fn an_answer_explains_the_silence_after_it_for_a_while() {
+        let api = Api::new(&Config { endpoints: vec!["https://10.0.0.1:1".into()], ..Config::default() });
+        let endpoint = &api.endpoints[0];
+        let said = |result: Result<StatusCode, Cause>| {
+            let result = result.map_err(|cause| Fault::new(cause, "text"));
+            api.settle(0, endpoint, &result.as_ref().copied());
+            lock(&endpoint.fault).as_ref().map(|(fault, _)| fault.cause)
+        };
+        assert_eq!(said(Err(Cause::Timeout)), Some(Cause::Timeout));
+        assert_eq!(said(Err(Cause::Unroutable)), Some(Cause::Unroutable));
+        assert_eq!(said(Err(Cause::Timeout)), Some(Cause::Unroutable));
+        assert_eq!(said(Err(Cause::NoAnswer)), Some(Cause::Unroutable));
+        assert_eq!(said(Err(Cause::Refused)), Some(Cause::Refused), "another answer");
+        assert_eq!(said(Err(Cause::Tls)), Some(Cause::Tls), "no silence");
+        assert_eq!(said(Err(Cause::Refused)), Some(Cause::Refused));
+        assert_eq!(said(Err(Cause::Timeout)), Some(Cause::Refused));
+        if let Some((_, at)) = &mut *lock(&endpoint.fault) {
+            *at -= ECHO;
+        }
+        assert_eq!(said(Err(Cause::Timeout)), Some(Cause::Timeout), "nothing but silence since");
+        assert_eq!(said(Err(Cause::Refused)), Some(Cause::Refused));
+        assert_eq!(said(Ok(StatusCode::OK)), None);
+        assert_eq!(said(Err(Cause::Timeout)), Some(Cause::Timeout), "it was well in between");
     }
 
     /// An address that answers with errors is not kept where there is another one, and forgets nothing that was not asked for.

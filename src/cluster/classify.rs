@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::{self, ErrorKind};
 
 use http::{StatusCode, Uri};
+use rustix::io::Errno;
 use serde_json::Value;
 
 use super::{Cause, Fault};
@@ -47,16 +48,29 @@ fn cause_of(error: &(dyn Error + 'static)) -> Option<Cause> {
     if error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>) {
         return Some(Cause::Tls);
     }
+    if error.raw_os_error().is_some_and(|code| UNROUTABLE.contains(&code)) {
+        return Some(Cause::Unroutable);
+    }
     Some(match error.kind() {
         ErrorKind::ConnectionRefused => Cause::Refused,
-        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::PermissionDenied => {
-            Cause::Unroutable
-        }
         ErrorKind::TimedOut => Cause::Timeout,
-        ErrorKind::AddrNotAvailable => Cause::Unroutable,
         _ => Cause::NoAnswer,
     })
 }
+
+/// What `connect` says where routes or ICMP lead nowhere; `truth` has how each comes about. A route that is a black hole is EINVAL, one
+/// that prohibits EACCES, a policy in the kernel EPERM, and ICMP's "protocol unreachable" ENOPROTOOPT.
+const UNROUTABLE: [i32; 9] = [
+    Errno::HOSTUNREACH.raw_os_error(),
+    Errno::NETUNREACH.raw_os_error(),
+    Errno::HOSTDOWN.raw_os_error(),
+    Errno::NETDOWN.raw_os_error(),
+    Errno::ADDRNOTAVAIL.raw_os_error(),
+    Errno::ACCESS.raw_os_error(),
+    Errno::PERM.raw_os_error(),
+    Errno::INVAL.raw_os_error(),
+    Errno::NOPROTOOPT.raw_os_error(),
+];
 
 /// What an answer that is a refusal is.
 pub(super) fn refusal(status: StatusCode, body: &Value) -> Fault {
@@ -95,6 +109,10 @@ mod tests {
         assert_eq!(cause(io::Error::other(tls())), Cause::Tls);
         assert_eq!(cause(io::Error::other(io::Error::from(ErrorKind::ConnectionRefused))), Cause::Refused);
         assert_eq!(cause(ErrorKind::ConnectionReset.into()), Cause::NoAnswer);
+        for errno in [Errno::INVAL, Errno::ACCESS, Errno::NOPROTOOPT, Errno::HOSTUNREACH] {
+            assert_eq!(cause(io::Error::other(io::Error::from(errno))), Cause::Unroutable, "{errno}");
+        }
+        assert_eq!(cause(ErrorKind::InvalidInput.into()), Cause::NoAnswer, "no word of the kernel");
     }
 
     #[test]

@@ -50,11 +50,12 @@ const HEDGE_EARNED: f64 = 0.1;
 #[derive(Debug)]
 pub(crate) struct Peers {
     table: Mutex<Table>,
-    zone: String,
 }
 
 #[derive(Debug, Default)]
 struct Table {
+    /// Of this node; empty: unknown.
+    zone: String,
     records: HashMap<PeerId, Record>,
     exclusions: Exclusions,
     first_bytes: Vec<Duration>,
@@ -166,8 +167,13 @@ pub(crate) enum Outcome {
 
 impl Peers {
     pub(crate) fn new(zone: String) -> Self {
-        let table = Table { hedge_tokens: HEDGE_TOKENS, ..Table::default() };
-        Self { table: Mutex::new(table), zone }
+        let table = Table { hedge_tokens: HEDGE_TOKENS, zone, ..Table::default() };
+        Self { table: Mutex::new(table) }
+    }
+
+    /// This node is in that zone; empty: it is unknown.
+    pub(crate) fn set_zone(&self, zone: &str) {
+        zone.clone_into(&mut self.lock().zone);
     }
 
     /// Orders holders for one request: those of this node's zone first, each picked as the less loaded of two random
@@ -184,6 +190,8 @@ impl Peers {
         let mut table = self.lock();
         holders.retain(|peer| !table.exclusions.contains(digest, &peer.id, now));
         table.forget_some();
+        let zone = table.zone.clone();
+        let is_here = |peer: &Peer| !zone.is_empty() && peer.zone == zone;
         let (mut near, mut far, mut silent, mut trials) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for peer in holders {
             let record = table.records.entry(peer.id.clone()).or_default();
@@ -196,7 +204,7 @@ impl Peers {
                 None if is_wearied && record.on_trial => {}
                 None if is_wearied => trials.push(peer),
                 None if is_silent => silent.push((record.load(now), peer)),
-                None if !self.zone.is_empty() && peer.zone == self.zone => {
+                None if is_here(&peer) => {
                     near.push((record.load(now), peer));
                 }
                 None => far.push((record.load(now), peer)),

@@ -192,6 +192,11 @@ impl SwarmNetwork {
         self.shared.order(|orders| orders.facts = Some(facts));
     }
 
+    /// Tells all members that this node is in that zone; empty: unknown.
+    pub fn set_zone(&self, zone: &str) {
+        self.shared.order(|orders| orders.zone = Some(zone.to_owned()));
+    }
+
     /// Whom this node dials first when it has no neighbour.
     pub fn dial_first(&self, peers: &[PeerId]) {
         self.shared.dial_first(peers);

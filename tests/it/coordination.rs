@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use peili::cluster::{Api, Cause, Config, Kind, ObjectLock};
 use peili::election::lease::{Answer, Mark, Object, Standing, Write};
-use peili::election::strict::{Change, Lock, Memory, Notes, State};
+use peili::election::strict::{Change, Lock, Memory, Notes};
 use peili_lab::candidate::{Candidate, leader};
 use peili_lab::kubernetes::{Options, Part, Rule};
 use peili_lab::scratch::Scratch;

@@ -31,6 +31,8 @@ mod policies;
 mod pulls;
 mod seed;
 mod strain;
+mod truth;
+mod zone;
 
 /// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -109,6 +111,8 @@ fn main() -> ExitCode {
     cases.extend(kubernetes::cases());
     cases.extend(seed::cases());
     cases.extend(strain::cases());
+    cases.extend(truth::cases());
+    cases.extend(zone::cases());
     cases.extend(network::cases());
     cases.extend(policies::cases());
     cases.extend(pulls::cases());

@@ -1,6 +1,7 @@
 //! The network among real nodes: six of them in namespaces, each with a containerd, members by a cluster key.
 
 mod faults;
+mod names;
 mod upgrade;
 
 use std::path::Path;
@@ -40,6 +41,11 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("network::a_partition_heals", &filtered, faults::partition).within(4 * MINUTE),
         Case::new("network::a_third_dies_at_once", &filtered[..2], faults::deaths),
         Case::new("network::sources_that_come_late", &[], faults::late_source),
+        Case::new("network::joined_by_whatever_says_where_others_are", &filtered, names::matrix)
+            .within(4 * MINUTE)
+            .alone(),
+        Case::new("network::one_who_lives_is_found_among_5000_addresses", &filtered[..2], names::needle)
+            .within(4 * MINUTE),
         Case::new("network::a_name_with_5000_addresses", &[Requirement::Root], faults::many_addresses),
     ]
 }

@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use peili::cluster::Kind;
 use peili_lab::kubernetes::Options;
-use peili_lab::netns::{Addresses, Block, Network};
+use peili_lab::netns::{Addresses, Block, Network, NetworkNode};
 use peili_lab::node::Plan;
 use peili_lab::scratch::Scratch;
-use peili_lab::{Image, Node, Requirement, wait};
+use peili_lab::{Dns, Image, Node, Requirement, wait};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -32,8 +35,9 @@ const SOON: Duration = Duration::from_secs(40);
 const D: Duration = Duration::from_secs(6);
 /// What a busy machine adds to any of these: less than the difference between a third of the duration and all of it.
 const SLACK: Duration = Duration::from_millis(2_500);
-/// The node of the network that has the API server.
+/// The nodes of the network that have the API server and the name server.
 const SERVER: usize = 3;
+const NAMES: usize = 4;
 
 pub(crate) fn cases() -> Vec<Case> {
     let needs = [Requirement::Root, Requirement::Iproute2, Requirement::Iptables, Requirement::Kubernetes];
@@ -50,6 +54,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("seed::the_lock_names_a_dead_leader", &needs, dead_leader).within(long),
         Case::new("seed::rights_and_objects_come_late", &needs, late).within(long),
         Case::new("seed::a_node_finds_others_by_what_the_coordinator_wrote", &needs, book).within(long),
+        Case::new("seed::everything_comes_late_in_any_order", &needs, everything_late).within(long),
     ]
 }
 
@@ -64,13 +69,13 @@ pub(crate) struct Rig {
     pub(crate) nodes: Vec<Node>,
     pub(crate) images: Vec<Image>,
     network: Network,
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Rig {
     /// None of the nodes runs yet.
     pub(crate) async fn new() -> (Self, Vec<Plan>) {
-        let network = Network::new(4, Addresses::V4).unwrap();
+        let network = Network::new(5, Addresses::V4).unwrap();
         let scratch = Scratch::new().unwrap();
         let server = network.nodes[SERVER].clone();
         let cluster = Cluster::start(Options::in_namespace(&server.namespace, server.address())).await;
@@ -100,7 +105,7 @@ impl Rig {
             plans.push(plan);
             images.push(image);
         }
-        (Self { cluster, nodes: Vec::new(), images, network, _scratch: scratch }, plans)
+        (Self { cluster, nodes: Vec::new(), images, network, scratch }, plans)
     }
 
     fn block(&self, block: Block) {
@@ -413,4 +418,104 @@ async fn book() {
     assert!(took < 2 * JOINED + SLACK, "{took:?}");
     rig.heard().await;
     rig.mirrors().await;
+}
+
+/// What a node may lack when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Late {
+    /// Its cable.
+    Link,
+    /// The addresses of the others.
+    Names,
+    /// Its content.
+    Store,
+    /// The way to the API server.
+    Server,
+    /// The object that elections are about, which nobody may make.
+    Lock,
+}
+
+/// Nothing is there when the nodes start, and one thing after the other comes, in an order of its own each time (`PEILI_SEED` repeats
+/// one). No node ends, probes are answered all the while, and in the end all is well.
+async fn everything_late() {
+    let seed = std::env::var("PEILI_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(rand::random);
+    let mut order = [Late::Link, Late::Names, Late::Store, Late::Server, Late::Lock];
+    order.shuffle(&mut StdRng::seed_from_u64(seed));
+    println!("PEILI_SEED={seed}: {order:?}");
+    let (mut rig, plans) = Rig::new().await;
+    rig.cluster.allow(&["get", "update", "watch"], false).await;
+    let names = &rig.network.nodes[NAMES];
+    let dns = Dns::start(&names.namespace, names.address()).unwrap();
+    let addresses: Vec<_> = rig.network.nodes.iter().take(SERVER).map(NetworkNode::address).collect();
+    rig.block(Block::Drop);
+    for (number, mut plan) in plans.into_iter().enumerate() {
+        rig.network.set_link(number, false).unwrap();
+        let folder = rig.scratch.path().join(format!("layout-{number}"));
+        std::fs::rename(&folder, folder.with_extension("later")).unwrap();
+        plan.set_resolver(dns.address()).unwrap();
+        plan.merge(&json!({"network": {"dns": ["peers.test:5001"]}}));
+        rig.nodes.push(plan.launch().unwrap());
+    }
+    let processes: Vec<u32> = rig.nodes.iter().map(|node| node.process().unwrap().id()).collect();
+    for node in &rig.nodes {
+        let is_alive = async || (node.admin("/livez").await.ok()?.status == 200).then_some(());
+        wait::until("it lives", READY + SLACK, is_alive).await.unwrap();
+    }
+    let mut probes = 0;
+    for (step, late) in order.into_iter().enumerate() {
+        let end = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < end {
+            for node in &rig.nodes {
+                assert_eq!(
+                    node.admin("/livez").await.unwrap().status,
+                    200,
+                    "{} before {late:?}",
+                    node.plan.name
+                );
+                let has_content = order[..step].contains(&Late::Store);
+                let ready = node.admin("/readyz").await.unwrap();
+                let right = if has_content { [200, 200] } else { [200, 503] };
+                // What has just come is read within a second or two.
+                let is_new = order.get(step.wrapping_sub(1)) == Some(&Late::Store);
+                assert!(
+                    is_new || right.contains(&ready.status),
+                    "{} before {late:?}: {}",
+                    node.plan.name,
+                    ready.text()
+                );
+                probes += 2;
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+        for number in 0..SERVER {
+            let folder = rig.scratch.path().join(format!("layout-{number}"));
+            match late {
+                Late::Link => rig.network.set_link(number, true).unwrap(),
+                Late::Store => std::fs::rename(folder.with_extension("later"), &folder).unwrap(),
+                Late::Names | Late::Server | Late::Lock => {}
+            }
+        }
+        match late {
+            Late::Names => dns.set("peers.test", Some(addresses.clone())),
+            Late::Server => rig.unblock(Block::Drop),
+            Late::Lock => {
+                let lease = json!({
+                    "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "peili"},
+                });
+                let leases = "/apis/coordination.k8s.io/v1/namespaces/peili/leases";
+                assert_eq!(rig.cluster.server.admin("POST", leases, Some(&lease)).await.unwrap().0, 201);
+            }
+            Late::Link | Late::Store => {}
+        }
+    }
+    let joined = rig.until("three members", JOINED + SLACK, |election| election["members"] == 3).await;
+    let (leader, took) = rig.coordinator(2 * SOON).await;
+    println!(
+        "joined {joined:?} after the last came; {leader} coordinates, and all rely on it {took:?} later; {probes} probes"
+    );
+    rig.heard().await;
+    rig.mirrors().await;
+    let same: Vec<u32> = rig.nodes.iter().map(|node| node.process().unwrap().id()).collect();
+    assert_eq!(processes, same);
 }

@@ -127,8 +127,8 @@ impl Cause {
                  the clock of this node; see `kubernetes.endpoints` and `kubernetes.credentials`"
             }
             Self::NoAnswer => {
-                "the API server takes connections and does not answer: overload, a frozen server, a load balancer, or the MTU. \
-                 Mirroring goes on without it"
+                "there is a connection to the API server, and no answer: overload, a frozen server, a load balancer, the MTU, or a \
+                 connection that was cut, after which another one is made. Mirroring goes on without it"
             }
             Self::Malformed => {
                 "what answers is no Kubernetes API server: look at `kubernetes.endpoints` and at proxies in between"

@@ -1,7 +1,8 @@
 //! Which peer or address to dial when. Pure state: the driver looks names up and dials.
 //!
 //! A configured peer is dialled under its identity, at its configured addresses and at those that it told when it was
-//! last here. The addresses of a service's name are dialled without one: who answers is decided by the gate.
+//! last here. The addresses of a service's name are dialled without one: who answers is decided by the gate. A few of them at first;
+//! while nobody is here one after the other, so that one who lives is found among thousands who do not.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -20,8 +21,21 @@ const PEER_WAIT: Duration = Duration::from_secs(10);
 /// First and longest wait between questions about a service's name.
 const SERVICE_FIRST_WAIT: Duration = Duration::from_millis(250);
 const SERVICE_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait between questions, and between attempts to reach a configured peer, while nobody is here: whatever says where others are,
+/// this node is with them 5 s after that (issue 6). Not where there are more than [`FEW`].
+const ALONE_WAIT: Duration = Duration::from_secs(3);
+const FEW: usize = 128;
 /// Addresses of one service that are dialled at once, chosen at random.
 const SAMPLE: usize = 10;
+/// While nobody is here as many more are dialled after this pause: 50 a second. If the 5,000 nodes of a cluster do so, each is dialled 50
+/// times a second.
+const STEP: Duration = Duration::from_millis(200);
+/// So many of one service may be under way then.
+const FLYING: usize = 50;
+/// Between the last of them and the first again.
+const ROUND: Duration = Duration::from_secs(2);
+/// Addresses of one service that are kept: an answer of a DNS, of 64 KiB, holds half of that.
+const FOUND: usize = 8_192;
 /// Addresses dialled for one configured peer.
 const PEER_ADDRESSES: usize = 16;
 
@@ -73,6 +87,12 @@ struct Service {
     due: Instant,
     busy: bool,
     dialing: HashSet<SocketAddr>,
+    /// The last answer, in the order in which it is tried.
+    found: Vec<SocketAddr>,
+    /// What was dialled of it in this round.
+    tried: HashSet<SocketAddr>,
+    /// When the next ones are dialled if nobody is here.
+    step: Instant,
 }
 
 impl Bootstrap {
@@ -117,6 +137,9 @@ impl Bootstrap {
                 due: now,
                 busy: false,
                 dialing: HashSet::new(),
+                found: Vec::new(),
+                tried: HashSet::new(),
+                step: now,
             });
         }
         gone
@@ -130,7 +153,13 @@ impl Bootstrap {
     pub(super) fn next_due(&self) -> Option<Instant> {
         let peers = self.peers.values().filter(|peer| peer.wants()).filter_map(|peer| peer.due);
         let services = self.services.values().filter(|service| !service.busy).map(|service| service.due);
-        peers.chain(services).min()
+        let alone = self.services.values().filter(|service| self.is_alone() && service.may_step());
+        peers.chain(services).chain(alone.map(|service| service.step)).min()
+    }
+
+    /// Whether nobody is here who has said who it is.
+    fn is_alone(&self) -> bool {
+        self.claimed.is_empty()
     }
 
     /// Names to look up now. Each must be answered by [`Self::peer_addresses`] or [`Self::service_addresses`].
@@ -189,16 +218,40 @@ impl Bootstrap {
         connected: impl Fn(&PeerId) -> bool,
         now: Instant,
     ) -> Vec<SocketAddr> {
+        let is_alone = self.is_alone();
         let Some(service) = self.services.get_mut(name) else { return Vec::new() };
         service.busy = false;
-        service.due = now + jitter(service.wait);
+        let is_short = found.is_ok_and(|found| found.len() <= FEW) || found.is_err();
+        let longest = if is_alone && is_short { ALONE_WAIT } else { SERVICE_WAIT };
+        service.due = now + jitter(service.wait.min(longest));
         service.wait = (service.wait * 2).min(SERVICE_WAIT);
         let Ok(found) = found else { return Vec::new() };
+        service.take(found);
         if self.services.len() == 1 {
             // An address that the name has no more may be another pod's next.
             self.own.retain(|address| found.contains(address));
             self.met.retain(|address, id| found.contains(address) || connected(id));
         }
+        self.sample(name, connected, now)
+    }
+
+    /// Which further addresses of services to dial, while nobody is here.
+    pub(super) fn steps(
+        &mut self,
+        connected: impl Fn(&PeerId) -> bool,
+        now: Instant,
+    ) -> Vec<(String, Vec<SocketAddr>)> {
+        if !self.is_alone() {
+            return Vec::new();
+        }
+        let due = self.services.iter().filter(|(_, service)| service.may_step() && service.step <= now);
+        let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
+        due.into_iter().map(|name| (name.clone(), self.sample(&name, &connected, now))).collect()
+    }
+
+    /// Some of a service's addresses: where nobody is met who is `connected`, and in this round those that were not dialled.
+    fn sample(&mut self, name: &str, connected: impl Fn(&PeerId) -> bool, now: Instant) -> Vec<SocketAddr> {
+        let is_alone = self.is_alone();
         let Some(service) = self.services.get_mut(name) else { return Vec::new() };
         let claimed: HashSet<&SocketAddr> = self
             .claimed
@@ -206,18 +259,30 @@ impl Bootstrap {
             .filter(|(id, _)| connected(id))
             .flat_map(|(_, addresses)| addresses)
             .collect();
-        let mut missing: Vec<SocketAddr> = found
-            .iter()
-            .copied()
-            .filter(|address| !self.own.contains(address) && !service.dialing.contains(address))
-            .filter(|address| !self.met.get(address).is_some_and(&connected) && !claimed.contains(address))
-            .collect();
-        missing.sort_unstable();
-        missing.dedup();
-        missing.shuffle(&mut rand::rng());
-        missing.truncate(SAMPLE.saturating_sub(service.dialing.len()));
-        service.dialing.extend(&missing);
-        missing
+        let missing = |address: &&SocketAddr| {
+            !self.own.contains(address)
+                && !self.met.get(address).is_some_and(&connected)
+                && !claimed.contains(address)
+        };
+        let flying = if is_alone { FLYING } else { SAMPLE };
+        let limit = SAMPLE.min(flying.saturating_sub(service.dialing.len()));
+        let is_left =
+            |address: &&SocketAddr| !service.dialing.contains(address) && !service.tried.contains(address);
+        let mut next: Vec<SocketAddr> =
+            service.found.iter().filter(missing).filter(is_left).take(limit).copied().collect();
+        service.step = now + STEP;
+        if limit > 0 && next.is_empty() {
+            // The round is over.
+            service.tried.clear();
+            service.step = now + ROUND;
+            if !is_alone {
+                let is_left = |address: &&SocketAddr| !service.dialing.contains(address);
+                next = service.found.iter().filter(missing).filter(is_left).take(limit).copied().collect();
+            }
+        }
+        service.tried.extend(&next);
+        service.dialing.extend(&next);
+        next
     }
 
     /// The peer is connected, over a connection to `address` if this node dialled.
@@ -263,12 +328,13 @@ impl Bootstrap {
 
     /// An attempt failed; `wrong`: where another identity answered.
     pub(super) fn failed(&mut self, target: &Target, wrong: Option<SocketAddr>, now: Instant) {
+        let longest = if self.is_alone() && self.peers.len() <= FEW { ALONE_WAIT } else { PEER_WAIT };
         if let Target::Peer(id) = target
             && let Some(peer) = self.peers.get_mut(id)
         {
             peer.busy = false;
             peer.wrong.extend(wrong);
-            let wait = FIRST_WAIT.saturating_mul(1 << peer.attempts.min(10)).min(PEER_WAIT);
+            let wait = FIRST_WAIT.saturating_mul(1 << peer.attempts.min(10)).min(longest);
             peer.attempts = peer.attempts.saturating_add(1);
             peer.due = Some(now + jitter(wait));
         }
@@ -280,7 +346,7 @@ impl Bootstrap {
             (peer.attempts, peer.due) = (0, Some(now));
         }
         for service in self.services.values_mut() {
-            (service.wait, service.due) = (SERVICE_FIRST_WAIT, now);
+            (service.wait, service.due, service.step) = (SERVICE_FIRST_WAIT, now, now);
         }
     }
 
@@ -294,6 +360,26 @@ impl Bootstrap {
     /// This node itself answered at `address`.
     pub(super) fn is_own(&mut self, address: SocketAddr) {
         self.own.insert(address);
+    }
+}
+
+impl Service {
+    /// Takes an answer. What was in the one before keeps its place, so that each address has its turn.
+    fn take(&mut self, found: &[SocketAddr]) {
+        let new: HashSet<SocketAddr> = found.iter().copied().collect();
+        self.found.retain(|address| new.contains(address));
+        self.tried.retain(|address| new.contains(address));
+        let known: HashSet<SocketAddr> = self.found.iter().copied().collect();
+        let mut unknown: Vec<SocketAddr> = new.difference(&known).copied().collect();
+        unknown.shuffle(&mut rand::rng());
+        // Who is new is tried first.
+        unknown.append(&mut self.found);
+        unknown.truncate(FOUND);
+        self.found = unknown;
+    }
+
+    fn may_step(&self) -> bool {
+        !self.found.is_empty() && self.dialing.len() < FLYING
     }
 }
 
@@ -317,6 +403,10 @@ mod tests {
         "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp".parse().unwrap()
     }
 
+    fn other() -> PeerId {
+        "12D3KooWNbGStKgBKvn5mVKzJGEDvhnAPFMyAgLhTHVQWzeBhnrt".parse().unwrap()
+    }
+
     fn address(n: u8) -> SocketAddr {
         ([10, 0, 0, n], 5001).into()
     }
@@ -338,9 +428,11 @@ mod tests {
             now = due;
         }
         assert!(waits[0] <= FIRST_WAIT.mul_f64(1.25), "{waits:?}");
-        assert!(waits[11] >= PEER_WAIT.mul_f64(0.75) && waits[11] <= PEER_WAIT.mul_f64(1.25), "{waits:?}");
+        assert!(waits[11] >= ALONE_WAIT.mul_f64(0.75) && waits[11] <= ALONE_WAIT.mul_f64(1.25), "{waits:?}");
         bootstrap.connected(&id(), Some(address(1)));
         assert_eq!(bootstrap.next_due(), None);
+        // Somebody else is here.
+        bootstrap.learn(&other(), &[], vec![]);
         bootstrap.disconnected(&id(), false, now);
         assert!(bootstrap.next_due().unwrap() - now >= PEER_WAIT.mul_f64(0.75), "it was let in by nobody");
         bootstrap.connected(&id(), Some(address(1)));
@@ -394,6 +486,78 @@ mod tests {
         assert!(again.is_empty(), "what is being dialled is not dialled again: {again:?}");
         bootstrap.dialed(dial[0]);
         assert_eq!(bootstrap.service_addresses(&name, Ok(&found), |_| false, now).len(), 1);
+    }
+
+    /// 5,000 addresses, one of which lives; half of the others refuse at once, and half are silent for 5 s.
+    #[test]
+    fn one_who_lives_is_found_among_thousands_by_few_dials_at_a_time() {
+        let mut now = Instant::now();
+        let mut bootstrap = Bootstrap::new();
+        let name = "peers.svc:5001".to_owned();
+        bootstrap.configure(&[], std::slice::from_ref(&name), now);
+        let found: Vec<SocketAddr> =
+            (0..5_000_u16).map(|n| ([10, 1, n.to_be_bytes()[0], n.to_be_bytes()[1]], 5001).into()).collect();
+        let (alive, start) = (found[1_234], now);
+        let mut flying: Vec<(SocketAddr, Instant)> = Vec::new();
+        let (mut dialed, mut asked, mut in_a_second) = (HashSet::new(), 0, Vec::new());
+        while !dialed.contains(&alive) {
+            now = bootstrap.next_due().unwrap().max(now).min(now + STEP);
+            assert!(now < start + Duration::from_secs(600), "{} were dialled", dialed.len());
+            let done = |(address, since): &(SocketAddr, Instant)| {
+                let is_silent =
+                    address.port() == 5001 && address.ip().to_string().ends_with(['1', '3', '5', '7', '9']);
+                now >= *since + if is_silent { Duration::from_secs(5) } else { Duration::ZERO }
+            };
+            for (address, _) in flying.extract_if(.., |dial| done(dial)).collect::<Vec<_>>() {
+                bootstrap.dialed(address);
+            }
+            let mut next = Vec::new();
+            for _ in bootstrap.due(now) {
+                asked += 1;
+                next.extend(bootstrap.service_addresses(&name, Ok(&found), |_| false, now));
+            }
+            next.extend(bootstrap.steps(|_| false, now).into_iter().flat_map(|(_, addresses)| addresses));
+            in_a_second.retain(|at| now < *at + Duration::from_secs(1));
+            in_a_second.extend(next.iter().map(|_| now));
+            assert!(in_a_second.len() <= 80, "{} in a second", in_a_second.len());
+            flying.extend(next.iter().map(|address| (*address, now)));
+            assert!(flying.len() <= FLYING);
+            for address in next {
+                assert!(dialed.insert(address), "each has its turn before one is tried again");
+            }
+        }
+        assert!(asked < 40, "and DNS is asked seldom for so long an answer: {asked}");
+        bootstrap.connected(&id(), Some(alive));
+        bootstrap.learn(&id(), &[alive.ip()], vec![alive]);
+        flying.iter().for_each(|(address, _)| bootstrap.dialed(*address));
+        assert!(bootstrap.steps(|_| true, now + ROUND).is_empty(), "somebody is here");
+        assert!(bootstrap.next_due().unwrap() > now + STEP);
+    }
+
+    #[test]
+    fn who_is_alone_asks_again_soon() {
+        let mut now = Instant::now();
+        let mut bootstrap = Bootstrap::new();
+        let name = "peers.svc:5001".to_owned();
+        bootstrap.configure(&[], std::slice::from_ref(&name), now);
+        let mut longest = |bootstrap: &mut Bootstrap, found: Result<&[SocketAddr], ()>| {
+            let waits = (0..20).map(|_| {
+                bootstrap.due(now);
+                bootstrap.service_addresses(&name, found, |_| true, now);
+                let due = bootstrap.services[&name].due;
+                let wait = due - now;
+                now = due;
+                wait
+            });
+            waits.max().unwrap()
+        };
+        assert!(longest(&mut bootstrap, Err(())) <= ALONE_WAIT.mul_f64(1.25));
+        assert!(longest(&mut bootstrap, Ok(&[address(1)])) <= ALONE_WAIT.mul_f64(1.25));
+        let many: Vec<SocketAddr> =
+            (0..=FEW).map(|n| ([10, 0, 0, 1], 1 + u16::try_from(n).unwrap()).into()).collect();
+        assert!(longest(&mut bootstrap, Ok(&many)) >= SERVICE_WAIT.mul_f64(0.75));
+        bootstrap.learn(&id(), &[], vec![]);
+        assert!(longest(&mut bootstrap, Err(())) >= SERVICE_WAIT.mul_f64(0.75));
     }
 
     /// Guards the two rules of `learn`.

@@ -275,6 +275,7 @@ impl Driver {
             self.push(peer);
         }
         self.start_lookups(now);
+        self.step(now);
         self.follow_hints(now);
         if self.housekeeping <= now {
             self.housekeeping = now + HOUSEKEEPING;
@@ -289,6 +290,10 @@ impl Driver {
         }
         if let Some(facts) = orders.facts {
             self.facts = facts;
+            self.amend();
+        }
+        if let Some(zone) = orders.zone {
+            self.announcement.zone = clean(&zone);
             self.amend();
         }
         if orders.recheck || !orders.recheck_peers.is_empty() {

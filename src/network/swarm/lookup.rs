@@ -7,9 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::net::NetError;
 
 /// A name server that hangs costs only this; it is asked again.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Within it a server that is silent is asked once a second, whatever `resolv.conf` says, so that one that comes back is heard soon.
+const ATTEMPT: Duration = Duration::from_secs(1);
+const ATTEMPTS: usize = 5;
 
 /// Where addresses of names come from.
 #[async_trait]
@@ -27,7 +31,9 @@ impl Names for SystemNames {
     async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, String> {
         let resolver = tokio::task::spawn_blocking(|| {
             let mut builder = TokioResolver::builder_tokio()?;
-            builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+            let options = builder.options_mut();
+            options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+            (options.timeout, options.attempts) = (ATTEMPT, ATTEMPTS);
             builder.build()
         });
         let resolver = resolver
@@ -38,6 +44,8 @@ impl Names for SystemNames {
             Ok(found) => Ok(found.iter().collect()),
             Err(error) if error.is_nx_domain() => Err("no such host".into()),
             Err(error) if error.is_no_records_found() => Err("the name has no addresses".into()),
+            // Its own words for a server that is silent or refuses say nothing about servers.
+            Err(NetError::Timeout | NetError::NoConnections) => Err("no name server answers".into()),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -56,6 +64,6 @@ pub(super) async fn look_up(names: Arc<dyn Names>, target: &str) -> Result<Vec<S
         Ok(Ok(found)) if found.is_empty() => Err("the name has no addresses".into()),
         Ok(Ok(found)) => Ok(found.into_iter().map(|address| SocketAddr::new(address, port)).collect()),
         Ok(Err(error)) => Err(error),
-        Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
+        Err(_) => Err(format!("no name server answers within {} s", LIMIT.as_secs())),
     }
 }

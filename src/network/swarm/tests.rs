@@ -460,7 +460,7 @@ async fn hanging_dns_delays_nothing() {
         Start { peers, dns: vec!["peers.test:5001".into()], names: Arc::new(Silent), ..Start::default() };
     let two = two.start().await;
     two.sees(1).await;
-    two.has_problem("dns peers.test:5001: no answer within 5 s").await;
+    two.has_problem("dns peers.test:5001: no name server answers within 5 s").await;
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ use crate::oci::{Action, Digest, Gate, PeerId};
 
 /// Problems that are kept at once, and subjects whose last log lines are remembered; what is more is not shown.
 const PROBLEM_LIMIT: usize = 256;
+/// Of those that are about addresses of services.
+const ADDRESS_PROBLEMS: usize = 16;
 /// Lines that the log gets about one subject within a time: a peer decides how often its problem changes.
 const LOG_LINES: u32 = 5;
 const LOG_TIME: Duration = Duration::from_secs(60);
@@ -61,6 +63,7 @@ pub(super) struct Orders {
     pub recheck_peers: HashSet<PeerId>,
     pub configure: Option<(Vec<PeerConfig>, Vec<String>)>,
     pub facts: Option<Facts>,
+    pub zone: Option<String>,
 }
 
 /// A peer that is or was connected, or that is configured.
@@ -291,6 +294,19 @@ impl Shared {
                 tracing::warn!(problem = %text, "the network is degraded{more}");
             }
         }
+    }
+
+    /// Notes what is wrong at an address of a service: of thousands a few say enough.
+    pub(super) fn address_problem(&self, address: SocketAddr, text: String) {
+        let subject = Subject::Address(address);
+        {
+            let problems = self.problems();
+            let others = problems.texts.keys().filter(|other| matches!(other, Subject::Address(_)));
+            if others.count() >= ADDRESS_PROBLEMS && !problems.texts.contains_key(&subject) {
+                return;
+            }
+        }
+        self.problem(subject, Some(text));
     }
 
     /// Notes what is normal for a while after the start: shown, not logged, and less than a known cause.

@@ -21,7 +21,7 @@ const DEATH: Duration = Duration::from_secs(6);
 const HEALED: Duration = Duration::from_secs(75);
 
 /// Plans of nodes with an empty store, by a cluster key.
-fn plans(scratch: &Scratch, count: usize, plan: impl Fn(usize, &str, &str) -> Plan) -> Vec<Plan> {
+pub(super) fn plans(scratch: &Scratch, count: usize, plan: impl Fn(usize, &str, &str) -> Plan) -> Vec<Plan> {
     let (key, folder) = (scratch.path().join("key"), scratch.path().join("layout"));
     std::fs::write(&key, "a key of the cluster for tests, 32 bytes at least").unwrap();
     layout(&folder, &[]);
@@ -35,7 +35,7 @@ fn plans(scratch: &Scratch, count: usize, plan: impl Fn(usize, &str, &str) -> Pl
         .collect()
 }
 
-fn place(network: &Network, number: usize, name: &str, store: &str) -> Plan {
+pub(super) fn place(network: &Network, number: usize, name: &str, store: &str) -> Plan {
     let node = &network.nodes[number];
     Plan::in_namespace(name, store, &node.namespace, node.address()).unwrap()
 }

@@ -156,12 +156,24 @@ impl Driver {
                     self.shared.forget_problems(left);
                 }
                 self.shared.problem(Subject::Dns(name.clone()), problem);
-                for address in addresses {
-                    let options =
-                        DialOpts::unknown_peer_id().address(multiaddr(address)).allocate_new_port().build();
-                    self.dial(Target::Service(name.clone()), Some(address), options, now);
-                }
+                self.dial_service(&name, addresses, now);
             }
+        }
+    }
+
+    /// Goes on through the addresses of services, while nobody is here.
+    pub(super) fn step(&mut self, now: Instant) {
+        let links = &self.links;
+        let connected = |id: &PeerId| links.values().any(|link| link.id == *id);
+        for (name, addresses) in self.bootstrap.steps(connected, now) {
+            self.dial_service(&name, addresses, now);
+        }
+    }
+
+    fn dial_service(&mut self, name: &str, addresses: Vec<SocketAddr>, now: Instant) {
+        for address in addresses {
+            let options = DialOpts::unknown_peer_id().address(multiaddr(address)).allocate_new_port().build();
+            self.dial(Target::Service(name.to_owned()), Some(address), options, now);
         }
     }
 
@@ -237,8 +249,7 @@ impl Driver {
                 let at = format!(" at {address}");
                 let at = if text.starts_with(&at) { String::new() } else { at };
                 let id = met.as_ref().and_then(peer_id).map(|id| format!(": {id}")).unwrap_or_default();
-                let text = format!("a peer of {name}{at}{id}{text}");
-                self.shared.problem(Subject::Address(address), Some(text));
+                self.shared.address_problem(address, format!("a peer of {name}{at}{id}{text}"));
             }
             (Target::Service(_), None) => {}
             // Anybody may have put it there who may write the lease.

@@ -1,6 +1,7 @@
 //! Nodes that nothing tells of each other but the book of a lease, which anybody may have written.
 
 use std::net::UdpSocket;
+use std::path::Path;
 
 use super::*;
 use crate::network::gossip::record::{Notary, Record};
@@ -148,6 +149,110 @@ async fn a_hostile_book_leads_nowhere() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!((node.connected(), node.network.members().len()), (0, 1));
+}
+
+/// What a hostile writer puts there who has a certificate by this key: of a member of old, or from a node that was taken over.
+fn certified(key: &Path, control: &[SocketAddr]) -> Vec<u8> {
+    let identity = Identity::generate();
+    let config = Config { cluster_key: vec![key.to_owned()], ..Config::default() };
+    let peers = trust::Peers { by_key: true, ..trust::Peers::default() };
+    let trust = Arc::new(PinnedTrust::new(trust::Config::default(), peers).unwrap());
+    let admission = Admission::at(identity.peer_id().clone(), &config, trust, |now| now);
+    let bytes = identity.keypair().public().to_peer_id().to_bytes().into();
+    let record =
+        Record { identity: bytes, seq: 1, certificate: admission.own().unwrap(), ..Record::default() };
+    // Who writes a record is not held to its bounds: the last of a field counts.
+    const CONTROL: u32 = 6;
+    let mut body = record.body();
+    let control: Vec<String> = control.iter().map(ToString::to_string).collect();
+    prost::encoding::string::encode(CONTROL, &control.join(","), &mut body);
+    let signature = identity.keypair().sign(&[b"peili gossip record 1\n", &body[..]].concat()).unwrap();
+    record.sealed(body, signature).signed.to_vec()
+}
+
+/// Records that are believed, with addresses that must not be: no address that is not another node's is dialled, and of the others five
+/// a minute, however often the lease is written.
+#[tokio::test]
+async fn a_book_of_records_that_are_believed_leads_to_five_dials_a_minute() {
+    let Some(ip) = elsewhere() else {
+        eprintln!("skipped: this machine has no address but loopback");
+        return;
+    };
+    let keys = Keys::new();
+    let victim = TcpListener::bind((ip, 0)).await.unwrap();
+    let port = victim.local_addr().unwrap().port();
+    // Whoever is dialled there was named by a book that may not.
+    let loopback = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let node = at(&keys, (Ipv4Addr::LOCALHOST, 0).into(), &[([10, 255, 255, 1], port).into()]).start().await;
+    let nowhere = [
+        "169.254.169.254",
+        "127.0.0.1",
+        "::1",
+        "fe80::1",
+        "224.0.0.1",
+        "ff02::1",
+        "0.0.0.0",
+        "::ffff:127.0.0.1",
+    ];
+    let nowhere: Vec<SocketAddr> =
+        nowhere.into_iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port)).collect();
+    let many: Vec<SocketAddr> =
+        (0..10_000_u16).map(|n| ([10, 9, n.to_be_bytes()[0], n.to_be_bytes()[1]], port).into()).collect();
+    for control in [nowhere.clone(), many, vec![(ip, port ^ 1).into()]] {
+        node.network.hint(&[certified(&keys.first, &control)]);
+        assert!(!node.network.is_hinted());
+    }
+
+    let named = [nowhere[..2].to_vec(), vec![(ip, port).into()]].concat();
+    let (mut dialed, start) = (Vec::new(), StdInstant::now());
+    while start.elapsed() < Duration::from_secs(15) {
+        // Others each time, so that none of them was tried before.
+        let book: Vec<Vec<u8>> = (0..5).map(|_| certified(&keys.first, &named)).collect();
+        node.network.hint(&book);
+        assert!(node.network.is_hinted());
+        let listened = tokio::time::timeout(Duration::from_millis(200), async {
+            tokio::select! {
+                accepted = victim.accept() => drop(accepted.unwrap()),
+                _ = loopback.accept() => panic!("loopback was dialled"),
+            }
+        });
+        if listened.await.is_ok() {
+            dialed.push(start.elapsed());
+        }
+    }
+    assert_eq!(dialed.len(), 5, "{dialed:?}");
+    assert_eq!((node.connected(), node.network.members().len()), (0, 1));
+}
+
+/// The attacker's own peer lives, and answers: under the name of a record that is believed, and under its own.
+#[tokio::test]
+async fn an_attackers_peer_that_a_book_names_is_no_member() {
+    let Some(ip) = elsewhere() else {
+        eprintln!("skipped: this machine has no address but loopback");
+        return;
+    };
+    let keys = Keys::new();
+    let mut attacker = at(&keys, (ip, 0).into(), &[]);
+    attacker.config.cluster_key = vec![keys.second.clone()];
+    let attacker = attacker.start().await;
+    let advertise = SocketAddr::new([10, 255, 255, 1].into(), attacker.address.port());
+    let node = at(&keys, (Ipv4Addr::LOCALHOST, 0).into(), &[advertise]).start().await;
+    node.network.hint(&book_of(&attacker));
+    assert!(!node.network.is_hinted(), "its certificate is by another key");
+    node.network.hint(&[certified(&keys.first, &[attacker.address])]);
+    assert!(node.network.is_hinted());
+    wait_for("it is dialled", || {
+        let now = tokio::time::Instant::now();
+        node.network.shared.book().due(0, now).is_some_and(|due| due > now)
+    })
+    .await;
+    // As if the book had been right about who is there.
+    node.network.shared.book().put(attacker.id.as_str().parse().unwrap(), attacker.address);
+    node.network.shared.wake.notify_one();
+    node.has_problem("was refused").await;
+    for one in [&node, &attacker] {
+        assert_eq!(one.network.members().len(), 1);
+    }
 }
 
 #[tokio::test]
