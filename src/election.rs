@@ -334,7 +334,10 @@ impl Election {
         let strict = strict.ok_or_else(|| {
             format!("{name} cannot be given away: it follows from the members; only the coordinator under a lease can")
         })?;
-        if strict.state().leadership.is_none() {
+        let state = strict.state();
+        // Whoever holds one of two locks keeps others from it.
+        let holds_old = state.beside.is_some_and(|old| old.leadership.is_some());
+        if state.leadership.is_none() && !holds_old {
             return Err(format!("this node does not hold {name}"));
         }
         if strict.leave(false).await {

@@ -30,9 +30,11 @@ const POLL: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(5);
 /// The nodes of a cluster that start together ask the API server within this time: where the zone was known before, and where not.
 const SPREAD: Duration = Duration::from_secs(60);
-const SPREAD_UNKNOWN: Duration = Duration::from_secs(5);
+const SPREAD_UNKNOWN: Duration = Duration::from_secs(10);
 /// The first and the longest pause after a request that failed.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(600));
+
+const NOBODY: &str = "zone: `kubernetes.read-node` is set and no API server is known: outside of a pod `kubernetes.endpoints` names it";
 
 /// The zone of this node.
 pub(super) struct Zone {
@@ -72,7 +74,7 @@ impl Zone {
         let (node, kubernetes) = (&config.node, &config.kubernetes);
         let zone = Self {
             now: watch::Sender::new(node.zone.clone()),
-            problem: Mutex::default(),
+            problem: Mutex::new((kubernetes.read_node && !kubernetes.is_in_cluster()).then(|| NOBODY.into())),
             is_configured: !node.zone.is_empty(),
             labels: node.pod_labels.clone(),
             data: node.data_dir.clone(),
@@ -104,11 +106,14 @@ impl Zone {
         let spread = if self.now.borrow().is_empty() { SPREAD_UNKNOWN } else { SPREAD };
         let mut due = self.api.as_ref().map(|_| Instant::now() + spread.mul_f64(rand::random()));
         let mut pause = AGAIN.0;
+        // As it stands in the file, or was tried to be put there.
+        let mut kept = None;
         loop {
             let path = self.labels.clone();
             let found = tokio::task::spawn_blocking(move || labelled(&path)).await;
+            let mut wait = POLL;
             if let Ok(Some(zone)) = found {
-                self.learn(&zone, "the pod's labels");
+                self.learn(zone, "the pod's labels", &mut kept).await;
                 self.set_problem(None);
             } else if let Some(api) =
                 self.api.as_ref().filter(|_| due.is_some_and(|due| due <= Instant::now()))
@@ -119,7 +124,7 @@ impl Zone {
                         due = None;
                         self.set_problem(None);
                         if let Some(zone) = zone.filter(|zone| is_value(zone)) {
-                            self.learn(&zone, "the API server");
+                            self.learn(zone, "the API server", &mut kept).await;
                         }
                     }
                     Err(fault) => {
@@ -128,23 +133,31 @@ impl Zone {
                         pause = (pause * 2).min(AGAIN.1);
                     }
                 }
+            } else if let Some(due) = due {
+                wait = POLL.min(due.saturating_duration_since(Instant::now()));
             }
-            sleep(POLL).await;
+            sleep(wait).await;
         }
     }
 
-    fn learn(&self, zone: &str, from: &str) {
+    /// Tells it, and keeps it for the next start. What cannot be kept is tried again when it is another one.
+    async fn learn(&self, zone: String, from: &str, kept: &mut Option<String>) {
         let is_new = self.now.send_if_modified(|now| {
-            let is_new = now != zone;
-            zone.clone_into(now);
+            let is_new = *now != zone;
+            now.clone_from(&zone);
             is_new
         });
-        // What was kept may be older than what was known at the start.
-        if is_new || kept(&self.data).as_deref() != Some(zone) {
+        if is_new {
             tracing::info!(zone, from, "the zone of this node");
-            if let Err(error) = keep(&self.data, zone) {
-                tracing::info!(%error, "the zone cannot be kept for the next start");
-            }
+        }
+        if kept.as_ref() == Some(&zone) {
+            return;
+        }
+        *kept = Some(zone.clone());
+        let folder = self.data.clone();
+        let keeping = tokio::task::spawn_blocking(move || keep(&folder, &zone)).await;
+        if let Ok(Err(error)) = keeping {
+            tracing::info!(%error, "the zone cannot be kept for the next start");
         }
     }
 
@@ -214,6 +227,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(folder.path());
         assert_eq!(Zone::new(&config).now(), "", "unknown is legal");
+        assert_eq!(Zone::new(&config).problem(), None);
+        config.kubernetes.read_node = true;
+        assert!(Zone::new(&config).problem().unwrap().contains("no API server is known"));
         keep(folder.path(), "kept").unwrap();
         assert_eq!(Zone::new(&config).now(), "kept");
         let labels =
@@ -255,10 +271,7 @@ mod tests {
         assert_eq!(*changes.borrow(), "eu-1b");
         // Written after it was told.
         let path = folder.path().to_owned();
-        let start = Instant::now();
-        while kept(&path).is_none() && start.elapsed() < LIMIT {
-            zone.learn("eu-1b", "test");
-        }
+        zone.learn("eu-1b".into(), "test", &mut None).await;
         assert_eq!(kept(&path).as_deref(), Some("eu-1b"));
     }
 }

@@ -327,6 +327,10 @@ fn book(text: &str) -> Vec<Vec<u8>> {
 }
 
 fn fill(kind: Kind, body: &mut Value, write: &Write, notes: &Notes, now: SystemTime) {
+    let annotations = &mut body["metadata"]["annotations"];
+    if !annotations.is_object() {
+        *annotations = json!({});
+    }
     kind.write(body, write, now);
     let stamp = stamp(&kind.record(body));
     let annotations = &mut body["metadata"]["annotations"];

@@ -161,7 +161,7 @@ impl Status {
             let foreign = || Holder { id: holder.to_owned(), node: holder.to_owned() };
             role.holders = (!holder.is_empty()).then(|| named.unwrap_or_else(foreign)).into_iter().collect();
         }
-        self.lease = Some(LeaseStatus::of(state));
+        self.lease = Some(LeaseStatus::of(state.own.as_deref().unwrap_or(state)));
         self.configmap = state.beside.as_deref().map(LeaseStatus::of);
     }
 }

@@ -50,6 +50,11 @@ pub trait Duty: Send + Sync {
     /// the lease is given away.
     async fn lead(&self, guard: Guard);
 
+    /// Whether it is meant to end by itself, and says why.
+    fn ends(&self) -> bool {
+        false
+    }
+
     /// What has to be done when that was dropped, or has returned, before the lease is given away or taken again.
     async fn end(&self) {}
 }
@@ -90,6 +95,7 @@ pub struct Strict {
     hints: watch::Sender<Duration>,
     leave: mpsc::Sender<Leave>,
     state: watch::Sender<State>,
+    clock: Arc<dyn Clock>,
 }
 
 /// A wish to give the lease away.
@@ -110,6 +116,7 @@ impl Strict {
             hints: watch::Sender::default(),
             leave,
             state: watch::Sender::default(),
+            clock: Arc::clone(&parts.clock),
         };
         let driver = Driver::new(strict.clone(), leaving, parts);
         (strict, driver)
@@ -143,9 +150,10 @@ impl Strict {
         self.hints.send_replace(spread);
     }
 
-    /// How it stands.
+    /// How it stands, without a term whose time is over: its driver says so only when it runs again.
     pub fn state(&self) -> State {
-        self.state.borrow().clone()
+        let state = self.state.borrow().clone();
+        state.at(self.clock.now())
     }
 
     /// Changes whenever that changes.

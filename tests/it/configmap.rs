@@ -494,7 +494,9 @@ async fn migrate() {
         rig.nodes.push(plan.start().await.unwrap());
     }
     rig.until("who holds the lock of old", SOON, |election| {
-        election["configmap"]["holder"] == "spegel-1" && election["lease"]["holder"] == "spegel-1"
+        election["configmap"]["holder"] == "spegel-1"
+            && election["lease"]["holder"] == ""
+            && holders(election) == "spegel-1"
     })
     .await;
     rig.heard().await;

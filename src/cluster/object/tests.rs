@@ -200,3 +200,17 @@ fn what_is_wrong_is_said_of_the_right_object() {
     assert!(text.contains("/api/v1/namespaces/ns/configmaps/peili does not exist"), "{text}");
     assert_eq!(lock(Kind::ConfigMap).name(), "ConfigMap peili");
 }
+
+/// As a broken proxy might answer.
+#[test]
+fn what_has_another_shape_than_an_object_is_written_over() {
+    for kind in [Kind::Lease, Kind::ConfigMap] {
+        for odd in [json!("x"), json!(7), json!([1]), json!(true)] {
+            let mut body = value(NEW);
+            body["metadata"]["annotations"] = odd.clone();
+            body["spec"] = odd;
+            fill(kind, &mut body, &write("a", true, false), &Notes::default(), now());
+            assert_eq!(&*kind.record(&body).holder, "a");
+        }
+    }
+}

@@ -25,6 +25,10 @@ const OFTEN: Ms = 3_000;
 /// An observed lock that was not read for so long says nothing about now.
 const STALE: Ms = 3 * OFTEN;
 
+/// Whoever got the lock of old waits so much longer than two durations for the Lease: as long as the core waits beyond the duration of an
+/// elector that it does not know (`FOREIGN` of the lease's settings).
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What becomes of the lock of old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beside {
@@ -139,7 +143,11 @@ impl Joint {
         let lease = match (self.how, standing) {
             (Beside::Held, _) if self.held.borrow().is_some() => Standing::Candidate(0),
             (Beside::Held, Standing::Candidate(_)) => near,
-            (Beside::Observed, Standing::Candidate(_)) if !is_free(&self.old.state()) => near,
+            (Beside::Observed, Standing::Candidate(_))
+                if !is_free(&self.old.state(), leads(&self.lease.state())) =>
+            {
+                near
+            }
             (Beside::Held | Beside::Observed, standing) => standing,
         };
         self.lease.stand(lease);
@@ -163,9 +171,9 @@ impl Joint {
 }
 
 /// Whether an observed lock was read just now, and nobody holds it. After a pause of this process all holders look as if their time was
-/// over.
-fn is_free(old: &State) -> bool {
-    old.free && old.fault.is_none() && old.read.is_some_and(|age| age < STALE)
+/// over. Whoever `leads` goes on over a read that failed, as under the Lease alone.
+fn is_free(old: &State, leads: bool) -> bool {
+    old.free && (leads || old.fault.is_none()) && old.read.is_some_and(|age| age < STALE)
 }
 
 /// Both as one: who holds the Lease leads, or else, as of old, who holds the other.
@@ -200,8 +208,29 @@ fn merged(how: Beside, old: State, lease: State) -> State {
         } else {
             Arc::clone(&lease.notes)
         },
+        own: Some(Arc::new(lease.clone())),
         beside: Some(Arc::new(old)),
         ..lease
+    }
+}
+
+fn leads(state: &State) -> bool {
+    state.leadership.is_some()
+}
+
+impl Elector {
+    /// Waits for the Lease, and for as long as somebody else holds it. Returns whether this node has it.
+    async fn gets(&self, changes: &mut watch::Receiver<State>, limit: Duration) -> bool {
+        loop {
+            if let Ok(held) = timeout(limit, changes.wait_for(leads)).await {
+                return held.is_ok();
+            }
+            let state = changes.borrow();
+            let is_anothers = state.holder.as_deref().is_some_and(|holder| holder != self.lease.identity());
+            if state.free || !is_anothers {
+                return false;
+            }
+        }
     }
 }
 
@@ -210,25 +239,30 @@ impl Duty for Elector {
     async fn lead(&self, guard: Guard) {
         self.held.send_replace(Some(guard));
         let mut changes = self.lease.changes();
-        let leads = |state: &State| state.leadership.is_some();
-        loop {
-            let half = Duration::from_millis(self.lease.settings.borrow().duration / 2);
-            let is_lost = changes.wait_for(leads).await.is_err()
-                || changes.wait_for(|state| !leads(state)).await.is_err();
-            // In an outage the other lock is lost as soon; if it is not, another node may do better.
-            if is_lost || timeout(half, changes.wait_for(leads)).await.is_err() {
+        let duration = || Duration::from_millis(self.lease.settings.borrow().duration);
+        let mut limit = 2 * duration() + PATIENCE;
+        // In an outage the other lock is lost as soon; if it is not, another node may do better.
+        while self.gets(&mut changes, limit).await {
+            if changes.wait_for(|state| !leads(state)).await.is_err() {
                 return;
             }
+            limit = duration() / 2;
         }
+        tracing::warn!(lock = "Lease", "could not be held beside the ConfigMap, which is given away");
+    }
+
+    fn ends(&self) -> bool {
+        true
     }
 
     async fn end(&self) {
         self.held.send_replace(None);
         let mut changes = self.lease.changes();
         let here = Some(self.lease.identity());
-        // Whether or not the Lease can be given away, its work has ended.
+        // Whether or not the Lease can be given away, its work has ended. Whoever waits for both to be given away waits no longer than `LEAVE`.
         let _ =
-            timeout(LEAVE, changes.wait_for(|state| !state.working && state.holder.as_deref() != here)).await;
+            timeout(LEAVE / 2, changes.wait_for(|state| !state.working && state.holder.as_deref() != here))
+                .await;
         let _ = changes.wait_for(|state| !state.working).await;
     }
 }

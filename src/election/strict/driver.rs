@@ -191,11 +191,13 @@ impl Driver {
                 Happened::DutyEnded => {
                     self.work = None;
                     if self.desk.current().is_some() {
-                        tracing::error!(
-                            role = "coordinator",
-                            lock = &*self.name,
-                            "the work of the leader has ended by itself; the lock is given away"
-                        );
+                        if !self.parts.duty.ends() {
+                            tracing::error!(
+                                role = "coordinator",
+                                lock = &*self.name,
+                                "the work of the leader has ended by itself; the lock is given away"
+                            );
+                        }
                         self.feed(Input::Leave(false));
                     }
                     self.feed(Input::Joined);
@@ -499,6 +501,7 @@ impl Driver {
             working: self.work.is_some(),
             read: self.read.map(|at| now.saturating_sub(at)),
             notes: Arc::clone(&self.notes),
+            own: None,
             beside: None,
         };
         self.strict.state.send_if_modified(|before| {

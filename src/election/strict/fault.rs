@@ -146,7 +146,7 @@ impl Cause {
             }
             Self::ConfigMapForbidden => {
                 "give the service account a Role with the verbs get, update and watch on this ConfigMap (resourceNames), and a \
-                 RoleBinding; see docs/elections.md"
+                 RoleBinding; where it is observed get is enough; see docs/elections.md"
             }
             Self::NoNamespace => "make the namespace, or name another one under `kubernetes.namespace`",
             Self::NoObject => {

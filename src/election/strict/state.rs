@@ -41,6 +41,8 @@ pub struct State {
     pub read: Option<Ms>,
     /// What the holder publishes.
     pub notes: Arc<Notes>,
+    /// How the Lease stands by itself, where the lock of old counts too.
+    pub own: Option<Arc<Self>>,
     /// How the lock of old stands, where that counts too.
     pub beside: Option<Arc<Self>>,
 }
@@ -54,6 +56,15 @@ impl State {
     /// The token of this process's term.
     pub fn token(&self) -> Option<&Token> {
         self.leadership.as_ref().map(Guard::token)
+    }
+
+    /// As it counts now.
+    pub(super) fn at(mut self, now: Ms) -> Self {
+        self.leadership.take_if(|guard| guard.check(now).is_none());
+        for lock in [&mut self.own, &mut self.beside] {
+            *lock = lock.take().map(|state| Arc::new(Arc::unwrap_or_clone(state).at(now)));
+        }
+        self
     }
 
     /// Whether somebody else would have to look again.
@@ -73,9 +84,9 @@ impl State {
             || self.holder != other.holder
             || self.token() != other.token()
             || self.notes != other.notes
-            || match (&self.beside, &other.beside) {
+            || [(&self.own, &other.own), (&self.beside, &other.beside)].into_iter().any(|pair| match pair {
                 (Some(old), Some(new)) => old.differs(new),
                 (old, new) => old.is_some() != new.is_some(),
-            }
+            })
     }
 }

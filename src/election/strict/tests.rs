@@ -169,6 +169,17 @@ async fn answers_that_are_lost_make_no_second_leader() {
     assert_eq!(bench.work.most.load(Ordering::SeqCst), 1);
 }
 
+/// As after a SIGSTOP, until the driver runs again.
+#[tokio::test]
+async fn a_term_whose_time_is_over_is_not_told_of() {
+    let bench = Bench::new();
+    let node = bench.node("a", Standing::Candidate(0));
+    bench.until("it leads", 2 * FAST, || node.leads(bench.now())).await;
+    node.task.abort();
+    assert!(node.strict.state().leadership.is_some());
+    bench.until("it is over", 2 * FAST, || node.strict.state().leadership.is_none()).await;
+}
+
 /// All lose the server and find it again: a leader stands soon after, without a restart.
 #[tokio::test]
 async fn after_an_outage_a_leader_stands_soon() {

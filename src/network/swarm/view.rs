@@ -23,8 +23,9 @@ use crate::oci::{Action, Digest, Gate, PeerId};
 
 /// Problems that are kept at once, and subjects whose last log lines are remembered; what is more is not shown.
 const PROBLEM_LIMIT: usize = 256;
-/// Of those that are about addresses of services.
+/// Of those that are about addresses of services, and of those of the same words: dead addresses do not hide what is wrong at another one.
 const ADDRESS_PROBLEMS: usize = 16;
+const ALIKE: usize = 8;
 /// Lines that the log gets about one subject within a time: a peer decides how often its problem changes.
 const LOG_LINES: u32 = 5;
 const LOG_TIME: Duration = Duration::from_secs(60);
@@ -299,10 +300,20 @@ impl Shared {
     /// Notes what is wrong at an address of a service: of thousands a few say enough.
     pub(super) fn address_problem(&self, address: SocketAddr, text: String) {
         let subject = Subject::Address(address);
+        let kind = |address: SocketAddr, text: &str| text.replace(&address.to_string(), "");
         {
             let problems = self.problems();
-            let others = problems.texts.keys().filter(|other| matches!(other, Subject::Address(_)));
-            if others.count() >= ADDRESS_PROBLEMS && !problems.texts.contains_key(&subject) {
+            let others = problems.texts.iter().filter_map(|(other, text)| match other {
+                Subject::Address(other) => Some(kind(*other, text)),
+                _ => None,
+            });
+            let (mut all, mut alike) = (0, 0);
+            let own = kind(address, &text);
+            others.for_each(|other| {
+                all += 1;
+                alike += usize::from(other == own);
+            });
+            if (all >= ADDRESS_PROBLEMS || alike >= ALIKE) && !problems.texts.contains_key(&subject) {
                 return;
             }
         }

@@ -122,6 +122,20 @@ impl Bench {
         Node { strict, old, lease, _driving: AbortOnDropHandle::new(tokio::spawn(pair.run())) }
     }
 
+    /// A node that has the Lease alone.
+    fn alone(&self, here: &'static str) -> (Strict, AbortOnDropHandle<()>) {
+        let parts = Parts {
+            lock: Arc::new(self.lease.handle()),
+            clock: Arc::new(BootClock),
+            duty: Arc::new(Idle),
+            metrics: LeaseMetrics::default(),
+            seed: 7,
+        };
+        let (strict, driver) = Strict::new(here, &Settings::new(1_500, 300), parts);
+        strict.stand(Standing::Candidate(0));
+        (strict, AbortOnDropHandle::new(tokio::spawn(driver.run())))
+    }
+
     fn said(&self) -> Vec<String> {
         std::mem::take(&mut *self.log.lock().unwrap())
     }
@@ -235,6 +249,36 @@ async fn who_cannot_hold_the_lease_gives_the_configmap_away() {
     );
 }
 
+/// Whoever never gets the Lease does not keep the ConfigMap from those who could.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_never_gets_the_lease_gives_the_configmap_away() {
+    let bench = Bench::default();
+    let first = bench.node(Beside::Held, "a", 0, false);
+    first.lease.trouble(Trouble::ReadOnly);
+    let holds = || first.strict.state().beside.is_some_and(|old| old.leadership.is_some());
+    until("a holds the ConfigMap", 4 * D, holds).await;
+    let second = bench.node(Beside::Held, "b", 1, false);
+    until("b leads", 2 * D + PATIENCE + 5 * D, || second.leads()).await;
+    assert!(!first.leads() && !holds());
+}
+
+/// As long as somebody else has the Lease alone, as nodes of the last step do, whoever holds the ConfigMap goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_anothers_lease_keeps_the_configmap() {
+    let bench = Bench::default();
+    let alone = bench.alone("c");
+    until("c leads", 4 * D, || alone.0.state().leadership.is_some()).await;
+    let both = bench.node(Beside::Held, "a", 0, false);
+    let holds = || both.strict.state().beside.is_some_and(|old| old.leadership.is_some());
+    until("a holds the ConfigMap", 4 * D, holds).await;
+    sleep(2 * D + PATIENCE + D).await;
+    assert!(holds() && !both.leads() && alone.0.state().leadership.is_some());
+    let state = both.strict.state();
+    assert_eq!(state.own.unwrap().holder.as_deref(), Some("c"));
+    drop(alone);
+    until("a leads", 4 * D, || both.leads()).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn work_that_ends_by_itself_goes_to_another_node() {
     let bench = Bench::default();
@@ -306,9 +350,12 @@ async fn an_observed_lock_that_is_not_there_keeps_nobody_back() {
 #[test]
 fn an_observed_lock_that_was_not_read_just_now_says_nothing() {
     let state = |free, read| State { free, read, ..State::default() };
-    assert!(is_free(&state(true, Some(0))) && is_free(&state(true, Some(STALE - 1))));
-    assert!(!is_free(&state(false, Some(0))) && !is_free(&state(true, None)));
-    assert!(!is_free(&state(true, Some(STALE))), "as after a pause of this process");
+    assert!(is_free(&state(true, Some(0)), false) && is_free(&state(true, Some(STALE - 1)), false));
+    assert!(!is_free(&state(false, Some(0)), false) && !is_free(&state(true, None), false));
+    assert!(!is_free(&state(true, Some(STALE)), false), "as after a pause of this process");
     let fault = Some(Fault::new(Cause::Timeout, "no connection"));
-    assert!(!is_free(&State { fault, ..state(true, Some(0)) }));
+    let failing = State { fault, ..state(true, Some(0)) };
+    assert!(!is_free(&failing, false));
+    assert!(is_free(&failing, true), "whoever leads goes on");
+    assert!(!is_free(&state(true, Some(STALE)), true), "but not for ever");
 }
