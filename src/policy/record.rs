@@ -6,7 +6,7 @@
 mod writer;
 
 use std::fmt;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
@@ -187,8 +187,12 @@ impl Recorder {
         if is_denied || is_picked(sink.config.sample) {
             let (here, request, said) = (self.here.clone(), request.clone(), ruling.clone());
             let job = move || record::<W>(generation, here, &request, &said, answers);
-            if sink.jobs.try_send(Box::new(job)).is_err() {
+            if let Err(error) = sink.jobs.try_send(Box::new(job)) {
                 self.counted.dropped.inc();
+                if matches!(error, TrySendError::Disconnected(_)) {
+                    // It never ends while there is somebody to send; a panic ends it.
+                    writer::set(&self.problem, Some("the thread that writes them has ended".into()));
+                }
             }
         }
         ruling
@@ -319,6 +323,16 @@ mod tests {
             recorder.decide(&chain, 1, &request());
         }
         assert_eq!(recorder.counted.dropped.get(), 2);
+    }
+
+    #[test]
+    fn that_nobody_writes_any_more_is_told() {
+        let (recorder, received) = recorder(1, 1);
+        assert_eq!(recorder.problem(), None);
+        drop(received);
+        recorder.decide(&chain(&[Ok(Decision::Abstain)]), 1, &request());
+        assert_eq!(recorder.counted.dropped.get(), 1);
+        assert!(recorder.problem().unwrap().contains("has ended"));
     }
 
     #[test]
