@@ -18,6 +18,9 @@ const DEMO_LIMIT: Duration = Duration::from_secs(180);
 /// A minute of work, and for each node the time in which it must come to rest.
 const SOAK_LIMIT: Duration = Duration::from_secs(300);
 
+/// Unit tests that wait for short leases to end, and do little: many at once take a tenth of the time.
+const WAITING: &str = "election::strict";
+
 /// What `cargo xtask test` was told.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -110,10 +113,16 @@ fn tests(options: &Options, tally: &mut Tally) -> Result<()> {
     let skips = target().join(format!("skips-{}", std::process::id()));
     fs::create_dir_all(target())?;
     fs::write(&skips, "")?;
+    let workspace = ["test", "--workspace", "--no-fail-fast"];
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(filter).env(SKIPS_FILE, &skips);
+    command.args(workspace).args(filter).env(SKIPS_FILE, &skips);
     // Some tests hold real sockets to real time limits, and two cores bear one such test at a time.
     command.env("RUST_TEST_THREADS", "1");
+    if filter.is_empty() {
+        let waiting = ["--lib", "--", WAITING, "--test-threads=16"];
+        tally.harness("tests that wait", cargo().args(workspace).args(waiting));
+        command.args(["--", "--skip", WAITING]);
+    }
     tally.harness("tests", &mut command);
     tally.again(|name| {
         let mut command = cargo();
