@@ -25,7 +25,7 @@ Commands:
       Installs what is missing (saying what and why; Debian and Ubuntu as root, elsewhere it says what to install), then
       builds the program twice (also as the next version, for the tests of upgrades) and runs formatting, clippy, unit,
       integration and doc tests, the demo (as root also on containerds), and a soak of one minute. The last line is
-      `N passed, N failed, N skipped`; what is not done after 83 minutes is ended and has failed. Up to three tests that
+      `N passed, N failed, N skipped`; what is not done after 86 minutes is ended and has failed. Up to three tests that
       fail run once more, each by itself; those that pass then are named. With a FILTER, only the tests whose names
       contain it.
       --no-install   use only what is there; tests that lack something count as skipped
