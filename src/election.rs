@@ -336,8 +336,8 @@ impl Election {
         })?;
         let state = strict.state();
         // Whoever holds one of two locks keeps others from it.
-        let holds_old = state.beside.is_some_and(|old| old.leadership.is_some());
-        if state.leadership.is_none() && !holds_old {
+        let holds_old = state.beside.as_ref().is_some_and(|old| old.leads());
+        if !state.leads() && !holds_old {
             return Err(format!("this node does not hold {name}"));
         }
         if strict.leave(false).await {
@@ -502,7 +502,7 @@ impl Election {
         if reaching > self.shared.reaching.swap(reaching, Ordering::Relaxed) {
             strict.hint(HINT.max(HINT_SHARE * members));
         }
-        if output.yields && strict.state().leadership.is_some() {
+        if output.yields && strict.state().leads() {
             tracing::info!(role = Role::Coordinator.name(), "makes room for a better candidate");
             let strict = strict.clone();
             tokio::spawn(async move { strict.leave(false).await });

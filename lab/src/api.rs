@@ -34,16 +34,8 @@ impl Api {
         let server = ApiServer::start(options).await?;
         server.namespace(PEILI).await?;
         server.service_account(PEILI, PEILI).await?;
-        let lease = &["leases.coordination.k8s.io"];
         let names: Vec<&str> = leases.iter().map(String::as_str).collect();
-        let rules = [
-            Rule { verbs: &["get", "update", "watch"], resources: lease, names: &names },
-            Rule { verbs: &["create"], resources: lease, names: &[] },
-            Rule { verbs: &["get", "update"], resources: &["configmaps"], names: &["peili-fleet"] },
-            Rule { verbs: &["create"], resources: &["configmaps"], names: &[] },
-            Rule { verbs: &["create"], resources: &["events.events.k8s.io"], names: &[] },
-        ];
-        server.role(PEILI, "coordinates", &rules).await?;
+        server.role(PEILI, "coordinates", &Rule::of_coordinator(&names)).await?;
         server.role_binding(PEILI, "coordinates", PEILI).await?;
         Ok(Self::Real(Box::new(server), Scratch::new()?))
     }

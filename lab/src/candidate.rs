@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use peili::election::lease::{Settings, Standing};
-use peili::election::strict::{BootClock, Clock, Idle, LeaseMetrics, Lock, Parts, State, Strict};
+use peili::election::strict::{BootClock, Idle, LeaseMetrics, Lock, Parts, State, Strict};
 use tokio_util::task::AbortOnDropHandle;
 
 /// How often it is looked who leads.
@@ -36,8 +36,7 @@ impl Candidate {
 
     /// Whether it may act now.
     pub fn leads(&self) -> bool {
-        let leadership = self.strict.state().leadership;
-        leadership.is_some_and(|leadership| leadership.check(BootClock.now()).is_some())
+        self.strict.state().leads()
     }
 }
 

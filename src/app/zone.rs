@@ -34,6 +34,7 @@ const SPREAD_UNKNOWN: Duration = Duration::from_secs(10);
 /// The first and the longest pause after a request that failed.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(600));
 
+/// The problem of a node that is to ask and knows nobody to ask.
 const NOBODY: &str = "zone: `kubernetes.read-node` is set and no API server is known: outside of a pod `kubernetes.endpoints` names it";
 
 /// The zone of this node.
@@ -72,10 +73,12 @@ impl Zone {
     /// With what this machine knows by itself.
     pub(super) fn new(config: &Config) -> Self {
         let (node, kubernetes) = (&config.node, &config.kubernetes);
+        let is_configured = !node.zone.is_empty();
+        let asks_nobody = kubernetes.read_node && !is_configured && !kubernetes.is_in_cluster();
         let zone = Self {
             now: watch::Sender::new(node.zone.clone()),
-            problem: Mutex::new((kubernetes.read_node && !kubernetes.is_in_cluster()).then(|| NOBODY.into())),
-            is_configured: !node.zone.is_empty(),
+            problem: Mutex::new(asks_nobody.then(|| NOBODY.into())),
+            is_configured,
             labels: node.pod_labels.clone(),
             data: node.data_dir.clone(),
             node: node.name.clone(),
@@ -238,6 +241,7 @@ mod tests {
         assert_eq!(Zone::new(&config).now(), "eu-1a");
         config.node.zone = "north".into();
         assert_eq!(Zone::new(&config).now(), "north");
+        assert_eq!(Zone::new(&config).problem(), None, "nobody has to be asked");
         assert_eq!(kept(folder.path()).as_deref(), Some("kept"), "what is configured is not kept");
     }
 

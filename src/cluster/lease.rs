@@ -15,10 +15,7 @@ pub(super) fn record(body: &Value) -> Record {
 /// Writes it.
 pub(super) fn write(body: &mut Value, write: &Write, now: SystemTime) {
     let now = humantime::format_rfc3339_micros(now).to_string();
-    let spec = &mut body["spec"];
-    if !spec.is_object() {
-        *spec = json!({});
-    }
+    let spec = object::part(body, "spec");
     spec["holderIdentity"] = json!(&*write.holder);
     spec["leaseDurationSeconds"] = json!(object::seconds(write));
     spec["leaseTransitions"] = json!(write.transitions);

@@ -326,11 +326,17 @@ fn book(text: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn fill(kind: Kind, body: &mut Value, write: &Write, notes: &Notes, now: SystemTime) {
-    let annotations = &mut body["metadata"]["annotations"];
-    if !annotations.is_object() {
-        *annotations = json!({});
+/// The object `name` within another one. What an answer has in its place is written over: a broken proxy may answer anything.
+pub(super) fn part<'a>(body: &'a mut Value, name: &str) -> &'a mut Value {
+    let part = &mut body[name];
+    if !part.is_object() {
+        *part = json!({});
     }
+    part
+}
+
+fn fill(kind: Kind, body: &mut Value, write: &Write, notes: &Notes, now: SystemTime) {
+    part(&mut body["metadata"], "annotations");
     kind.write(body, write, now);
     let stamp = stamp(&kind.record(body));
     let annotations = &mut body["metadata"]["annotations"];

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::classify::refusal;
 use super::coordinator::Node;
 use super::effects::{Effects, PAUSE, Stop};
+use super::object;
 use super::{Cause, Fault, Response};
 use crate::election::lease::{Ms, Token};
 use crate::election::strict::Guard;
@@ -222,10 +223,7 @@ impl Summaries {
                 if let Some(metadata) = body["metadata"].as_object_mut() {
                     metadata.remove("managedFields");
                 }
-                if !body["data"].is_object() {
-                    body["data"] = json!({});
-                }
-                body["data"][KEY] = json!(text);
+                object::part(&mut body, "data")[KEY] = json!(text);
                 effects.send(guard, Method::PUT, &path, Some(&body)).await?
             }
         };

@@ -152,7 +152,7 @@ pub struct Standing {
 impl Status {
     /// Adds how the strict role stands.
     pub(super) fn put_lease(&mut self, state: &State, table: &Table) {
-        let held = state.leadership.is_some();
+        let held = state.leads();
         let holder = state.holder.as_deref().filter(|_| !state.free).unwrap_or_default();
         if let Some(role) = self.roles.iter_mut().find(|role| role.role == Role::Coordinator.name()) {
             role.held = held;
@@ -171,7 +171,7 @@ impl LeaseStatus {
         Self {
             object: state.lock.to_string(),
             holder: state.holder.as_deref().filter(|_| !state.free).unwrap_or_default().to_owned(),
-            held: state.leadership.is_some(),
+            held: state.leads(),
             standing: match state.standing {
                 None => String::new(),
                 Some(lease::Standing::Candidate(rank)) => format!("candidate {rank}"),

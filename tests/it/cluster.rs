@@ -1,7 +1,7 @@
 //! What most cases stand on: nodes with a containerd and a `peili` each, and an origin, all in namespaces of their own.
 
 use std::net::Ipv6Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peili_lab::containerd::{Options, url};
 use peili_lab::cri::Pulled;
@@ -18,6 +18,44 @@ pub(crate) const PULL: Duration = Duration::from_secs(60);
 
 /// Longest that nodes may take to know of each other, or of what another one holds.
 const KNOWN: Duration = Duration::from_secs(20);
+
+/// Waits until all these nodes say so of their elections; how long that took.
+pub(crate) async fn elections(
+    nodes: &[Node],
+    what: &str,
+    limit: Duration,
+    is_so: impl Fn(&Value) -> bool,
+) -> Duration {
+    let start = Instant::now();
+    let mut last = vec![Value::Null; nodes.len()];
+    let found = wait::until(what, limit, async || {
+        for (node, last) in nodes.iter().zip(&mut last) {
+            *last = node.status().await.ok()?["election"].clone();
+        }
+        last.iter().all(&is_so).then_some(())
+    });
+    if let Err(error) = found.await {
+        panic!("{error}: {last:#?}");
+    }
+    start.elapsed()
+}
+
+/// Waits until one of these nodes says that it leads; how long that took. (Who does not stand reads the lease twice a minute, and knows
+/// later.)
+pub(crate) async fn led(nodes: &[&Node], what: &str, limit: Duration) -> Duration {
+    let start = Instant::now();
+    wait::until(what, limit, async || {
+        for node in nodes {
+            if node.status().await.ok()?["election"]["lease"]["held"] == true {
+                return Some(());
+            }
+        }
+        None
+    })
+    .await
+    .unwrap();
+    start.elapsed()
+}
 
 /// What to start.
 pub(crate) struct Setup {

@@ -74,15 +74,7 @@ impl Cluster {
 
     /// Gives the account all that the coordinator has any use for (docs/elections.md).
     pub(crate) async fn allow_all(&self) {
-        let lease = &["leases.coordination.k8s.io"];
-        let rules = [
-            Rule { verbs: &["get", "update", "watch"], resources: lease, names: &["peili"] },
-            Rule { verbs: &["create"], resources: lease, names: &[] },
-            Rule { verbs: &["get", "update"], resources: &["configmaps"], names: &["peili-fleet"] },
-            Rule { verbs: &["create"], resources: &["configmaps"], names: &[] },
-            Rule { verbs: &["create"], resources: &["events.events.k8s.io"], names: &[] },
-        ];
-        self.server.role("peili", "elects", &rules).await.unwrap();
+        self.server.role("peili", "elects", &Rule::of_coordinator(&["peili"])).await.unwrap();
         self.server.role_binding("peili", "elects", "peili").await.unwrap();
     }
 

@@ -11,7 +11,7 @@ use peili::election::strict::{Change, Lock};
 use peili_lab::kubernetes::Options;
 use peili_lab::node::{Node, Plan};
 use peili_lab::scratch::Scratch;
-use peili_lab::{Requirement, policy, wait};
+use peili_lab::{Requirement, policy};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::Case;
 use crate::cli::layout;
+use crate::cluster::{elections, led};
 use crate::coordination::{Cluster, lock};
 
 /// Longest until something that is certain is seen, on a busy machine.
@@ -124,21 +125,10 @@ impl Rig {
         terms
     }
 
-    /// Waits until one of these nodes says that it leads. (Who does not stand reads the lease twice a minute, and knows later.)
+    /// Waits until one of these nodes says that it leads.
     async fn led(&self, what: &str, is_meant: impl Fn(usize) -> bool) -> Duration {
-        let start = Instant::now();
-        wait::until(what, SOON, async || {
-            for (_, node) in self.nodes.iter().enumerate().filter(|(number, _)| is_meant(*number)) {
-                let status = node.status().await.ok()?;
-                if status["election"]["lease"]["held"] == true {
-                    return Some(());
-                }
-            }
-            None
-        })
-        .await
-        .unwrap();
-        start.elapsed()
+        let meant = self.nodes.iter().enumerate().filter(|(number, _)| is_meant(*number));
+        led(&meant.map(|(_, node)| node).collect::<Vec<_>>(), what, SOON).await
     }
 
     /// The node that says that it leads.
@@ -149,22 +139,6 @@ impl Rig {
             }
         }
         None
-    }
-
-    /// Waits until all nodes say so of their elections.
-    async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Duration {
-        let start = Instant::now();
-        let mut last = vec![Value::Null; self.nodes.len()];
-        let found = wait::until(what, SOON, async || {
-            for (node, last) in self.nodes.iter().zip(&mut last) {
-                *last = node.status().await.ok()?["election"].clone();
-            }
-            last.iter().all(&is_so).then_some(())
-        });
-        if let Err(error) = found.await {
-            panic!("{error}: {last:#?}");
-        }
-        start.elapsed()
     }
 }
 
@@ -234,7 +208,7 @@ async fn made() {
 
     // A policy panics on all nodes: the built-in ranks, which prefers nobody, and who leads goes on.
     rig.join("blue").await;
-    rig.until("the policy has failed", |election| {
+    elections(&rig.nodes, "the policy has failed", SOON, |election| {
         coordinator(election).is_some_and(|role| role["by"] == "built-in" && role["fallback"] == "failed")
     })
     .await;
@@ -246,7 +220,7 @@ async fn made() {
     // Who failed is gone, and the policies rank again; whom they prefer leads already.
     rig.nodes[3].terminate(SOON).await.unwrap();
     rig.nodes.pop();
-    rig.until("the policies rank again", |election| {
+    elections(&rig.nodes, "the policies rank again", SOON, |election| {
         coordinator(election).is_some_and(|role| role["by"] == "policy")
     })
     .await;

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::Case;
 use crate::cli::layout;
-use crate::cluster::REGISTRY;
+use crate::cluster::{REGISTRY, elections, led};
 use crate::coordination::Cluster;
 
 /// Of the whole outage. The story's was ten minutes; `PEILI_OUTAGE` (seconds) makes it as long.
@@ -123,18 +123,7 @@ impl Rig {
         limit: Duration,
         is_so: impl Fn(&Value) -> bool,
     ) -> Duration {
-        let start = Instant::now();
-        let mut last = vec![Value::Null; self.nodes.len()];
-        let found = wait::until(what, limit, async || {
-            for (node, last) in self.nodes.iter().zip(&mut last) {
-                *last = node.status().await.ok()?["election"].clone();
-            }
-            last.iter().all(&is_so).then_some(())
-        });
-        if let Err(error) = found.await {
-            panic!("{error}: {last:#?}");
-        }
-        start.elapsed()
+        elections(&self.nodes, what, limit, is_so).await
     }
 
     /// Waits until each node has heard what each other one holds.
@@ -177,19 +166,7 @@ impl Rig {
 
     /// One of them leads, by its own word.
     async fn leads(&self, limit: Duration) -> Duration {
-        let start = Instant::now();
-        wait::until("a leader", limit, async || {
-            for node in &self.nodes {
-                let status = node.status().await.ok()?;
-                if status["election"]["lease"]["held"] == true {
-                    return Some(());
-                }
-            }
-            None
-        })
-        .await
-        .unwrap();
-        start.elapsed()
+        led(&self.nodes.iter().collect::<Vec<_>>(), "a leader", limit).await
     }
 }
 

@@ -64,12 +64,7 @@ async fn rounds(config: &Config, name: &str, repeats: u32) -> Result<(Vec<Durati
         let (leads, _) = leader(&candidates.iter().collect::<Vec<_>>(), PATIENCE).await?;
         tokio::time::sleep(rand::rng().random_range(Duration::ZERO..SPREAD)).await;
         let began = Instant::now();
-        let others: Vec<&Candidate> = candidates
-            .iter()
-            .enumerate()
-            .filter(|(number, _)| *number != leads)
-            .map(|(_, other)| other)
-            .collect();
+        let others = without(&candidates, leads);
         let (gave, taken) = tokio::join!(candidates[leads].strict.leave(false), leader(&others, PATIENCE));
         ensure!(gave, "the lease was not given away");
         taken?;
@@ -96,13 +91,7 @@ pub(crate) async fn advisory(repeats: u32) -> Result<Report> {
                 nodes[gone].kill();
             }
             let began = Instant::now();
-            let others: Vec<&Node> = nodes
-                .iter()
-                .enumerate()
-                .filter(|(number, _)| *number != gone)
-                .map(|(_, node)| node)
-                .collect();
-            agreed(&others, NODES - 1).await?;
+            agreed(&without(&nodes, gone), NODES - 1).await?;
             times.push(began.elapsed().as_secs_f64() * 1e3);
             nodes[gone].restart().await?;
         }
@@ -138,6 +127,11 @@ pub(crate) async fn cost(repeats: u32) -> Result<Report> {
         report.add(format!("{name}, % of a core"), load);
     }
     Ok(report)
+}
+
+/// All but the one in this place.
+fn without<T>(all: &[T], place: usize) -> Vec<&T> {
+    all.iter().enumerate().filter(|(number, _)| *number != place).map(|(_, other)| other).collect()
 }
 
 fn usages(nodes: &[Node]) -> Result<Vec<(f64, f64)>> {

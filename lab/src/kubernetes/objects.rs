@@ -25,7 +25,19 @@ pub struct Rule<'a> {
     pub names: &'a [&'a str],
 }
 
-impl Rule<'_> {
+impl<'a> Rule<'a> {
+    /// All that a coordinator has any use for (docs/elections.md), by leases of these names.
+    pub fn of_coordinator(leases: &'a [&'a str]) -> [Self; 5] {
+        let lease = &["leases.coordination.k8s.io"];
+        [
+            Rule { verbs: &["get", "update", "watch"], resources: lease, names: leases },
+            Rule { verbs: &["create"], resources: lease, names: &[] },
+            Rule { verbs: &["get", "update"], resources: &["configmaps"], names: &["peili-fleet"] },
+            Rule { verbs: &["create"], resources: &["configmaps"], names: &[] },
+            Rule { verbs: &["create"], resources: &["events.events.k8s.io"], names: &[] },
+        ]
+    }
+
     fn to_json(self) -> Value {
         let parts: Vec<_> =
             self.resources.iter().map(|name| name.split_once('.').unwrap_or((name, ""))).collect();

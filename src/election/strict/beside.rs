@@ -144,7 +144,7 @@ impl Joint {
             (Beside::Held, _) if self.held.borrow().is_some() => Standing::Candidate(0),
             (Beside::Held, Standing::Candidate(_)) => near,
             (Beside::Observed, Standing::Candidate(_))
-                if !is_free(&self.old.state(), leads(&self.lease.state())) =>
+                if !is_free(&self.old.state(), self.lease.state().leads()) =>
             {
                 near
             }
@@ -214,15 +214,11 @@ fn merged(how: Beside, old: State, lease: State) -> State {
     }
 }
 
-fn leads(state: &State) -> bool {
-    state.leadership.is_some()
-}
-
 impl Elector {
     /// Waits for the Lease, and for as long as somebody else holds it. Returns whether this node has it.
     async fn gets(&self, changes: &mut watch::Receiver<State>, limit: Duration) -> bool {
         loop {
-            if let Ok(held) = timeout(limit, changes.wait_for(leads)).await {
+            if let Ok(held) = timeout(limit, changes.wait_for(State::leads)).await {
                 return held.is_ok();
             }
             let state = changes.borrow();
@@ -243,7 +239,7 @@ impl Duty for Elector {
         let mut limit = 2 * duration() + PATIENCE;
         // In an outage the other lock is lost as soon; if it is not, another node may do better.
         while self.gets(&mut changes, limit).await {
-            if changes.wait_for(|state| !leads(state)).await.is_err() {
+            if changes.wait_for(|state| !state.leads()).await.is_err() {
                 return;
             }
             limit = duration() / 2;

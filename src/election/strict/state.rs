@@ -53,6 +53,11 @@ impl State {
         self.fault.as_ref().map_or(Cause::Starting, |fault| fault.cause)
     }
 
+    /// Whether this process has a term.
+    pub fn leads(&self) -> bool {
+        self.leadership.is_some()
+    }
+
     /// The token of this process's term.
     pub fn token(&self) -> Option<&Token> {
         self.leadership.as_ref().map(Guard::token)

@@ -259,25 +259,21 @@ impl Bootstrap {
             .filter(|(id, _)| connected(id))
             .flat_map(|(_, addresses)| addresses)
             .collect();
-        let missing = |address: &&SocketAddr| {
+        let missing = |address: &SocketAddr| {
             !self.own.contains(address)
                 && !self.met.get(address).is_some_and(&connected)
                 && !claimed.contains(address)
         };
         let flying = if is_alone { FLYING } else { SAMPLE };
         let limit = SAMPLE.min(flying.saturating_sub(service.dialing.len()));
-        let is_left =
-            |address: &&SocketAddr| !service.dialing.contains(address) && !service.tried.contains(address);
-        let mut next: Vec<SocketAddr> =
-            service.found.iter().filter(missing).filter(is_left).take(limit).copied().collect();
+        let mut next = service.left(missing, limit);
         service.step = now + STEP;
         if limit > 0 && next.is_empty() {
             // The round is over.
             service.tried.clear();
             service.step = now + ROUND;
             if !is_alone {
-                let is_left = |address: &&SocketAddr| !service.dialing.contains(address);
-                next = service.found.iter().filter(missing).filter(is_left).take(limit).copied().collect();
+                next = service.left(missing, limit);
             }
         }
         service.tried.extend(&next);
@@ -376,6 +372,14 @@ impl Service {
         unknown.append(&mut self.found);
         unknown.truncate(FOUND);
         self.found = unknown;
+    }
+
+    /// The first that are wanted, of those that are neither under way nor tried in this round.
+    fn left(&self, is_wanted: impl Fn(&SocketAddr) -> bool, limit: usize) -> Vec<SocketAddr> {
+        let is_left = |address: &&SocketAddr| {
+            is_wanted(address) && !self.dialing.contains(*address) && !self.tried.contains(*address)
+        };
+        self.found.iter().filter(is_left).take(limit).copied().collect()
     }
 
     fn may_step(&self) -> bool {

@@ -307,13 +307,10 @@ impl Shared {
                 Subject::Address(other) => Some(kind(*other, text)),
                 _ => None,
             });
-            let (mut all, mut alike) = (0, 0);
-            let own = kind(address, &text);
-            others.for_each(|other| {
-                all += 1;
-                alike += usize::from(other == own);
-            });
-            if (all >= ADDRESS_PROBLEMS || alike >= ALIKE) && !problems.texts.contains_key(&subject) {
+            let (others, own): (Vec<String>, _) = (others.collect(), kind(address, &text));
+            let alike = others.iter().filter(|other| **other == own).count();
+            let is_full = others.len() >= ADDRESS_PROBLEMS || alike >= ALIKE;
+            if is_full && !problems.texts.contains_key(&subject) {
                 return;
             }
         }
