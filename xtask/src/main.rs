@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 // One list for both; the laboratory itself is too large to stand on here.
 #[path = "../../lab/src/policies.rs"]
 mod policies;
+mod room;
 mod setup;
 mod tally;
 mod test;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::room::Room;
 use crate::tally::Tally;
 use crate::{build_policies, cargo, programs, setup, target};
 
@@ -47,6 +48,7 @@ impl Options {
 /// Runs the checks; true if none failed. Whatever happens, the last line has the numbers.
 pub(crate) fn run(options: &Options) -> bool {
     let mut tally = Tally::new(LIMIT);
+    let room = Room::watch();
     if options.install
         && let Err(error) = setup::install()
     {
@@ -61,6 +63,7 @@ pub(crate) fn run(options: &Options) -> bool {
     if options.filter.is_none() {
         laboratory(&mut tally);
     }
+    room.report();
     tally.report()
 }
 

@@ -25,8 +25,10 @@ const LAYER: u64 = 24 << 20;
 pub(super) fn cases() -> Vec<Case> {
     let needs = needs_for(Generation::V2);
     vec![
-        Case::new("policies::trust::distrusted_while_it_serves", &needs, distrusted_while_it_serves),
-        Case::new("policies::trust::distrusted_while_it_is_served", &needs, distrusted_while_it_is_served),
+        // Alone: what counts is how soon the bytes stop.
+        Case::new("policies::trust::distrusted_while_it_serves", &needs, distrusted_while_it_serves).alone(),
+        Case::new("policies::trust::distrusted_while_it_is_served", &needs, distrusted_while_it_is_served)
+            .alone(),
         Case::new("policies::trust::levels", &needs, levels),
         Case::new("policies::trust::limits", &needs, limits),
         Case::new("policies::trust::failing", &needs, failing),
