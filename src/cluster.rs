@@ -3,15 +3,18 @@
 //! Nothing waits for it, and nothing of it ends the process: each call has a limit of time and of bytes, and comes to an answer or to a
 //! [`Fault`] by name. It decides nothing: who leads is the election's.
 
+mod account;
 mod api;
 mod classify;
 mod configmap;
 mod coordinator;
 mod effects;
 mod events;
+mod examine;
 mod lease;
 mod node;
 mod object;
+mod reach;
 mod summary;
 
 use std::net::IpAddr;
@@ -22,10 +25,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::election::strict::{Cause, Fault};
+pub use account::{Account, account};
 pub use api::{Api, Response};
 pub use coordinator::{Coordinator, Fleet, Node};
+pub use examine::{Examiner, Refusal, Right, Write};
 pub use node::node_label;
 pub use object::{Kind, ObjectLock};
+pub use reach::{Handshake, Obstacle, Reach, reach};
+pub use summary::name as summary_name;
 
 /// Where Talos answers for the API server on each node (KubePrism), for whoever is in the node's network.
 const KUBEPRISM: &str = "https://127.0.0.1:7445";
@@ -51,6 +58,17 @@ pub struct Config {
     pub read_node: bool,
 }
 
+/// What names an address of the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `kubernetes.endpoints`.
+    Endpoint,
+    /// The Service: `kubernetes.service`, or the environment.
+    Service,
+    /// Nobody: it is where Talos has one.
+    KubePrism,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -71,9 +89,16 @@ impl Config {
 
     /// All addresses, in the order in which they are asked. Those that are none are left out: the check of the configuration has said so.
     fn addresses(&self) -> Vec<Uri> {
-        let service = (!self.service.is_empty()).then(|| format!("https://{}", self.service));
-        let all = self.endpoints.iter().cloned().chain(service).chain([KUBEPRISM.to_owned()]);
-        all.filter_map(|address| endpoint(&address)).collect()
+        self.places().into_iter().map(|(_, address)| address).collect()
+    }
+
+    /// The same, each with what names it.
+    fn places(&self) -> Vec<(Origin, Uri)> {
+        let endpoints = self.endpoints.iter().map(|address| (Origin::Endpoint, address.clone()));
+        let service =
+            (!self.service.is_empty()).then(|| (Origin::Service, format!("https://{}", self.service)));
+        let all = endpoints.chain(service).chain([(Origin::KubePrism, KUBEPRISM.to_owned())]);
+        all.filter_map(|(origin, address)| Some((origin, endpoint(&address)?))).collect()
     }
 }
 

@@ -36,7 +36,7 @@ const ANSWER: usize = 1 << 20;
 /// Bytes of a namespace's name, and of what a file of it may hold.
 const NAMESPACE: u64 = 512;
 /// Bytes of a token, or of the authority's certificates.
-const CREDENTIAL: u64 = 1 << 20;
+pub(super) const CREDENTIAL: u64 = 1 << 20;
 /// How long an open stream may be silent before its first line.
 const HEAD: Duration = Duration::from_secs(5);
 /// So long a refusal, or an ICMP answer, explains the silence that follows it: Linux sends one ICMP answer a second to each address
@@ -85,9 +85,14 @@ pub struct Response {
 impl Api {
     /// Asks nothing yet.
     pub fn new(config: &Config) -> Self {
+        Self::at(config, config.addresses())
+    }
+
+    /// Asks these addresses and no others.
+    pub(super) fn at(config: &Config, addresses: Vec<Uri>) -> Self {
         let endpoint = |address| Endpoint { address, service: Mutex::default(), fault: Mutex::default() };
         Self {
-            endpoints: config.addresses().into_iter().map(endpoint).collect(),
+            endpoints: addresses.into_iter().map(endpoint).collect(),
             config: config.clone(),
             current: AtomicUsize::new(0),
             patience: AtomicU64::new(u64::MAX),

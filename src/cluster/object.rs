@@ -66,14 +66,29 @@ impl Kind {
     }
 
     /// As paths and Roles have it.
-    const fn resource(self) -> &'static str {
+    pub const fn resource(self) -> &'static str {
         match self {
             Self::Lease => "leases",
             Self::ConfigMap => "configmaps",
         }
     }
 
-    fn folder(self, namespace: &str) -> String {
+    /// The group of Roles that it is in.
+    pub const fn group(self) -> &'static str {
+        match self {
+            Self::Lease => "coordination.k8s.io",
+            Self::ConfigMap => "",
+        }
+    }
+
+    /// Who holds the lock by what stands in the object, and whether Peili wrote that; `None`: nobody.
+    pub fn holder(self, body: &Value) -> Option<(String, bool)> {
+        let holder = self.record(body).holder;
+        let is_ours = body["metadata"]["annotations"][ANNOTATION].is_string();
+        (!holder.is_empty()).then(|| (holder.to_string(), is_ours))
+    }
+
+    pub(super) fn folder(self, namespace: &str) -> String {
         let root = match self {
             Self::Lease => "/apis",
             Self::ConfigMap => "/api",

@@ -122,6 +122,11 @@ fn most(counts: BTreeMap<String, usize>) -> BTreeMap<String, usize> {
     most
 }
 
+/// The name of its ConfigMap, by that of the lease.
+pub fn name(lease: &str) -> String {
+    format!("{lease}-fleet")
+}
+
 /// The text of a summary; names are left out until it is short enough.
 pub(super) fn text(content: &Content, token: &Token, leader: &str, wall: SystemTime) -> String {
     let stamp = Stamp { uid: token.uid.to_string(), version: token.version, transitions: token.transitions };
@@ -147,7 +152,7 @@ pub(super) fn token(body: &Value) -> Option<Token> {
 impl Summaries {
     /// Of the lease of this name.
     pub(super) fn new(lease: &str) -> Self {
-        Self { name: format!("{lease}-fleet"), stored: None, content: None, written: 0, next: 0 }
+        Self { name: name(lease), stored: None, content: None, written: 0, next: 0 }
     }
 
     /// A term begins: others may have written since the last one.
