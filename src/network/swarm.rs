@@ -48,6 +48,8 @@ use driver::{Command, Driver, Question, Reply};
 use lookup::{Names, SystemNames};
 use view::Shared;
 
+pub use lookup::{Unresolved, resolve};
+
 /// Questions about tags that wait for the driver; more fail at once.
 const COMMANDS: usize = 256;
 /// How long [`Swarm::shutdown`] waits for the peers to hear it.

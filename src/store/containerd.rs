@@ -23,7 +23,7 @@ mod model;
 mod stuck;
 mod synchronizer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -204,6 +204,14 @@ impl Shared {
             Health::Starting | Health::Ready => "not connected to containerd".to_owned(),
         }
     }
+}
+
+/// The version of the containerd that answers at a socket.
+///
+/// # Errors
+/// Why none does, in one line.
+pub async fn version(socket: &Path) -> Result<String, String> {
+    Api::connect(socket).await.map(|(_, version)| version).map_err(|error| error.to_string())
 }
 
 /// containerd's grammar of identifiers: `[A-Za-z0-9]+([._-][A-Za-z0-9]+)*`, at most 76 characters. What does not keep

@@ -22,6 +22,23 @@ pub(super) trait Names: Send + Sync {
     async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, String>;
 }
 
+/// Why a name has no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unresolved {
+    /// The name does not exist.
+    #[error("no such host")]
+    NoSuchHost,
+    /// The name exists and has no address.
+    #[error("the name has no addresses")]
+    NoAddresses,
+    /// No name server says anything.
+    #[error("no name server answers")]
+    Silent,
+    /// Something else, in the words of who found it.
+    #[error("{0}")]
+    Other(String),
+}
+
 /// `/etc/hosts` and the name servers of `/etc/resolv.conf`, which is read again each time and never cached: the
 /// addresses of a headless service change with its pods.
 pub(super) struct SystemNames;
@@ -29,25 +46,34 @@ pub(super) struct SystemNames;
 #[async_trait]
 impl Names for SystemNames {
     async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, String> {
-        let resolver = tokio::task::spawn_blocking(|| {
-            let mut builder = TokioResolver::builder_tokio()?;
-            let options = builder.options_mut();
-            options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-            (options.timeout, options.attempts) = (ATTEMPT, ATTEMPTS);
-            builder.build()
-        });
-        let resolver = resolver
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(|error| format!("cannot read /etc/resolv.conf: {error}"))?;
-        match resolver.lookup_ip(host).await {
-            Ok(found) => Ok(found.iter().collect()),
-            Err(error) if error.is_nx_domain() => Err("no such host".into()),
-            Err(error) if error.is_no_records_found() => Err("the name has no addresses".into()),
-            // Its own words for a server that is silent or refuses say nothing about servers.
-            Err(NetError::Timeout | NetError::NoConnections) => Err("no name server answers".into()),
-            Err(error) => Err(error.to_string()),
-        }
+        ask(host, ATTEMPTS).await.map_err(|error| error.to_string())
+    }
+}
+
+/// Asks once, as the node does when it looks for others, and says what came of it. `limit`: of all of it.
+pub async fn resolve(host: &str, limit: Duration) -> Result<Vec<IpAddr>, Unresolved> {
+    tokio::time::timeout(limit, ask(host, 1)).await.unwrap_or(Err(Unresolved::Silent))
+}
+
+async fn ask(host: &str, attempts: usize) -> Result<Vec<IpAddr>, Unresolved> {
+    let resolver = tokio::task::spawn_blocking(move || {
+        let mut builder = TokioResolver::builder_tokio()?;
+        let options = builder.options_mut();
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        (options.timeout, options.attempts) = (ATTEMPT, attempts);
+        builder.build()
+    });
+    let resolver = resolver
+        .await
+        .map_err(|error| Unresolved::Other(error.to_string()))?
+        .map_err(|error| Unresolved::Other(format!("cannot read /etc/resolv.conf: {error}")))?;
+    match resolver.lookup_ip(host).await {
+        Ok(found) => Ok(found.iter().collect()),
+        Err(error) if error.is_nx_domain() => Err(Unresolved::NoSuchHost),
+        Err(error) if error.is_no_records_found() => Err(Unresolved::NoAddresses),
+        // Its own words for a server that is silent or refuses say nothing about servers.
+        Err(NetError::Timeout | NetError::NoConnections) => Err(Unresolved::Silent),
+        Err(error) => Err(Unresolved::Other(error.to_string())),
     }
 }
 
