@@ -1,8 +1,10 @@
 //! The command line: what can be asked for, and what is printed about it. Parts are called, none is built here.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 this node is not set up; 70 is the watchdog's.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 this node is not set up, or has a problem, 4 it has warnings; 70 is the
+//! watchdog's.
 
 mod commands;
+mod doctor;
 mod node;
 mod plugin;
 
@@ -98,6 +100,13 @@ enum Command {
     /// Peili's entry is taken out of it, and that is said.
     #[command(after_help = node::CLEANUP_HELP)]
     Cleanup(node::Cleanup),
+
+    /// Say what is wrong on this node, and what to do about it
+    ///
+    /// Looks at the mounted credentials, DNS, each address of the Kubernetes API (connection, TLS, rights verb by verb, a dry-run write), at
+    /// containerd and its registry configuration, and at the mirror that runs here. Changes nothing, and ends within ten seconds.
+    #[command(after_help = doctor::HELP)]
+    Doctor(doctor::Doctor),
 
     /// Write, build, check and measure policies
     ///
@@ -337,6 +346,9 @@ pub enum Failure {
     /// It was looked at, and pulls do not come to Peili, or will not any more: exit code 3.
     #[error("{0}")]
     NotSetUp(String),
+    /// It was looked at, and there are warnings: exit code 4.
+    #[error("{0}")]
+    Warned(String),
 }
 
 impl Failure {
@@ -346,6 +358,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Failed(_) => 1,
             Self::NotSetUp(_) => 3,
+            Self::Warned(_) => 4,
         }
     }
 }

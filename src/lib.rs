@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod configure;
+pub mod doctor;
 pub mod election;
 pub mod listener;
 pub mod mirror;

@@ -9,8 +9,8 @@ use anyhow::Context;
 use clap::CommandFactory;
 
 use super::{
-    Cli, ClusterKey, Command, Config, Election, Explain, ExplainPlace, Failure, Identity, Pull, Status, node,
-    plugin,
+    Cli, ClusterKey, Command, Config, Election, Explain, ExplainPlace, Failure, Identity, Pull, Status,
+    doctor, node, plugin,
 };
 use crate::admin;
 use crate::app;
@@ -42,6 +42,7 @@ impl Cli {
                     Key::read(&path).with_context(|| format!("no cluster key in {}", path.display()))?;
                 print(&format!("{}\n", key.id()))
             }
+            Command::Doctor(arguments) => Box::pin(doctor::doctor(arguments)).await,
             Command::Plugin(command) => plugin::plugin(command),
             Command::Config(Config::Show(sources)) => print(&sources.load()?.show()),
             Command::Config(Config::Schema) => {

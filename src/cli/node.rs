@@ -22,7 +22,7 @@ pub(super) const CLEANUP_HELP: &str = "Examples:\n  peili cleanup --dry-run\n  p
 
 /// Where things are.
 #[derive(Args, Debug)]
-struct Place {
+pub(super) struct Place {
     /// Where Peili answers [default: by registry.listen of the configuration]
     #[arg(long, value_name = "URL")]
     mirror: Option<Mirror>,
@@ -176,28 +176,38 @@ fn show(report: &Report, json: bool, done: bool) -> Result<(), Failure> {
 
 impl Place {
     fn options(self, targets: Vec<Target>, mode: Option<Mode>) -> Result<Options, Failure> {
-        let config::Config { node, store, registry, upstream, policies, .. } = self.sources.load()?.config;
+        self.load(targets, mode).map(|(options, _)| options)
+    }
+
+    /// What `configure` is asked, and the configuration that says so.
+    pub(super) fn load(
+        self,
+        targets: Vec<Target>,
+        mode: Option<Mode>,
+    ) -> Result<(Options, config::Config), Failure> {
+        let config = self.sources.load()?.config;
         let mirror = match self.mirror {
             Some(mirror) => mirror,
-            None => Mirror::of(&registry.listen).ok_or_else(|| {
+            None => Mirror::of(&config.registry.listen).ok_or_else(|| {
                 Failure::Usage("registry.listen is empty\nhint: name the address by --mirror".to_owned())
             })?,
         };
         let settings = Settings {
-            containerd: store.source == "containerd",
-            socket: store.socket,
-            hosts_dirs: upstream.hosts_dirs,
-            policies: policies.enforced(),
+            containerd: config.store.source == "containerd",
+            socket: config.store.socket.clone(),
+            hosts_dirs: config.upstream.hosts_dirs.clone(),
+            policies: config.policies.enforced(),
         };
-        Ok(Options {
+        let options = Options {
             root: self.root,
-            state: self.data_dir.unwrap_or(node.data_dir).join("configure"),
+            state: self.data_dir.unwrap_or_else(|| config.node.data_dir.clone()).join("configure"),
             config_paths: self.config_path,
             targets,
             mirror,
             mode,
             settings,
-        })
+        };
+        Ok((options, config))
     }
 }
 

@@ -1,0 +1,97 @@
+//! Names, and what the mirror that runs here says of its peers.
+
+use super::super::Verdict;
+use super::super::code::{Code, Confidence};
+use super::super::facts::Facts;
+use super::Found;
+use crate::admin::StoreHealth;
+use crate::network::swarm::Unresolved;
+
+pub(super) fn judge(facts: &Facts, found: &mut Found) {
+    names(facts, found);
+    mirror(facts, found);
+}
+
+/// One verdict for all names: they are asked of the same servers.
+fn names(facts: &Facts, found: &mut Found) {
+    let failed: Vec<(&str, &Unresolved)> = facts
+        .names
+        .iter()
+        .filter_map(|(name, answer)| Some((name.as_str(), answer.as_ref().err()?)))
+        .collect();
+    for (name, answer) in &facts.names {
+        if let Ok(count) = answer {
+            found.note(format!("DNS: {name} has {count} addresses"));
+        }
+    }
+    let Some((_, first)) = failed.first() else { return };
+    let cluster = facts.cluster_name.as_ref();
+    let is_known = matches!(cluster, Some(Ok(_)));
+    let is_silent = matches!(first, Unresolved::Silent);
+    let mut verdict = match first {
+        Unresolved::Silent if !is_known => {
+            let fix = "allow UDP and TCP 53 to the cluster's DNS, and see that it runs (`kubectl -n kube-system get pods -l \
+                       k8s-app=kube-dns`)";
+            Verdict::new(Code::DnsSilent, Confidence::Medium, fix)
+                .or("a policy of the network drops port 53")
+                .or("the DNS server is down")
+        }
+        Unresolved::NoSuchHost | Unresolved::NoAddresses if is_known => {
+            let fix = "is the headless Service there, in that namespace and domain, and does it publish addresses that are not ready? \
+                       (`kubectl get service -A`; `publishNotReadyAddresses: true`)";
+            Verdict::new(Code::DnsNoName, Confidence::High, fix)
+                .or("the name in `network.dns` is wrong")
+                .or("no pod is behind the Service yet")
+        }
+        Unresolved::NoSuchHost if matches!(cluster, Some(Err(Unresolved::NoSuchHost))) => {
+            let fix = "with host networking let the pod have `dnsPolicy: ClusterFirstWithHostNet`; outside a cluster name peers in \
+                       `network.peers`, or use a name that your DNS knows";
+            Verdict::new(Code::DnsNotTheClusters, Confidence::Medium, fix)
+                .or("a pod with host networking and the default dnsPolicy")
+                .or("this machine is in no cluster")
+        }
+        _ => {
+            let fix = "look at /etc/resolv.conf, and at the name server that it names";
+            Verdict::new(Code::DnsFailing, Confidence::Medium, fix)
+        }
+    };
+    verdict.evidence.extend(failed.iter().map(|(name, why)| format!("{name}: {why}")));
+    if let Some(Err(why)) = cluster
+        && !is_silent
+    {
+        verdict.evidence.push(format!("kubernetes.default.svc: {why}"));
+    }
+    if is_known {
+        verdict.evidence.push("kubernetes.default.svc is known there".to_owned());
+    }
+    found.say(verdict);
+}
+
+fn mirror(facts: &Facts, found: &mut Found) {
+    let status = match &facts.mirror {
+        Ok(status) => status,
+        Err(why) => return found.note(format!("mirror: none was asked: {why}")),
+    };
+    found.note(format!(
+        "mirror: runs ({}), mode {}, {} members",
+        status.node.version,
+        if status.election.mode.is_empty() { "not known yet" } else { &status.election.mode },
+        status.network.members
+    ));
+    let says = status.problems.iter().map(|problem| problem.lines().next().unwrap_or_default());
+    for problem in says {
+        found.note(format!("mirror: says: {problem}"));
+    }
+    if status.election.mode == "alone" {
+        let mut verdict = Verdict::new(Code::MirrorAlone, Confidence::High, status.election.remedy.as_str())
+            .seen(format!("the cause that it names is `{}`", status.election.cause));
+        verdict.evidence.extend(status.network.problems.iter().take(4).cloned());
+        found.say(
+            verdict.or("this is the only node").or("the other nodes' peer ports are closed to this one"),
+        );
+    }
+    if let StoreHealth::Degraded { reason } = &status.store.health {
+        let fix = "see what is wrong with the runtime; `peili status` shows when it is over";
+        found.say(Verdict::new(Code::MirrorStore, Confidence::High, fix).seen(reason.as_str()));
+    }
+}

@@ -1,0 +1,85 @@
+//! Looks at everything at once. Each probe has a limit of its own, so that one that hangs costs the others nothing.
+
+mod api;
+mod node;
+
+use std::time::{Duration, SystemTime};
+
+use futures::future::join_all;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::Subject;
+use super::facts::Facts;
+use super::place::Place;
+use crate::network::swarm::{Unresolved, resolve};
+use crate::{admin, cluster};
+
+/// For one probe.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Names of peers that are tried.
+const NAMES: usize = 8;
+/// A name that the DNS of each cluster knows.
+const CLUSTER_NAME: &str = "kubernetes.default.svc";
+
+/// Looks.
+pub(super) async fn look(subject: &Subject) -> Facts {
+    let config = subject.cluster.clone();
+    let account = async { spawn_blocking(move || cluster::account(&config)).await.unwrap_or_default() };
+    let wanted = api::wanted(subject);
+    let asked = async {
+        if wanted.is_some() && subject.cluster.is_in_cluster() {
+            let namespace = api::namespace(&subject.cluster).await;
+            let reaches = cluster::reach(&subject.cluster).await;
+            let answers = api::ask(subject, &reaches, wanted.as_ref(), namespace.as_deref().ok()).await;
+            (namespace, reaches, answers)
+        } else {
+            (Err("it was not looked for".to_owned()), Vec::new(), None)
+        }
+    };
+    let (account, (namespace, reaches, answers), (names, cluster_name), runtime, mirror) =
+        tokio::join!(account, asked, names(&subject.dns), node::runtime(subject), mirror(subject));
+    let report = runtime.as_ref().and_then(|runtime| runtime.report.as_deref().ok().cloned());
+    let (root, labels) = (subject.configure.root.clone(), subject.pod_labels.clone());
+    let place = spawn_blocking(move || Place::look(&root, &labels, report.as_ref()));
+    Facts {
+        now: SystemTime::now(),
+        place: timeout(LIMIT, place).await.ok().and_then(Result::ok).unwrap_or_default(),
+        wanted,
+        in_cluster: subject.cluster.is_in_cluster(),
+        account,
+        namespace,
+        reaches,
+        answers,
+        names,
+        cluster_name,
+        runtime,
+        mirror,
+    }
+}
+
+type Found = Result<usize, Unresolved>;
+
+async fn names(dns: &[String]) -> (Vec<(String, Found)>, Option<Found>) {
+    let ask = async |host: &str| resolve(host, LIMIT).await.map(|addresses| addresses.len());
+    // An address needs no name server.
+    let hosts = dns.iter().filter(|name| name.parse::<std::net::SocketAddr>().is_err());
+    let hosts: Vec<&str> =
+        hosts.map(|name| name.rsplit_once(':').map_or(name.as_str(), |(host, _)| host)).take(NAMES).collect();
+    if hosts.is_empty() {
+        return (Vec::new(), None);
+    }
+    let all = join_all(hosts.iter().map(|host| async { ((*host).to_owned(), ask(host).await) }));
+    let (all, cluster_name) = tokio::join!(all, ask(CLUSTER_NAME));
+    (all, Some(cluster_name))
+}
+
+async fn mirror(subject: &Subject) -> Result<Box<admin::Status>, String> {
+    let Some(address) = subject.admin else { return Err("`admin.listen` is empty".to_owned()) };
+    match timeout(LIMIT, admin::fetch(address)).await {
+        Ok(Ok(status)) => Ok(Box::new(status)),
+        // The first line; the rest is a hint for another command.
+        Ok(Err(error)) => Err(error.to_string().lines().next().unwrap_or_default().to_owned()),
+        Err(_) => Err(format!("{address} did not answer within {LIMIT:?}")),
+    }
+}

@@ -1,0 +1,69 @@
+//! The runtime of this node: whether containerd answers, and what its registry configuration says to a mirror.
+
+use std::io;
+use std::path::Path;
+
+use tokio::net::UnixStream;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::super::Subject;
+use super::super::facts::{Runtime, Silence, Unseen};
+use super::LIMIT;
+use crate::configure::{self, Error, Options, Report};
+use crate::store::containerd;
+
+/// Looks at it; `None`: the store is no containerd.
+pub(super) async fn runtime(subject: &Subject) -> Option<Runtime> {
+    if subject.store.source != "containerd" {
+        return None;
+    }
+    let socket = &subject.store.socket;
+    let options = subject.configure.clone();
+    let files = timeout(LIMIT, spawn_blocking(move || files(&options)));
+    let (version, files) = tokio::join!(version(socket), files);
+    let (report, missing) = match files {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => (Err(Unseen::Unreadable(error.to_string())), Vec::new()),
+        Err(_) => (Err(Unseen::Unreadable(format!("its files were not read within {LIMIT:?}"))), Vec::new()),
+    };
+    Some(Runtime { socket: socket.display().to_string(), version, report, missing })
+}
+
+async fn version(socket: &Path) -> Result<String, Silence> {
+    // The kernel's own word first: the client's error is a text.
+    match timeout(LIMIT, UnixStream::connect(socket)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            return Err(match error.kind() {
+                io::ErrorKind::NotFound => Silence::Absent,
+                io::ErrorKind::PermissionDenied => Silence::Denied(error.to_string()),
+                io::ErrorKind::ConnectionRefused => Silence::Down,
+                _ => Silence::Other(error.to_string()),
+            });
+        }
+        Err(_) => return Err(Silence::Silent),
+    }
+    // Less than the client's own limit, whose end is only a text.
+    match timeout(LIMIT * 3 / 4, containerd::version(socket)).await {
+        Ok(Ok(version)) => Ok(version),
+        Ok(Err(text)) => Err(Silence::Other(text)),
+        Err(_) => Err(Silence::Silent),
+    }
+}
+
+fn files(options: &Options) -> (Result<Box<Report>, Unseen>, Vec<String>) {
+    let report = configure::check(options).map_err(|error| match error {
+        Error::NoRuntime(_) => Unseen::NoRuntime,
+        Error::Owned(..) => Unseen::Owned(error.to_string()),
+        error => Unseen::Unreadable(error.to_string()),
+    });
+    let folders = report.as_ref().ok().and_then(|report| report.node.as_ref());
+    let folders = folders.map(|node| node.config_path.as_slice()).unwrap_or_default();
+    let is_missing = |folder: &&std::path::PathBuf| {
+        let here = options.root.join(folder.strip_prefix("/").unwrap_or(folder));
+        matches!(std::fs::metadata(here), Err(error) if error.kind() == io::ErrorKind::NotFound)
+    };
+    let missing = folders.iter().filter(is_missing).map(|folder| folder.display().to_string()).collect();
+    (report.map(Box::new), missing)
+}
