@@ -22,6 +22,7 @@ mod cluster;
 mod configmap;
 mod configure;
 mod coordination;
+mod doctor;
 mod election;
 mod faults;
 mod handover;
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
     cases.extend(configmap::cases());
     cases.extend(configure::cases());
     cases.extend(coordination::cases());
+    cases.extend(doctor::cases());
     cases.extend(election::cases());
     cases.extend(faults::cases());
     cases.extend(handover::cases());

@@ -51,7 +51,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// What is done to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
+pub(crate) enum Trouble {
     Blocked(Block),
     /// Its cable is pulled.
     Unplugged,
@@ -60,7 +60,7 @@ enum Trouble {
 }
 
 /// Each with what is to be said of it.
-const TROUBLES: [(Trouble, Cause); 14] = [
+pub(crate) const TROUBLES: [(Trouble, Cause); 14] = [
     (Trouble::Blocked(Block::Drop), Cause::Timeout),
     (Trouble::Blocked(Block::Reject), Cause::Refused),
     (Trouble::Blocked(Block::Icmp("icmp-port-unreachable")), Cause::Refused),
@@ -77,7 +77,7 @@ const TROUBLES: [(Trouble, Cause); 14] = [
     (Trouble::Cut, Cause::NoAnswer),
 ];
 /// The node of the network that has the API server.
-const SERVER: usize = TROUBLES.len();
+pub(crate) const SERVER: usize = TROUBLES.len();
 
 /// A candidate of this process whose sockets are in a namespace.
 struct Candidate {
