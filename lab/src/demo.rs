@@ -6,6 +6,7 @@
 
 mod acts;
 mod coordinator;
+mod diagnosis;
 mod distrust;
 mod meter;
 mod newcomer;

@@ -91,6 +91,12 @@ async fn leases(admin: impl AsyncFn(&str, &str, Option<&Value>) -> anyhow::Resul
     assert_eq!((status, gone["reason"].as_str()), (409, Some("Conflict")), "{gone}");
     let (status, made) = admin("POST", LEASES, Some(&lease("c"))).await.unwrap();
     assert_eq!(status, 201, "{made}");
+    // For show.
+    let mut changed = made.clone();
+    changed["spec"]["holderIdentity"] = "d".into();
+    let (status, shown) = admin("PUT", &format!("{LEADER}?dryRun=All"), Some(&changed)).await.unwrap();
+    assert_eq!((status, shown["spec"]["holderIdentity"].as_str()), (200, Some("d")), "{shown}");
+    assert_eq!(admin("GET", LEADER, None).await.unwrap(), (200, made.clone()));
     made
 }
 

@@ -10,7 +10,7 @@ use peili_lab::wait;
 use super::Act;
 use super::screen::bytes;
 use super::stage::{LIMIT, Main, REGISTRY, Stage, size};
-use super::{coordinator, distrust, newcomer, policy, stranger};
+use super::{coordinator, diagnosis, distrust, newcomer, policy, stranger};
 
 const MIB: u64 = 1 << 20;
 
@@ -59,6 +59,10 @@ pub(super) const ACTS: &[Act] = &[
     Act {
         title: "One node coordinates, as a policy says; the policy is replaced, the API server cut off, and who leads killed.",
         run: |stage| Box::pin(coordinator::is_elected(stage)),
+    },
+    Act {
+        title: "A right is taken from the nodes' account; `peili doctor` names it and prints what gives it back, which is applied.",
+        run: |stage| Box::pin(diagnosis::names_a_right(stage)),
     },
 ];
 

@@ -152,7 +152,8 @@ async fn led(stage: &Stage, by: &str) -> Result<usize> {
     .and_then(|found| found)
 }
 
-async fn leading(stage: &Stage) -> Result<Option<usize>> {
+/// Who holds it now; two are an error.
+pub(super) async fn leading(stage: &Stage) -> Result<Option<usize>> {
     let mut found = None;
     for (index, member) in
         stage.nodes.iter().enumerate().filter(|(_, member)| member.node.process().is_some())

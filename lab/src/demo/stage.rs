@@ -45,7 +45,8 @@ pub(crate) struct Stage {
     pub(crate) nodes: Vec<Member>,
     /// The registry.
     pub(crate) origin: Arc<Origin>,
-    api: Api,
+    /// The API server.
+    pub(crate) api: Api,
     network: Option<Network>,
     secret: Scratch,
     /// The runtime's name.

@@ -1,5 +1,5 @@
 //! A stand-in for the API server where no real one is: what an election needs of it (objects with a uid and a version that are
-//! compared and swapped, a watch, a token), over TLS. It has no rights, schemas, admission, times or storage. Tests that compare it with the
+//! compared and swapped, a watch, a token), over TLS. Of rights it knows one that may be forbidden; it has no schemas, admission, times or storage. Tests that compare it with the
 //! real one say how far it may be believed; none stands on it alone.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -37,8 +37,12 @@ const BODY_LIMIT: usize = 3 << 20;
 const HISTORY: usize = 1_024;
 /// Objects, all in all.
 const OBJECTS: usize = 10_000;
+const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 /// Whose token counts: an hour is longer than any demonstration.
 const TOKEN_TIME: Duration = Duration::from_secs(3_600);
+
+/// A verb and a resource: `update`, `leases`.
+type Forbidden = (&'static str, &'static str);
 
 type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
@@ -49,6 +53,7 @@ pub struct StandIn {
     token: String,
     admin: Client,
     frozen: watch::Sender<bool>,
+    forbidden: watch::Sender<Option<Forbidden>>,
     credentials: Credentials,
     _serving: AbortOnDropHandle<()>,
     // After what uses it.
@@ -62,16 +67,18 @@ struct Shared {
     store: Mutex<Store>,
     version: watch::Sender<u64>,
     frozen: watch::Receiver<bool>,
+    forbidden: watch::Receiver<Option<Forbidden>>,
 }
 
 /// The objects by their paths, and what happened to them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Store {
     version: u64,
     objects: BTreeMap<String, Value>,
     history: VecDeque<Change>,
 }
 
+#[derive(Clone)]
 struct Change {
     version: u64,
     path: String,
@@ -110,6 +117,7 @@ impl StandIn {
         let token = |name: &str| credentials.token(&Account { namespace, name, uid: name }, until);
         let tokens = [token("peili")?, token("admin")?];
         let (frozen, is_frozen) = watch::channel(false);
+        let (forbidden, is_forbidden) = watch::channel(None);
         let admin = Client::new(address, place.map(|(place, _)| place.clone()), credentials.nobody());
         let admin = admin.with_token(&tokens[1]);
         let shared = Arc::new(Shared {
@@ -118,13 +126,25 @@ impl StandIn {
             store: Mutex::default(),
             version: watch::Sender::default(),
             frozen: is_frozen,
+            forbidden: is_forbidden,
         });
         let acceptor = TlsAcceptor::from(Arc::new(tls(scratch.path())?));
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let serving = AbortOnDropHandle::new(tokio::spawn(serve(shared, listener, acceptor)));
         let [token, _] = tokens;
         let namespace = namespace.to_owned();
-        Ok(Self { address, namespace, token, admin, frozen, credentials, _serving: serving, scratch })
+        let all = Self {
+            address,
+            namespace,
+            token,
+            admin,
+            frozen,
+            forbidden,
+            credentials,
+            _serving: serving,
+            scratch,
+        };
+        Ok(all)
     }
 
     /// `https://ADDRESS:PORT`
@@ -142,6 +162,12 @@ impl StandIn {
     /// From now on connections come about and nothing is answered (`true`), or all is as ever.
     pub fn freeze(&self, freezes: bool) {
         self.frozen.send_replace(freezes);
+    }
+
+    /// From now on the account may not do this, unless a Role that is made says that it may; `None`: it may do everything. Bindings are
+    /// not looked at.
+    pub fn forbid(&self, forbidden: Option<(&'static str, &'static str)>) {
+        self.forbidden.send_replace(forbidden);
     }
 
     /// A request of the administrator: the answer's status and body.
@@ -198,16 +224,30 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Bo
         return whole(refused(413, "RequestEntityTooLarge", None, "the body is too large"));
     };
     let query = parts.uri.query().unwrap_or_default();
+    let object: Option<Value> = serde_json::from_slice(&body.to_bytes()).ok();
+    match (parts.uri.path(), &object) {
+        ("/version", _) => return whole((200, json!({"gitVersion": "v0.0.0-stand-in"}))),
+        (REVIEWS, Some(review)) => return whole((201, shared.review(review))),
+        _ => {}
+    }
     let Some(target) = Target::parse(parts.uri.path()) else {
         return whole(refused(404, "NotFound", None, "the server could not find the requested resource"));
     };
     if query.split('&').any(|pair| pair == "watch=true" || pair == "watch=1") {
         return watched(shared, &target, query);
     }
-    let answer = match serde_json::from_slice(&body.to_bytes()) {
-        Ok(object) => shared.carry_out(&parts.method, &target, Some(object)),
-        Err(_) => shared.carry_out(&parts.method, &target, None),
-    };
+    let verb = if parts.method == Method::PUT { "update" } else { "" };
+    let is_account = shown == Some(&*format!("Bearer {}", shared.tokens[0]));
+    if is_account && !shared.may(verb, &target.plural) {
+        let text = format!(
+            "{} is forbidden: the account cannot {verb} resource \"{}\"",
+            target.resource(),
+            target.plural
+        );
+        return whole(refused(403, "Forbidden", None, &text));
+    }
+    let is_dry = query.split('&').any(|pair| pair == "dryRun=All");
+    let answer = shared.carry_out(&parts.method, &target, object, is_dry);
     shared.thawed().await;
     whole(answer)
 }
@@ -266,12 +306,34 @@ impl Shared {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn carry_out(&self, method: &Method, target: &Target, object: Option<Value>) -> Answer {
+    /// Whether the account may do this.
+    fn may(&self, verb: &str, resource: &str) -> bool {
+        if *self.forbidden.borrow() != Some((verb, resource)) {
+            return true;
+        }
+        let has =
+            |list: &Value, wanted: &str| list.as_array().is_some_and(|all| all.contains(&json!(wanted)));
+        let allows = |rule: &Value| has(&rule["verbs"], verb) && has(&rule["resources"], resource);
+        let store = self.lock();
+        let mut roles = store.objects.values().filter(|object| object["kind"] == "Role");
+        roles.any(|role| role["rules"].as_array().is_some_and(|rules| rules.iter().any(allows)))
+    }
+
+    /// A SelfSubjectAccessReview with its answer.
+    fn review(&self, review: &Value) -> Value {
+        let asked = &review["spec"]["resourceAttributes"];
+        let text = |name: &str| asked[name].as_str().unwrap_or_default();
+        json!({"kind": review["kind"], "status": {"allowed": self.may(text("verb"), text("resource"))}})
+    }
+
+    /// `is_dry`: answers as if, and changes nothing.
+    fn carry_out(&self, method: &Method, target: &Target, object: Option<Value>, is_dry: bool) -> Answer {
         if target.namespace != self.namespace {
             let text = format!("namespaces \"{}\" not found", target.namespace);
             return refused(404, "NotFound", Some(("namespaces", &target.namespace)), &text);
         }
         let mut store = self.lock();
+        let before = is_dry.then(|| store.clone());
         let answer = match (method.as_str(), &target.name, object) {
             ("GET", None, _) => (200, store.list(target)),
             ("GET", Some(name), _) => store.get(target, name),
@@ -281,6 +343,9 @@ impl Shared {
             ("POST" | "PUT", _, None) => refused(400, "BadRequest", None, "the body is no JSON"),
             _ => refused(405, "MethodNotAllowed", None, "the stand-in does not do this"),
         };
+        if let Some(before) = before {
+            *store = before;
+        }
         self.version.send_replace(store.version);
         answer
     }

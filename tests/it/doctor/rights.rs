@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use peili_lab::Requirement;
-use peili_lab::kubernetes::Options;
+use peili_lab::kubernetes::{Options, StandIn};
 use peili_lab::scratch::Scratch;
 use serde_json::{Value, json};
 
@@ -19,6 +19,7 @@ pub(super) fn cases() -> Vec<Case> {
     let long = Duration::from_secs(150);
     vec![
         Case::new("doctor::each_missing_right_is_named_and_its_fix_clears_it", &server, rights).within(long),
+        Case::new("doctor::the_stand_in_says_what_the_real_one_says", &[], stand_in),
         Case::new("doctor::credentials_and_namespaces_are_told_apart", &server, credentials).within(long),
         Case::new(
             "doctor::a_clock_that_is_behind_is_seen_by_the_token",
@@ -187,6 +188,19 @@ async fn rights() {
     let path = format!("{RBAC}/clusterrolebindings/system:basic-user");
     assert_eq!(cluster.server.admin("DELETE", &path, None).await.unwrap().0, 200);
     doctor.comes_to("no reviews", &[], &["review-refused"]).await;
+}
+
+/// The demonstration takes it where there is no real one.
+async fn stand_in() {
+    let server = StandIn::start(None, "peili").unwrap();
+    let doctor = Doctor::new(&in_cluster(&server.url(), &server.credentials().unwrap()));
+    doctor.finds("all is well", &[]).await;
+    server.forbid(Some(("update", "leases")));
+    let found = doctor.finds("the lock may not be replaced", &["rights-lock"]).await;
+    for object in found.manifests("rights-lock").iter().flatten() {
+        assert_eq!(server.admin("POST", &folder(object), Some(object)).await.unwrap().0, 201);
+    }
+    doctor.finds("what is printed is there", &[]).await;
 }
 
 async fn credentials() {
