@@ -4,14 +4,16 @@
 //! Nothing that may be absent at the start ends it: not containerd, not peers, not DNS, not even a readable identity.
 //! Only what an operator got wrong does: a configuration that cannot be, or an address that is taken.
 
+mod diagnosing;
 mod electing;
 mod facts;
 mod reload;
+mod report;
 mod vitals;
 mod zone;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -19,8 +21,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::admin::{self, Sources, Status};
-use crate::cluster::Coordinator;
+use crate::admin::{self, Sources};
 use crate::config::{Config, Loaded, watch};
 use crate::election::strict::LeaseMetrics;
 use crate::election::{self, Election};
@@ -29,23 +30,25 @@ use crate::mirror::{self, Mirror, Parts, Serve, Settings, Tags};
 use crate::network::admission::{self, Admission, Mode};
 use crate::network::identity::{Identity, IdentityError};
 use crate::network::swarm::{self, Announcement, Swarm, SwarmNetwork};
-use crate::network::{self, Network, versions};
+use crate::network::{self, versions};
 use crate::oci::{Gate, Members};
 use crate::policy::registry::RegistryPolicy;
 use crate::policy::trust::TrustPolicy;
 use crate::policy::{self, Policies, Provenance};
-use crate::registry::{self, Amount};
+use crate::registry;
 use crate::store::containerd::ContainerdStore;
 use crate::store::layout::LayoutStore;
-use crate::store::{Health, Provider, Watcher};
+use crate::store::{Provider, Watcher};
 use crate::telemetry::{self, Causes, Log};
 use crate::transfer::{self, client::Client, server::Access, server::ServerHandle};
 use crate::trust::{self, Changed, Judge, PinnedTrust};
+use crate::upstream;
 use crate::upstream::named::Named;
 use crate::upstream::probe::Prober;
-use crate::upstream::{self, Upstreams as _};
 use crate::watchdog::Watchdog;
 
+use diagnosing::Diagnosing;
+use report::{Problems, Report};
 use vitals::Vitals;
 use zone::Zone;
 
@@ -71,14 +74,7 @@ struct App {
     vitals: Vitals,
     _explaining: Option<admin::ExplainServer>,
     _driving: Option<AbortOnDropHandle<()>>,
-    _tasks: [AbortOnDropHandle<()>; 9],
-}
-
-/// What is wrong beside what the parts say of themselves.
-#[derive(Debug, Default)]
-struct Problems {
-    identity: Option<String>,
-    configuration: Mutex<Option<String>>,
+    _tasks: [AbortOnDropHandle<()>; 10],
 }
 
 /// Runs this node's mirror until a signal ends it.
@@ -126,7 +122,7 @@ impl App {
         log.register(metrics);
 
         let (identity, identity_problem) = identity(&config);
-        let problems = Arc::new(Problems { identity: identity_problem, ..Problems::default() });
+        let problems = Arc::new(Problems::new(identity_problem));
         tracing::info!(
             version = versions::PROGRAM, node = config.node.name, peer = %identity.peer_id(),
             store = config.store.source, "starting"
@@ -214,6 +210,11 @@ impl App {
         let election =
             electing::elections(&config.election, &policies, &admission, nodes, strict, election_metrics);
         let electing = AbortOnDropHandle::new(tokio::spawn(election.clone().follow()));
+        let diagnosing = Arc::new(Diagnosing::new(&config, metrics.sub_registry_with_prefix("doctor")));
+        let looking = AbortOnDropHandle::new(tokio::spawn({
+            let network = network.clone();
+            Arc::clone(&diagnosing).follow(election.clone(), move || network.known_peers().len() + 1)
+        }));
 
         let client = Client::presenting(admission.clone(), &identity, transfer_metrics)
             .context("cannot start the peer client")?;
@@ -315,6 +316,7 @@ impl App {
             policies: Arc::clone(&policies),
             election: election.clone(),
             coordinator,
+            diagnosing,
             upstreams: upstreams.clone(),
             gate: Arc::clone(&gate),
             problems: Arc::clone(&problems),
@@ -396,6 +398,7 @@ impl App {
                 resolving,
                 locating,
                 telling,
+                looking,
             ],
         })
     }
@@ -417,103 +420,6 @@ impl App {
             tracing::warn!("some answers to the runtime were cut by the end of the drain");
         }
         self.admin.drain(Duration::from_millis(100)).await;
-    }
-}
-
-/// Where `/status` comes from.
-struct Report {
-    node: admin::Node,
-    zone: Arc<Zone>,
-    started: tokio::time::Instant,
-    source: String,
-    watcher: Arc<dyn Watcher>,
-    mirror: Mirror,
-    network: SwarmNetwork,
-    served: registry::Metrics,
-    to_peers: mirror::Metrics,
-    causes: Arc<Causes>,
-    policies: Arc<Policies>,
-    election: Election,
-    coordinator: Option<Arc<Coordinator>>,
-    upstreams: Named,
-    gate: Arc<PinnedTrust>,
-    problems: Arc<Problems>,
-}
-
-impl Report {
-    fn status(&self) -> Status {
-        let health = self.watcher.health().borrow().clone();
-        let counts = self.mirror.counts();
-        let network = self.network.status();
-        let (requests, bytes) = self.to_peers.to_peers();
-        let mut problems = self.problems.list();
-        if let Health::Degraded(reason) = &health {
-            problems.push(format!("store: {reason}"));
-        }
-        problems.extend(self.policies.problems().into_iter().map(|problem| format!("policies: {problem}")));
-        problems.extend(self.zone.problem());
-        problems.extend(self.election.problems());
-        problems.extend(self.coordinator.iter().flat_map(|coordinator| coordinator.problems()));
-        problems
-            .extend(self.policies.unrecorded().map(|problem| format!("policies: not recorded: {problem}")));
-        problems.extend(self.gate.problems());
-        problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
-        problems.extend(self.mirror.advisory_denials());
-        let known = self.upstreams.known();
-        problems.extend(known.iter().filter_map(|known| {
-            let problem = known.state.problem.as_ref()?;
-            Some(format!("upstream {}: {problem}", known.name))
-        }));
-        for (peer, conduct) in self.mirror.conduct() {
-            if conduct.digest_mismatches > 0 {
-                let count = conduct.digest_mismatches;
-                problems.push(format!("peer {peer} had a part in {count} contents with a wrong digest"));
-            }
-            if conduct.suspected {
-                problems.push(format!("peer {peer} is suspected: its last requests failed"));
-            }
-        }
-        Status {
-            version: Status::VERSION,
-            node: admin::Node {
-                zone: self.zone.now(),
-                uptime_seconds: self.started.elapsed().as_secs(),
-                ..self.node.clone()
-            },
-            store: admin::Store {
-                source: self.source.clone(),
-                health: health.into(),
-                images: counts.tags as u64,
-                digests: counts.digests as u64,
-                bytes: Some(counts.bytes),
-            },
-            network,
-            policies: self.policies.loaded(),
-            election: self.election.status(),
-            upstreams: known.iter().map(upstream_status).collect(),
-            served: admin::Served::new(&self.served.served(), Amount { requests, bytes }),
-            problems,
-            causes: self.causes.last(),
-        }
-    }
-}
-
-fn upstream_status(known: &upstream::Known) -> admin::Upstream {
-    admin::Upstream {
-        name: known.name.to_string(),
-        health: known.state.health,
-        latency_millis: known.state.latency.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
-    }
-}
-
-impl Problems {
-    fn list(&self) -> Vec<String> {
-        let configuration = self.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.identity.iter().cloned().chain(configuration).collect()
-    }
-
-    fn set_configuration(&self, problem: Option<String>) {
-        *self.configuration.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 }
 

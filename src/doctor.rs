@@ -18,14 +18,19 @@ mod render;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use crate::config::Config;
 use crate::{cluster, configure, election, store};
 use code::{Code, Confidence, Severity};
 use fix::Manifest;
 use place::Place;
+
+/// Questions of one look to the API server at most: the version, whose account it is, each right, and of each lock and the fleet summary
+/// whether it is there and may be written.
+pub const REQUESTS: u32 = 20;
 
 /// Causes that are named beside the first one.
 pub const CAUSES: usize = 2;
@@ -47,10 +52,14 @@ pub struct Subject {
     pub pod_labels: PathBuf,
     /// Where the mirror that runs here is asked; `None`: nowhere.
     pub admin: Option<SocketAddr>,
+    /// Whether the API server is asked anything, beyond whether there is a way to it.
+    pub asks: bool,
+    /// Since when the mirror that runs here does not reach the API server, where it is that mirror that looks.
+    pub lost: Option<SystemTime>,
     /// Ports that policies of the network have to let through.
     pub ports: Ports,
-    /// How `peili configure --check` looks at the runtime.
-    pub configure: configure::Options,
+    /// How `peili configure --check` looks at the runtime; `None`: the runtime is not looked at.
+    pub configure: Option<configure::Options>,
 }
 
 /// Ports that policies of the network have to let through.
@@ -62,6 +71,50 @@ pub struct Ports {
     pub metrics: Option<u16>,
     /// Of the API server and of registries.
     pub out: Vec<u16>,
+}
+
+/// HTTPS, HTTP, and kubeadm's port of the API server.
+const OUT: [u16; 3] = [443, 80, 6443];
+
+impl Subject {
+    /// All that this configuration has to do with. `options`: see [`Self::configure`].
+    pub fn new(config: Config, options: Option<configure::Options>) -> Self {
+        Self {
+            ports: Ports::new(&config),
+            cluster: config.kubernetes,
+            election: config.election,
+            dns: config.network.dns,
+            store: config.store,
+            node: config.node.name,
+            pod_labels: config.node.pod_labels,
+            admin: config.admin.listen.first().copied(),
+            asks: true,
+            lost: None,
+            configure: options,
+        }
+    }
+}
+
+impl Ports {
+    fn new(config: &Config) -> Self {
+        let port = |text: &str| text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        let listen = config.network.listen.iter().chain(&config.transfer.listen);
+        let mut peers: Vec<u16> = listen.map(SocketAddr::port).filter(|port| *port != 0).collect();
+        peers.extend(config.network.dns.iter().filter_map(|name| port(name)));
+        let addresses = config.kubernetes.endpoints.iter().chain([&config.kubernetes.service]);
+        let addresses = addresses.chain(config.upstreams.iter().map(|upstream| &upstream.address));
+        let named = |address: &String| {
+            let uri: Option<http::Uri> = address.parse().ok();
+            uri.and_then(|uri| uri.port_u16())
+        };
+        let mut out: Vec<u16> = OUT.into_iter().chain(addresses.filter_map(named)).collect();
+        for ports in [&mut peers, &mut out] {
+            ports.sort_unstable();
+            ports.dedup();
+        }
+        let wide = config.admin.listen.iter().find(|address| !address.ip().is_loopback());
+        Self { peers, metrics: wide.map(SocketAddr::port), out }
+    }
 }
 
 /// What was found.
@@ -78,6 +131,9 @@ pub struct Report {
     pub seen: Vec<String>,
     /// How long it took.
     pub millis: u64,
+    /// Whether the API server was asked anything: at most [`REQUESTS`] questions then.
+    #[serde(skip)]
+    pub asked: bool,
 }
 
 /// One thing that is wrong.
@@ -104,7 +160,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// As [`Code::meaning`] has it, and as sure as it can be of this code.
-    fn new(code: Code, confidence: Confidence, fix: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Code, confidence: Confidence, fix: impl Into<String>) -> Self {
         let most = if code.is_proved() { Confidence::High } else { Confidence::Low };
         Self {
             code,
@@ -156,7 +212,8 @@ pub async fn examine(subject: &Subject) -> Report {
     let start = tokio::time::Instant::now();
     let facts = probe::look(subject).await;
     let (verdicts, seen) = judge::judge(&facts, &subject.ports);
-    Report { version: Report::VERSION, place: facts.place, verdicts, seen, millis: millis(start.elapsed()) }
+    let (asked, millis) = (facts.answers.is_some(), millis(start.elapsed()));
+    Report { version: Report::VERSION, place: facts.place, verdicts, seen, millis, asked }
 }
 
 fn millis(time: Duration) -> u64 {

@@ -357,6 +357,11 @@ impl Election {
         }
     }
 
+    /// How the strict role stands; `None`: there is none.
+    pub fn strictly(&self) -> Option<strict::State> {
+        Some(self.strict()?.state())
+    }
+
     /// The strict role, where the configuration wants it.
     fn strict(&self) -> Option<&Strict> {
         let backend = self.shared.config.load().backend;

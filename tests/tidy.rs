@@ -41,13 +41,13 @@ const GRAPH: &[(&str, &[&str])] = &[
         "oci", "store", "network", "transfer", "upstream", "trust", "policy", "election", "cluster",
         "mirror", "registry", "admin", "listener", "watchdog", "telemetry", "pull",
     ]),
+    // Looks at what the others do. Only a task of its own in `app` stands on it, which nothing waits for.
+    ("doctor", &["store", "network", "election", "cluster", "admin", "config", "configure"]),
     // The only one that names adapters.
     ("app", &[
         "oci", "store", "network", "transfer", "upstream", "trust", "policy", "election", "cluster",
-        "mirror", "registry", "admin", "listener", "watchdog", "telemetry", "config",
+        "mirror", "registry", "admin", "listener", "watchdog", "telemetry", "config", "doctor",
     ]),
-    // Looks at what the others do, and is used by the command line alone: what runs must not depend on it.
-    ("doctor", &["store", "network", "election", "cluster", "admin", "configure"]),
     // `upstream` for the hosts that `peili pull` asks.
     ("plugin", &["oci", "policy"]),
     ("cli", &[

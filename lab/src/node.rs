@@ -46,7 +46,8 @@ pub struct Plan {
     environment: Vec<(&'static str, PathBuf)>,
     /// Files that it has in the place of this machine's: what they are, and where it finds them.
     files: Vec<(PathBuf, &'static str)>,
-    namespace: Option<Namespace>,
+    /// Where it runs; `None`: on loopback of this machine.
+    pub namespace: Option<Namespace>,
     binary: PathBuf,
     scratch: Scratch,
 }

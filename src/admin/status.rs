@@ -30,6 +30,8 @@ pub struct Status {
     pub upstreams: Vec<Upstream>,
     /// What it gave, and where that came from.
     pub served: Served,
+    /// What this node found when it last looked why its elections are degraded.
+    pub diagnosis: Diagnosis,
     /// What is wrong now, one line each, with what to do about it.
     pub problems: Vec<String>,
     /// Why it did not serve, the latest first.
@@ -94,6 +96,38 @@ pub struct Upstream {
     pub health: oci::Health,
     /// Milliseconds from a request to the head of its answer, smoothed.
     pub latency_millis: Option<u64>,
+}
+
+/// What a node found when it looked for what is wrong, as `peili doctor` does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Diagnosis {
+    /// How long ago it looked; `None`: nothing is wrong, or it did not look yet.
+    pub age_seconds: Option<u64>,
+    /// For how long it has not reached the API server; `None`: it does, or it is not known.
+    pub unreached_seconds: Option<u64>,
+    /// What it found, the worst first.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// One thing that is wrong, as docs/doctor.md has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Verdict {
+    /// `api-blocked`
+    pub code: String,
+    /// `problem`, `warning`, `note`.
+    pub severity: String,
+    /// `high`, `medium`, `low`.
+    pub confidence: String,
+    /// In one sentence.
+    pub text: String,
+    /// What was seen.
+    pub evidence: Vec<String>,
+    /// What else it could be.
+    pub other_causes: Vec<String>,
+    /// What to do.
+    pub fix: String,
 }
 
 /// What a node gave, and where that came from, since its start.

@@ -36,6 +36,7 @@ fn sample() -> Status {
         count,
     };
     Status {
+        diagnosis: Diagnosis::default(),
         version: Status::VERSION,
         node: Node {
             peer_id: "12D3KooWAAAABBBBCCCC".into(),

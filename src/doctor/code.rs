@@ -30,7 +30,7 @@ pub enum Confidence {
 macro_rules! codes {
     ($($code:ident $name:literal $severity:ident $meaning:literal)*) => {
         /// What is wrong.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
             $(#[doc = $meaning] $code,)*
         }
@@ -68,7 +68,7 @@ codes! {
     ClockBehind "clock-behind" Warning "the token was issued in the future: this node's clock is behind"
     ApiUnresolved "api-unresolved" Problem "the name of the API server has no address"
     ApiUnreachable "api-unreachable" Problem "packets to the API server are not answered: its host is off, or something drops them"
-    ApiBlocked "api-blocked" Problem "packets to the API server's port are dropped, while its host answers"
+    ApiBlocked "api-blocked" Problem "packets to the API server are dropped, while it lives"
     ApiUnroutable "api-unroutable" Problem "there is no way to the API server: routes, or a rejection by ICMP"
     ApiRefused "api-refused" Problem "connections to the API server are refused: it is down, or something rejects them"
     AddressFamily "address-family" Problem "the API server's address is of a family that this node has no address of"

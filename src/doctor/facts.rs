@@ -14,6 +14,8 @@ use super::place::Place;
 pub struct Facts {
     /// When.
     pub now: SystemTime,
+    /// Since when the mirror of this node does not reach the API server; `None`: it does, or nobody knows.
+    pub lost: Option<SystemTime>,
     /// Where this runs.
     pub place: Place,
     /// What the configuration needs of the Kubernetes API; `None`: nothing.

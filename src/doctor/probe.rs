@@ -40,10 +40,14 @@ pub(super) async fn look(subject: &Subject) -> Facts {
     let (account, (namespace, reaches, answers), (names, cluster_name), runtime, mirror) =
         tokio::join!(account, asked, names(&subject.dns), node::runtime(subject), mirror(subject));
     let report = runtime.as_ref().and_then(|runtime| runtime.report.as_deref().ok().cloned());
-    let (root, labels) = (subject.configure.root.clone(), subject.pod_labels.clone());
+    let root = subject.configure.as_ref().map_or_else(|| "/".into(), |options| options.root.clone());
+    let labels = subject.pod_labels.clone();
     let place = spawn_blocking(move || Place::look(&root, &labels, report.as_ref()));
+    let now = SystemTime::now();
+    let told = mirror.as_ref().ok().and_then(|status| status.diagnosis.unreached_seconds);
     Facts {
-        now: SystemTime::now(),
+        now,
+        lost: subject.lost.or_else(|| now.checked_sub(Duration::from_secs(told?))),
         place: timeout(LIMIT, place).await.ok().and_then(Result::ok).unwrap_or_default(),
         wanted,
         in_cluster: subject.cluster.is_in_cluster(),

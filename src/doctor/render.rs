@@ -65,6 +65,7 @@ mod tests {
             verdicts,
             seen: vec!["f: g".into()],
             millis: 3,
+            asked: true,
         };
         let text = report(vec![verdict]).render();
         assert_eq!(

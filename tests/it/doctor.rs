@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use peili_lab::netns::Namespace;
-use peili_lab::node::binary;
+use peili_lab::node::{Plan, binary};
 use peili_lab::scratch::Scratch;
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// One run of it.
-struct Doctor {
+pub(crate) struct Doctor {
     config: Value,
     namespace: Option<Namespace>,
     /// Files that it sees at other places: `(path, at)`.
@@ -48,7 +48,7 @@ struct Doctor {
 
 /// What it found.
 #[derive(Debug)]
-struct Found {
+pub(crate) struct Found {
     codes: BTreeSet<String>,
     report: Value,
     exit: Option<i32>,
@@ -72,6 +72,14 @@ impl Doctor {
             scratch: Scratch::new().unwrap(),
         };
         doctor.merge(config);
+        doctor
+    }
+
+    /// Where a node runs, and as it is configured.
+    pub(crate) fn of(plan: &Plan) -> Self {
+        let mut doctor = Self::new(&json!({}));
+        doctor.config = plan.config.clone();
+        doctor.namespace = plan.namespace.clone();
         doctor
     }
 
@@ -138,7 +146,7 @@ impl Doctor {
     }
 
     /// Has these verdicts and no others, in time, and the exit code of the worst.
-    async fn finds(&self, what: &str, expected: &[&str]) -> Found {
+    pub(crate) async fn finds(&self, what: &str, expected: &[&str]) -> Found {
         let found = self.run().await;
         println!("{what}: {:?} after {:?}", found.codes, found.took);
         found.are(what, expected);
@@ -175,7 +183,7 @@ impl Found {
         assert_eq!(self.exit, Some(exit), "{what}: {:#}", self.report);
     }
 
-    fn verdict(&self, code: &str) -> &Value {
+    pub(crate) fn verdict(&self, code: &str) -> &Value {
         let all = self.report["verdicts"].as_array().unwrap();
         all.iter().find(|verdict| verdict["code"] == code).unwrap()
     }

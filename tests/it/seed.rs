@@ -3,7 +3,7 @@
 //! In that story (Spegel 0.0.17) 0 of 172 probes were answered, pods were restarted 6 times in 10 minutes, no request was mirrored
 //! although a neighbour held the content, and after the block two of three pods went on crashing because the lock named a dead leader.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use peili::cluster::Kind;
 use peili_lab::kubernetes::Options;
@@ -21,6 +21,7 @@ use crate::Case;
 use crate::cli::layout;
 use crate::cluster::{REGISTRY, elections, led};
 use crate::coordination::Cluster;
+use crate::doctor::Doctor;
 
 /// Of the whole outage. The story's was ten minutes; `PEILI_OUTAGE` (seconds) makes it as long.
 const OUTAGE: Duration = Duration::from_secs(60);
@@ -153,6 +154,32 @@ impl Rig {
         }
     }
 
+    /// Each node has found what it can know of the block; and once the control plane is seen to live, doctor knows more.
+    async fn is_diagnosed(&self) {
+        for node in &self.nodes {
+            let status = node.status().await.unwrap();
+            let diagnosis = &status["diagnosis"];
+            assert_eq!(diagnosis["verdicts"].as_array().unwrap().len(), 1, "{diagnosis:#}");
+            assert_eq!(diagnosis["verdicts"][0]["code"], "api-unreachable", "{diagnosis:#}");
+            assert!(status["problems"].to_string().contains("doctor: api-unreachable"), "{status:#}");
+            let gauge = node.metric("peili_doctor_verdicts", "api-unreachable").await.unwrap();
+            assert!((gauge - 1.0).abs() < f64::EPSILON, "{gauge}");
+            let told = node.log().matches("diagnosis: packets to the API server are not answered").count();
+            assert_eq!(told, 1, "one line for each change");
+        }
+        let doctor = Doctor::of(&self.nodes[0].plan);
+        let found = doctor.finds("blocked, and nobody knows more", &["api-unreachable"]).await;
+        assert_eq!(found.verdict("api-unreachable")["confidence"], "medium");
+        // As kubelet renews it; a minute later than the block, for clocks that differ.
+        let issued = SystemTime::now() + Duration::from_secs(30);
+        let token = self.cluster.server.token_issued("peili", "peili", issued).unwrap();
+        let folder = self.cluster.credentials("account").await;
+        self.cluster.server.write_service_account_dir(&folder, &token, "peili").unwrap();
+        let found = doctor.finds("blocked, and the control plane lives", &["api-blocked"]).await;
+        assert_eq!(found.verdict("api-blocked")["confidence"], "high");
+        self.cluster.credentials("account").await;
+    }
+
     /// The node that coordinates, by the word of all.
     pub(crate) async fn coordinator(&self, limit: Duration) -> (String, Duration) {
         let took = self
@@ -233,6 +260,10 @@ async fn blocked(lock: Kind, outage: Duration) {
     let same: Vec<u32> = rig.nodes.iter().map(|node| node.process().unwrap().id()).collect();
     assert_eq!(processes, same);
 
+    if lock == Kind::Lease {
+        rig.is_diagnosed().await;
+    }
+
     // One starts anew, as its node would start it again, while the others stay up.
     rig.nodes[2].kill();
     let began = Instant::now();
@@ -262,6 +293,18 @@ async fn blocked(lock: Kind, outage: Duration) {
     assert!(took < D / 3 + Duration::from_secs(1) + SLACK, "{took:?}");
     let same: Vec<u32> = rig.nodes.iter().take(2).map(|node| node.process().unwrap().id()).collect();
     assert_eq!(processes[..2], same);
+    wait::until("nothing is wrong any more", 2 * SOON, async || {
+        for node in &rig.nodes {
+            let status = node.status().await.ok()?;
+            let diagnosis = &status["diagnosis"];
+            if !diagnosis["verdicts"].as_array()?.is_empty() || !diagnosis["unreached_seconds"].is_null() {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await
+    .unwrap();
 }
 
 /// The lease is held by a process that is gone, and the server was out of reach when the others started.

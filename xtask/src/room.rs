@@ -39,6 +39,7 @@ impl Room {
         }
         thread::spawn(move || {
             loop {
+                #[expect(clippy::disallowed_methods, reason = "there is no executor here")]
                 thread::sleep(EVERY);
                 look(&lowest);
             }

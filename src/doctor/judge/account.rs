@@ -88,6 +88,17 @@ fn is_api(audience: &str) -> bool {
     audience.starts_with("https://kubernetes.default") || audience == "https://container.googleapis.com"
 }
 
+/// That the control plane lives: it has issued a token after this node had lost it, to this node's kubelet, which renews tokens in time.
+/// An older token says nothing of now.
+pub(super) fn lives(facts: &Facts) -> Option<String> {
+    let (issued, lost) = (facts.account.issued?, facts.lost?);
+    let later = issued.duration_since(lost).ok().filter(|later| *later > SKEW)?;
+    Some(format!(
+        "the token was issued {} s after this node lost the API server: the control plane lives, and this node's kubelet reaches it",
+        later.as_secs()
+    ))
+}
+
 /// How old the token is, as a sign of life of the control plane.
 pub(super) fn sign_of_life(facts: &Facts) -> String {
     let age = |issued: SystemTime| facts.now.duration_since(issued).ok();

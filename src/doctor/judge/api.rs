@@ -158,6 +158,11 @@ fn far(facts: &Facts, named: &[&Reach], ports: &Ports) -> Option<Verdict> {
             .or("the API server hangs with a full queue of connections");
         return Some(verdict.apply(policies(facts, ports)));
     }
+    if let Some(sign) = account::lives(facts).filter(|_| are_same && *first == Obstacle::Timeout) {
+        let verdict = Verdict::new(Code::ApiBlocked, Confidence::High, let_through(facts)).seen(sign);
+        let verdict = verdict.or("kubelet reaches another API server, or this one at another address");
+        return Some(verdict.apply(policies(facts, ports)));
+    }
     if !are_same {
         let fix = format!("see what was found at each address: they fail in different ways. {GOES_ON}");
         return Some(Verdict::new(Code::ApiUnreachable, Confidence::Low, fix));

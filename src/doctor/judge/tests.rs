@@ -51,6 +51,7 @@ fn well() -> Facts {
     };
     Facts {
         now,
+        lost: None,
         place: Place::default(),
         wanted: Some(wanted),
         in_cluster: true,
@@ -199,6 +200,30 @@ const ROWS: &[Row] = &[
             f.reaches[0].host_answers = true;
         },
         &[Code::ApiBlocked],
+    ),
+    (
+        "silence, and a token that is newer",
+        |f| {
+            far(f, Obstacle::Timeout);
+            f.lost = f.account.issued.map(|issued| issued - Duration::from_secs(61));
+        },
+        &[Code::ApiBlocked],
+    ),
+    (
+        "silence, and a token that may be as old",
+        |f| {
+            far(f, Obstacle::Timeout);
+            f.lost = f.account.issued.map(|issued| issued - Duration::from_secs(60));
+        },
+        &[Code::ApiUnreachable],
+    ),
+    (
+        "refused, and a token that is newer",
+        |f| {
+            far(f, Obstacle::Refused);
+            f.lost = f.account.issued.map(|issued| issued - Duration::from_secs(61));
+        },
+        &[Code::ApiRefused],
     ),
     ("no way", |f| far(f, Obstacle::Unroutable("x".into())), &[Code::ApiUnroutable]),
     ("refused by all", |f| far(f, Obstacle::Refused), &[Code::ApiRefused]),

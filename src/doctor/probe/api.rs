@@ -76,7 +76,8 @@ pub(super) async fn ask(
     wanted: Option<&Wanted>,
     namespace: Option<&str>,
 ) -> Option<Answers> {
-    let (wanted, reach) = (wanted?, reaches.iter().find(|reach| reach.is_open())?);
+    let wanted = wanted.filter(|_| subject.asks)?;
+    let reach = reaches.iter().find(|reach| reach.is_open())?;
     let examiner = Examiner::new(&subject.cluster, reach);
     let mut answers = Answers {
         address: reach.address.clone(),

@@ -13,13 +13,10 @@ use super::LIMIT;
 use crate::configure::{self, Error, Options, Report};
 use crate::store::containerd;
 
-/// Looks at it; `None`: the store is no containerd.
+/// Looks at it; `None`: the store is no containerd, or it is not to be looked at.
 pub(super) async fn runtime(subject: &Subject) -> Option<Runtime> {
-    if subject.store.source != "containerd" {
-        return None;
-    }
+    let options = subject.configure.clone().filter(|_| subject.store.source == "containerd")?;
     let socket = &subject.store.socket;
-    let options = subject.configure.clone();
     let files = timeout(LIMIT, spawn_blocking(move || files(&options)));
     let (version, files) = tokio::join!(version(socket), files);
     let (report, missing) = match files {
