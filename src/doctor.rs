@@ -156,6 +156,8 @@ pub struct Verdict {
     pub fix: String,
     /// What to apply.
     pub manifests: Vec<Manifest>,
+    /// One of the manifests is enough; the first gives the least.
+    pub one_is_enough: bool,
 }
 
 impl Verdict {
@@ -171,7 +173,19 @@ impl Verdict {
             other_causes: Vec::new(),
             fix: fix.into(),
             manifests: Vec::new(),
+            one_is_enough: false,
         }
+    }
+
+    fn either(mut self) -> Self {
+        self.one_is_enough = true;
+        self
+    }
+
+    /// What mends it with the least that is given.
+    pub fn needed(&self) -> &[Manifest] {
+        let needed = if self.one_is_enough { 1 } else { self.manifests.len() };
+        self.manifests.get(..needed).unwrap_or_default()
     }
 
     fn seen(mut self, evidence: impl Into<String>) -> Self {

@@ -41,8 +41,8 @@ const GRAPH: &[(&str, &[&str])] = &[
         "oci", "store", "network", "transfer", "upstream", "trust", "policy", "election", "cluster",
         "mirror", "registry", "admin", "listener", "watchdog", "telemetry", "pull",
     ]),
-    // Looks at what the others do. Only a task of its own in `app` stands on it, which nothing waits for.
-    ("doctor", &["store", "network", "election", "cluster", "admin", "config", "configure"]),
+    // Looks at what the others do; `oci` for digests. Only a task of its own in `app` stands on it, which nothing waits for.
+    ("doctor", &["oci", "store", "network", "election", "cluster", "admin", "config", "configure"]),
     // The only one that names adapters.
     ("app", &[
         "oci", "store", "network", "transfer", "upstream", "trust", "policy", "election", "cluster",

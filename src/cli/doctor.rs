@@ -1,5 +1,6 @@
 //! `peili doctor`: what it takes, and what it prints.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -9,7 +10,7 @@ use super::Failure;
 use super::commands::{print, print_json};
 use super::node::Place;
 use crate::doctor::code::Severity;
-use crate::doctor::{Report, Subject, examine};
+use crate::doctor::{Report, Subject, Verdict, examine};
 
 /// After the help.
 pub(super) const HELP: &str = "Examples:\n  peili doctor\n  peili doctor --config peili.yaml --json | jq '.verdicts[].code'\n  \
@@ -24,7 +25,7 @@ pub(super) struct Doctor {
     #[arg(long)]
     json: bool,
 
-    /// Write the manifests of all fixes into this folder, which is made if it is not there; apply those whose verdict you agree with
+    /// Write the manifests of all fixes into this folder, which has to be new or empty; where one of several is enough, the one that gives least. Apply those whose verdict you agree with
     #[arg(long, value_name = "DIR")]
     fix_manifests: Option<PathBuf>,
 
@@ -35,14 +36,17 @@ pub(super) struct Doctor {
 /// Looks, and says what it found.
 pub(super) async fn doctor(arguments: Doctor) -> Result<(), Failure> {
     let (options, config) = arguments.place.load(Vec::new(), None)?;
-    let report = examine(&Subject::new(config, Some(options))).await;
     if let Some(folder) = &arguments.fix_manifests {
-        write(&report, folder)?;
+        empty(folder)?;
     }
+    let report = examine(&Subject::new(config, Some(options))).await;
     if arguments.json {
         print_json(&report)?;
     } else {
         print(&report.render())?;
+    }
+    if let Some(folder) = &arguments.fix_manifests {
+        write(&report, folder)?;
     }
     match report.severity() {
         None | Some(Severity::Note) => Ok(()),
@@ -55,11 +59,26 @@ pub(super) async fn doctor(arguments: Doctor) -> Result<(), Failure> {
     }
 }
 
-fn write(report: &Report, folder: &Path) -> Result<(), Failure> {
+/// A folder with nothing in it, so that what is applied later is all of this report.
+fn empty(folder: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    for manifest in report.verdicts.iter().flat_map(|verdict| &verdict.manifests) {
+    let mut found = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    if found.next().is_some() {
+        return Err(Failure::Usage(format!(
+            "{} is not empty\nhint: name a new folder, so that nothing of an earlier report is applied with this one",
+            folder.display()
+        )));
+    }
+    Ok(())
+}
+
+fn write(report: &Report, folder: &Path) -> Result<(), Failure> {
+    for manifest in report.verdicts.iter().flat_map(Verdict::needed) {
         let path = folder.join(&manifest.file);
-        std::fs::write(&path, manifest.text()).with_context(|| format!("cannot write {}", path.display()))?;
+        // Not through a link that somebody put there.
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
+        file.and_then(|mut file| file.write_all(manifest.text().as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

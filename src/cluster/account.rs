@@ -3,7 +3,12 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -23,8 +28,10 @@ pub struct Account {
     pub authority: PathBuf,
     /// Why it cannot be read.
     pub untrusted: Option<String>,
-    /// When the token was issued; `None`: it does not say.
+    /// When the token was issued, by the server's clock; `None`: it does not say.
     pub issued: Option<SystemTime>,
+    /// When the token was written, by this node's clock.
+    pub written: Option<SystemTime>,
     /// Its end; `None`: it does not say.
     pub expires: Option<SystemTime>,
     /// For whom it is.
@@ -69,7 +76,10 @@ impl Account {
 /// Reads the files of the credentials. Blocks on them.
 pub fn account(config: &Config) -> Account {
     let (token, authority) = (config.credentials.join("token"), config.credentials.join("ca.crt"));
-    let untrusted = read(&authority).err().map(|error| error.to_string());
+    let untrusted = match read(&authority) {
+        Ok(bytes) if roots(&bytes).is_none() => Some("there is no certificate in it".to_owned()),
+        read => read.err().map(|error| error.to_string()),
+    };
     let (text, unread) = match read(&token) {
         Ok(bytes) if bytes.trim_ascii().is_empty() => (Vec::new(), Some("it is empty".to_owned())),
         Ok(bytes) => (bytes, None),
@@ -80,7 +90,10 @@ pub fn account(config: &Config) -> Account {
         Audience::Many(all) => all,
         Audience::One(one) => vec![one],
     };
+    // kubelet writes the files anew when one of them is another.
+    let written = std::fs::metadata(&token).and_then(|metadata| metadata.modified()).ok();
     Account {
+        written,
         token,
         unread,
         authority,
@@ -91,6 +104,13 @@ pub fn account(config: &Config) -> Account {
         issuer: claims.iss,
         subject: claims.sub,
     }
+}
+
+/// The certificates in a file of them; `None`: there are none.
+pub(super) fn roots(pem: &[u8]) -> Option<Arc<RootCertStore>> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).flatten());
+    (!roots.is_empty()).then(|| Arc::new(roots))
 }
 
 /// A file of the credentials.

@@ -28,13 +28,14 @@ use tokio_util::io::StreamReader;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 
+use super::account;
 use super::classify::{classify, refusal};
 use super::{Cause, Config, Fault};
 
 /// Bytes of an answer: objects have at most 1.5 MiB in etcd, and Peili's have a few KiB.
 const ANSWER: usize = 1 << 20;
 /// Bytes of a namespace's name, and of what a file of it may hold.
-const NAMESPACE: u64 = 512;
+const NAMESPACE: usize = 512;
 /// Bytes of a token, or of the authority's certificates.
 pub(super) const CREDENTIAL: u64 = 1 << 20;
 /// How long an open stream may be silent before its first line.
@@ -115,9 +116,9 @@ impl Api {
         let path = config.credentials.join("namespace");
         let missing = |text: String| Fault::new(Cause::NoCredentials, text);
         let read = || -> io::Result<String> {
-            let mut text = String::new();
-            io::Read::read_to_string(&mut io::Read::take(std::fs::File::open(&path)?, NAMESPACE), &mut text)?;
-            Ok(text)
+            let mut bytes = account::read(&path)?;
+            bytes.truncate(NAMESPACE);
+            String::from_utf8(bytes).map_err(io::Error::other)
         };
         let text = read().map_err(|error| missing(format!("{}: {error}", path.display())))?;
         let name = text.trim();

@@ -7,25 +7,29 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use http::Uri;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::{TcpStream, lookup_host};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::classify::classify;
-use super::{Account, Cause, Config, Origin, account};
+use super::{Cause, Config, Origin, account};
 
 /// For a name, for a connection and for a handshake, each: a SYN is sent again after a second, and all three together leave time to ask.
 const STEP: Duration = Duration::from_millis(1_500);
 /// Ports of a control plane's host that tell whether the host itself answers: the kubelet's, and one where nobody listens.
 const BESIDE: [u16; 2] = [10_250, 1];
+/// Addresses of a name that are tried.
+const ADDRESSES: usize = 8;
 /// Characters of what a certificate says.
 const TEXT: usize = 200;
 /// Names of a certificate that are shown.
@@ -120,8 +124,9 @@ impl fmt::Display for Handshake {
 
 /// Tries all addresses at once. Takes three times [`STEP`] at most.
 pub async fn reach(config: &Config) -> Vec<Reach> {
-    let folder = config.clone();
-    let authority = tokio::task::spawn_blocking(move || authority(&account(&folder))).await.ok().flatten();
+    let path = config.credentials.join("ca.crt");
+    let read = tokio::task::spawn_blocking(move || account::roots(&account::read(&path).ok()?));
+    let authority = read.await.ok().flatten();
     let authority = authority.as_ref();
     join_all(config.places().into_iter().map(|(origin, uri)| try_one(origin, uri, authority))).await
 }
@@ -132,18 +137,21 @@ async fn try_one(origin: Origin, uri: Uri, authority: Option<&Arc<RootCertStore>
     let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let mut reach = Reach { origin, address, uri, obstacle: None, host_answers: false, handshake: None };
     let resolved = match timeout(STEP, lookup_host((host.as_str(), port))).await {
-        Ok(Ok(mut all)) => all.next().ok_or_else(|| "none".to_owned()),
+        Ok(Ok(all)) => Some(all.take(ADDRESSES).collect::<Vec<_>>())
+            .filter(|all| !all.is_empty())
+            .ok_or_else(|| "none".to_owned()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("not resolved within {STEP:?}")),
     };
-    let target = match resolved {
-        Ok(target) => target,
+    let targets = match resolved {
+        Ok(targets) => targets,
         Err(text) => {
             reach.obstacle = Some(Obstacle::Unresolved(text));
             return reach;
         }
     };
-    match timeout(STEP, TcpStream::connect(target)).await {
+    let (target, connected) = connect(&targets).await;
+    match connected {
         Ok(Ok(stream)) => {
             if let (Some(roots), Ok(name)) = (authority, ServerName::try_from(host)) {
                 reach.handshake = Some(shake(stream, name, Arc::clone(roots)).await);
@@ -159,8 +167,30 @@ async fn try_one(origin: Origin, uri: Uri, authority: Option<&Arc<RootCertStore>
     reach
 }
 
+/// To the first of these addresses that takes a connection, as whoever asks the API server does; if none does, what became of the first.
+async fn connect(targets: &[SocketAddr]) -> (SocketAddr, Result<io::Result<TcpStream>, Elapsed>) {
+    let mut tries: FuturesUnordered<_> = targets
+        .iter()
+        .enumerate()
+        .map(|(rank, target)| async move { (rank, timeout(STEP, TcpStream::connect(*target)).await) })
+        .collect();
+    let mut first = None;
+    while let Some((rank, tried)) = tries.next().await {
+        if matches!(tried, Ok(Ok(_))) {
+            return (targets[rank], tried);
+        }
+        if rank == 0 {
+            first = Some((targets[rank], tried));
+        }
+    }
+    first.unwrap_or_else(|| {
+        ((IpAddr::from([0; 4]), 0).into(), Ok(Err(io::ErrorKind::AddrNotAvailable.into())))
+    })
+}
+
 fn obstacle(uri: &Uri, target: SocketAddr, error: &io::Error) -> Obstacle {
-    let is_foreign = error.kind() == io::ErrorKind::NetworkUnreachable && !has_family(target.ip());
+    let is_foreign = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+        || error.kind() == io::ErrorKind::NetworkUnreachable && !has_family(target.ip());
     match classify(uri, error).cause {
         _ if is_foreign => Obstacle::Family,
         Cause::Refused => Obstacle::Refused,
@@ -197,13 +227,6 @@ async fn answers(target: SocketAddr) -> bool {
         }
     });
     join_all(tries).await.contains(&true)
-}
-
-fn authority(mounted: &Account) -> Option<Arc<RootCertStore>> {
-    let bytes = account::read(&mounted.authority).ok()?;
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&bytes).flatten());
-    (!roots.is_empty()).then(|| Arc::new(roots))
 }
 
 async fn shake(stream: TcpStream, name: ServerName<'static>, roots: Arc<RootCertStore>) -> Handshake {

@@ -68,7 +68,7 @@ codes! {
     ClockBehind "clock-behind" Warning "the token was issued in the future: this node's clock is behind"
     ApiUnresolved "api-unresolved" Problem "the name of the API server has no address"
     ApiUnreachable "api-unreachable" Problem "packets to the API server are not answered: its host is off, or something drops them"
-    ApiBlocked "api-blocked" Problem "packets to the API server are dropped, while it lives"
+    ApiBlocked "api-blocked" Problem "packets to the API server are dropped, while its host or its control plane is seen to live"
     ApiUnroutable "api-unroutable" Problem "there is no way to the API server: routes, or a rejection by ICMP"
     ApiRefused "api-refused" Problem "connections to the API server are refused: it is down, or something rejects them"
     AddressFamily "address-family" Problem "the API server's address is of a family that this node has no address of"

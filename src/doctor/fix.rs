@@ -9,6 +9,7 @@ use super::Ports;
 use super::code::Code;
 use super::place::{Cni, Place};
 use crate::cluster::{Kind, Right};
+use crate::oci::Digest;
 
 /// The cluster's DNS.
 const DNS: u16 = 53;
@@ -51,7 +52,11 @@ pub fn role(namespace: &str, account: Option<&str>, code: Code, rights: &[&Right
             continue;
         }
         let prefix = if namespaced { "" } else { "Cluster" };
-        let name = format!("peili-{}", code.name());
+        let rules = rules(&rights);
+        // Applying it must not replace one that gives other rights, of another node or another time.
+        let mark: String =
+            Digest::sha256(Value::from(rules.clone()).to_string().as_bytes()).hex().chars().take(8).collect();
+        let name = format!("peili-{}-{mark}", code.name());
         let metadata = if namespaced {
             json!({"name": name, "namespace": namespace})
         } else {
@@ -63,7 +68,7 @@ pub fn role(namespace: &str, account: Option<&str>, code: Code, rights: &[&Right
             "apiVersion": format!("{group}/v1"),
             "kind": format!("{prefix}Role"),
             "metadata": metadata,
-            "rules": rules(&rights),
+            "rules": rules,
         });
         let binding = account.map(|account| {
             json!({
@@ -74,7 +79,7 @@ pub fn role(namespace: &str, account: Option<&str>, code: Code, rights: &[&Right
                 "subjects": [subject(account)],
             })
         });
-        let file = format!("{}-{}role.yaml", code.name(), prefix.to_ascii_lowercase());
+        let file = format!("{}-{}role-{mark}.yaml", code.name(), prefix.to_ascii_lowercase());
         all.push(Manifest { file, objects: [Some(role), binding].into_iter().flatten().collect() });
     }
     all
@@ -115,6 +120,10 @@ pub fn lock(kind: Kind, namespace: &str, name: &str) -> Manifest {
 /// Policies of the network that let through all that Peili needs: the API, DNS, peers in both directions, registries, metrics. For pods with
 /// a network of their own: they count for no other. Cilium's where Cilium is certain, both where it may be.
 pub fn policies(namespace: &str, place: &Place, ports: &Ports) -> Vec<Manifest> {
+    // A policy that selects nobody, or opens all ports, would be worse than none.
+    if place.label.1.is_empty() || ports.peers.is_empty() {
+        return Vec::new();
+    }
     let one = |file: &str, object| Manifest { file: file.to_owned(), objects: vec![object] };
     let plain = || one("networkpolicy.yaml", network_policy(namespace, place, ports));
     let cilium = || one("ciliumnetworkpolicy.yaml", cilium_policy(namespace, place, ports));
@@ -205,7 +214,12 @@ mod tests {
         let account = Some("system:serviceaccount:a:b");
         let made = role("ns", account, Code::RightsLock, &[&get, &update, &create]);
         let [Manifest { file, objects }] = &made[..] else { panic!("{made:?}") };
-        assert_eq!(file, "rights-lock-role.yaml");
+        assert!(file.starts_with("rights-lock-role-") && file.ends_with(".yaml"), "{file}");
+        let other = role("ns", account, Code::RightsLock, &[&get]);
+        assert_ne!(
+            other[0].objects[0]["metadata"]["name"], objects[0]["metadata"]["name"],
+            "one takes nothing from the other"
+        );
         let rules = objects[0]["rules"].as_array().unwrap();
         assert_eq!(rules.len(), 2, "{rules:?}");
         assert_eq!(rules[0]["verbs"], json!(["create"]));

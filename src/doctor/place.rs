@@ -75,7 +75,7 @@ impl Place {
         let table = |name: &str| read(Path::new(name));
         let inside = inside(&table("/proc/self/mountinfo"));
         let devices = devices(&table("/proc/self/net/dev"));
-        let network = network(inside, &devices);
+        let network = network(inside, &devices, is_paired(Path::new("/sys/class/net/eth0")));
         let configured = fs::read_dir(root.join("etc/cni/net.d")).into_iter().flatten().flatten();
         let mut names = configured.filter_map(|entry| entry.file_name().into_string().ok());
         let is_cilium = devices.iter().any(|name| name.starts_with("cilium_"))
@@ -120,13 +120,24 @@ fn devices(table: &str) -> Vec<String> {
     names.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
-fn network(inside: Inside, devices: &[String]) -> Network {
+/// Whether a device is one end of a pair, whose other end is elsewhere: so pods are joined to their node. A node's own device is none.
+fn is_paired(device: &Path) -> bool {
+    let number = |name: &str| read(&device.join(name)).trim().parse::<u32>().ok();
+    match (number("ifindex"), number("iflink")) {
+        (Some(own), Some(other)) => own != other && !device.join("device").exists(),
+        _ => false,
+    }
+}
+
+fn network(inside: Inside, devices: &[String], is_paired: bool) -> Network {
     let of_node = devices.iter().any(|name| OF_NODES.iter().any(|prefix| name.starts_with(prefix)));
     match inside {
         Inside::Node => Network::Host,
         Inside::Pod if of_node => Network::Host,
-        // A node without any pod network is not told from a pod by its devices.
-        Inside::Pod if devices.iter().all(|name| matches!(name.as_str(), "lo" | "eth0")) => Network::Pod,
+        // A node that has no pods yet has these two as well, and they are not paired.
+        Inside::Pod if is_paired && devices.iter().all(|name| matches!(name.as_str(), "lo" | "eth0")) => {
+            Network::Pod
+        }
         Inside::Pod => Network::Unknown,
     }
 }
@@ -160,12 +171,12 @@ fn named(root: &Path, found: Option<Distribution>) -> &'static str {
     }
 }
 
-/// By the file of the downward API, `KEY="VALUE"` a line; without it as Peili's own manifests have it.
+/// By the file of the downward API, `KEY="VALUE"` a line; the value is empty without it: a policy by a guess may select nobody.
 fn label(labels: &str) -> (String, String) {
     const KEY: &str = "app.kubernetes.io/name";
     let value =
         labels.lines().find_map(|line| line.strip_prefix(KEY)?.strip_prefix("=\"")?.strip_suffix('"'));
-    (KEY.to_owned(), value.unwrap_or("peili").to_owned())
+    (KEY.to_owned(), value.unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]
@@ -179,7 +190,9 @@ mod tests {
         assert_eq!(inside("1 2 254:1 / / rw - ext4 /dev/vda rw\n"), Inside::Node);
         let check = |inside, devices: &[&str], expected| {
             let devices: Vec<String> = devices.iter().map(ToString::to_string).collect();
-            assert_eq!(network(inside, &devices), expected, "{devices:?}");
+            assert_eq!(network(inside, &devices, true), expected, "{devices:?}");
+            let unpaired = if expected == Network::Pod { Network::Unknown } else { expected };
+            assert_eq!(network(inside, &devices, false), unpaired, "{devices:?}");
         };
         check(Inside::Pod, &["lo", "eth0"], Network::Pod);
         check(Inside::Pod, &["lo", "eth0", "cilium_host", "lxc12"], Network::Host);
@@ -217,7 +230,7 @@ mod tests {
         fs::write(root.path().join("etc/kubernetes/kubelet.conf"), "").unwrap();
         assert_eq!(named(root.path(), Some(Distribution::Plain)), "kubeadm");
         assert_eq!(label("a=\"b\"\napp.kubernetes.io/name=\"mirror\"\n").1, "mirror");
-        assert_eq!(label("").1, "peili");
+        assert_eq!(label("").1, "");
         let labels = root.path().join("labels");
         fs::create_dir_all(root.path().join("etc/cni/net.d")).unwrap();
         assert_eq!(Place::look(root.path(), &labels, None).cni, Cni::Unknown);

@@ -24,11 +24,20 @@ const CLUSTER_NAME: &str = "kubernetes.default.svc";
 
 /// Looks.
 pub(super) async fn look(subject: &Subject) -> Facts {
-    let config = subject.cluster.clone();
-    let account = async { spawn_blocking(move || cluster::account(&config)).await.unwrap_or_default() };
     let wanted = api::wanted(subject);
+    // First, by a thread of its own: a folder that hangs would hold up all that reads it later.
+    let config = subject.cluster.clone();
+    let account = match timeout(LIMIT, spawn_blocking(move || cluster::account(&config))).await {
+        Ok(account) => account.unwrap_or_default(),
+        Err(_) => cluster::Account {
+            token: subject.cluster.credentials.join("token"),
+            unread: Some(format!("it was not read within {LIMIT:?}")),
+            ..cluster::Account::default()
+        },
+    };
+    let hangs = account.token.as_os_str().is_empty() || account.authority.as_os_str().is_empty();
     let asked = async {
-        if wanted.is_some() && subject.cluster.is_in_cluster() {
+        if wanted.is_some() && subject.cluster.is_in_cluster() && !hangs {
             let namespace = api::namespace(&subject.cluster).await;
             let reaches = cluster::reach(&subject.cluster).await;
             let answers = api::ask(subject, &reaches, wanted.as_ref(), namespace.as_deref().ok()).await;
@@ -37,8 +46,8 @@ pub(super) async fn look(subject: &Subject) -> Facts {
             (Err("it was not looked for".to_owned()), Vec::new(), None)
         }
     };
-    let (account, (namespace, reaches, answers), (names, cluster_name), runtime, mirror) =
-        tokio::join!(account, asked, names(&subject.dns), node::runtime(subject), mirror(subject));
+    let ((namespace, reaches, answers), (names, cluster_name), runtime, mirror) =
+        tokio::join!(asked, names(&subject.dns), node::runtime(subject), mirror(subject));
     let report = runtime.as_ref().and_then(|runtime| runtime.report.as_deref().ok().cloned());
     let root = subject.configure.as_ref().map_or_else(|| "/".into(), |options| options.root.clone());
     let labels = subject.pod_labels.clone();

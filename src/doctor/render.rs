@@ -4,6 +4,9 @@ use std::fmt::Write as _;
 
 use super::{Report, Verdict};
 
+/// Characters of a line.
+const LINE: usize = 1_000;
+
 pub(super) fn render(report: &Report) -> String {
     let mut text = String::new();
     for verdict in &report.verdicts {
@@ -35,7 +38,8 @@ fn one(text: &mut String, verdict: &Verdict) {
     for line in other_causes {
         let _ = writeln!(text, "  could be: {}", plain(line));
     }
-    let _ = writeln!(text, "  fix: {}", fix.trim_end().replace('\n', "\n    "));
+    let lines: Vec<String> = fix.trim_end().lines().map(plain).collect();
+    let _ = writeln!(text, "  fix: {}", lines.join("\n    "));
     for manifest in manifests {
         let _ = writeln!(text, "  apply {} ({}):", manifest.file, manifest.contents());
         for line in manifest.text().lines() {
@@ -44,9 +48,9 @@ fn one(text: &mut String, verdict: &Verdict) {
     }
 }
 
-/// One line, whatever others have written into it.
+/// One line of a bounded length, whatever others have written into it.
 fn plain(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
+    text.chars().map(|char| if char.is_control() { ' ' } else { char }).take(LINE).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ mod node;
 mod rights;
 mod server;
 
-use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,7 +48,8 @@ pub(crate) struct Doctor {
 /// What it found.
 #[derive(Debug)]
 pub(crate) struct Found {
-    codes: BTreeSet<String>,
+    /// In order; one that is said twice is there twice.
+    codes: Vec<String>,
     report: Value,
     exit: Option<i32>,
     took: Duration,
@@ -141,7 +141,9 @@ impl Doctor {
         let report: Value =
             serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
         let verdicts = report["verdicts"].as_array().unwrap();
-        let codes = verdicts.iter().map(|verdict| verdict["code"].as_str().unwrap().to_owned()).collect();
+        let mut codes: Vec<_> =
+            verdicts.iter().map(|verdict| verdict["code"].as_str().unwrap().to_owned()).collect();
+        codes.sort();
         Found { codes, report, exit: output.status.code(), took }
     }
 
@@ -158,7 +160,7 @@ impl Doctor {
         let start = Instant::now();
         loop {
             let found = self.run().await;
-            if found.codes == set(before) && before != expected && start.elapsed() < SOON {
+            if found.codes == sorted(before) && before != expected && start.elapsed() < SOON {
                 continue;
             }
             println!("{what}: {:?} after {:?}", found.codes, found.took);
@@ -170,7 +172,7 @@ impl Doctor {
 
 impl Found {
     fn are(&self, what: &str, expected: &[&str]) {
-        assert_eq!(self.codes, set(expected), "{what}: {:#}", self.report);
+        assert_eq!(self.codes, sorted(expected), "{what}: {:#}", self.report);
         assert!(self.took < VERDICT, "{what}: {:?}", self.took);
         let is = |severity: &str| {
             self.report["verdicts"].as_array().unwrap().iter().any(|verdict| verdict["severity"] == severity)
@@ -195,8 +197,10 @@ impl Found {
     }
 }
 
-fn set(codes: &[&str]) -> BTreeSet<String> {
-    codes.iter().map(ToString::to_string).collect()
+fn sorted(codes: &[&str]) -> Vec<String> {
+    let mut codes: Vec<_> = codes.iter().map(ToString::to_string).collect();
+    codes.sort();
+    codes
 }
 
 /// What a node in a cluster has configured.

@@ -100,18 +100,9 @@ impl Credentials {
 
     /// A token as TokenRequest makes them, bound to the account's UID, that ends at `until`.
     pub(super) fn token(&self, account: &Account<'_>, until: SystemTime) -> Result<String> {
-        // Issued before its end, also where that is long over, and a little before now, for clocks of whole seconds.
-        self.token_issued(account, until.min(SystemTime::now()) - Duration::from_secs(2), until)
-    }
-
-    /// The same with its beginning.
-    pub(super) fn token_issued(
-        &self,
-        account: &Account<'_>,
-        issued: SystemTime,
-        until: SystemTime,
-    ) -> Result<String> {
         let Account { namespace, name, uid } = account;
+        // Issued before its end, also where that is long over, and a little before now, for clocks of whole seconds.
+        let issued = until.min(SystemTime::now()) - Duration::from_secs(2);
         let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map(|time| time.as_secs());
         let claims = json!({
             "aud": [ISSUER],

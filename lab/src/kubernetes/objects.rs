@@ -115,12 +115,6 @@ impl ApiServer {
         self.credentials.token(&Account { namespace, name: account, uid }, until)
     }
 
-    /// A token that says that it is issued then, for who does not ask whether it counts.
-    pub fn token_issued(&self, namespace: &str, account: &str, issued: SystemTime) -> Result<String> {
-        let account = Account { namespace, name: account, uid: account };
-        self.credentials.token_issued(&account, issued, issued + Duration::from_secs(600))
-    }
-
     /// Lays out what a pod finds in `/var/run/secrets/kubernetes.io/serviceaccount`: `token`, `ca.crt` and `namespace`. Called
     /// again it replaces them at once, as kubelet does.
     pub fn write_service_account_dir(&self, folder: &Path, token: &str, namespace: &str) -> Result<()> {

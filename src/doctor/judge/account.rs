@@ -9,6 +9,9 @@ use super::Found;
 
 /// Clocks of a cluster differ by less; the API server itself grants a minute.
 const SKEW: Duration = Duration::from_secs(60);
+/// A token that was on its way when the API server was lost; and the longest between two.
+const LATER: Duration = Duration::from_secs(10);
+const RENEWED: Duration = Duration::from_secs(660);
 
 const MOUNT: &str = "mount a projected volume with serviceAccountToken, the ConfigMap kube-root-ca.crt and the namespace, and name its \
                      folder in `kubernetes.credentials`; or set `election.backend: gossip`, with which no API is needed";
@@ -29,7 +32,9 @@ pub(super) fn files(facts: &Facts, found: &mut Found) -> bool {
     if let Some(why) = &account.untrusted {
         missing(Code::NoAuthority, &account.authority, why, "`kubernetes.credentials` names another folder");
     }
-    if let Err(why) = &facts.namespace {
+    if let Err(why) = &facts.namespace
+        && !facts.reaches.is_empty()
+    {
         let fix = "name it in `kubernetes.namespace`";
         found.say(Verdict::new(Code::NoNamespace, Confidence::High, fix).seen(why.as_str()));
         is_whole = false;
@@ -68,7 +73,7 @@ pub(super) fn refused(facts: &Facts, words: &str, found: &mut Found) {
         }
         None if is_for_others => {
             let fix = "let the projected token have the API server's audience: leave `audience` out of `serviceAccountToken`";
-            Verdict::new(Code::TokenAudience, Confidence::Medium, fix)
+            Verdict::new(Code::TokenAudience, Confidence::Low, fix)
                 .seen(format!("it is for {}", account.audiences.join(", ")))
                 .or("the service account was deleted")
                 .or("the cluster's signing keys were replaced")
@@ -88,13 +93,14 @@ fn is_api(audience: &str) -> bool {
     audience.starts_with("https://kubernetes.default") || audience == "https://container.googleapis.com"
 }
 
-/// That the control plane lives: it has issued a token after this node had lost it, to this node's kubelet, which renews tokens in time.
-/// An older token says nothing of now.
+/// That the control plane lives: kubelet has written another token, which it got after this node had lost the API server. All by this node's
+/// own clock. kubelet renews a token of ten minutes after eight; one that is older than all that says nothing of now.
 pub(super) fn lives(facts: &Facts) -> Option<String> {
-    let (issued, lost) = (facts.account.issued?, facts.lost?);
-    let later = issued.duration_since(lost).ok().filter(|later| *later > SKEW)?;
+    let (written, lost) = (facts.account.written?, facts.lost?);
+    let later = written.duration_since(lost).ok().filter(|later| *later > LATER)?;
+    facts.now.duration_since(written).ok().filter(|age| *age < RENEWED)?;
     Some(format!(
-        "the token was issued {} s after this node lost the API server: the control plane lives, and this node's kubelet reaches it",
+        "this node's kubelet wrote another token {} s after the API server was lost here: it reaches a control plane that lives",
         later.as_secs()
     ))
 }

@@ -1,6 +1,6 @@
 //! The way to the API server: which of name, connection, TLS and answer is the first that fails.
 
-use super::super::code::{Code, Confidence};
+use super::super::code::{Code, Confidence, Severity};
 use super::super::facts::Facts;
 use super::super::fix;
 use super::super::place::{Cni, Inside, Network};
@@ -22,15 +22,28 @@ pub(super) fn judge(facts: &Facts, ports: &Ports, found: &mut Found) {
         return found.say(Verdict::new(Code::NoCluster, Confidence::High, fix).seen(seen));
     }
     let is_whole = account::files(facts, found);
+    // The files could not be read in time: nothing was tried.
+    if facts.reaches.is_empty() {
+        return;
+    }
     let named: Vec<&Reach> = facts.reaches.iter().filter(|reach| reach.origin != Origin::KubePrism).collect();
+    // Anything may listen on loopback at KubePrism's port: without an authority nobody knows.
     let is_open = |reach: &Reach| {
-        if facts.account.untrusted.is_some() { reach.obstacle.is_none() } else { reach.is_open() }
+        let is_taken = facts.account.untrusted.is_some() && reach.origin != Origin::KubePrism;
+        if is_taken { reach.obstacle.is_none() } else { reach.is_open() }
     };
     let open = facts.reaches.iter().find(|reach| is_open(reach));
     let Some(open) = open else { return closed(facts, &named, ports, found) };
+    let mut some: Vec<Verdict> = Vec::new();
     for reach in named.iter().filter(|reach| !is_open(reach)) {
-        beside(reach, open, found);
+        let verdict = beside(reach, open);
+        // One for all that fail in the same way.
+        match some.iter_mut().find(|other| other.code == verdict.code) {
+            Some(other) => other.evidence.insert(0, line(reach)),
+            None => some.push(verdict),
+        }
     }
+    found.verdicts.extend(some);
     if !is_whole {
         return;
     }
@@ -67,6 +80,10 @@ pub(super) fn said(facts: &Facts, fault: &Fault, found: &mut Found) {
                 .or("the API server hangs or is overloaded")
                 .or("the MTU on the way is smaller than both ends believe (KubeSpan, WireGuard, VXLAN)")
         }
+        Cause::NoCredentials | Cause::Unresolved => {
+            let fix = "see the words of what failed, on this node's side";
+            Verdict::new(Code::ApiSilent, Confidence::Low, fix)
+        }
         _ => {
             let fix = "look at `kubernetes.endpoints`, and at proxies between this node and the API server";
             Verdict::new(Code::NotAnApiServer, Confidence::High, fix).or("a proxy answers instead")
@@ -75,8 +92,12 @@ pub(super) fn said(facts: &Facts, fault: &Fault, found: &mut Found) {
     found.say(verdict.seen(fault.text.as_str()));
 }
 
-/// One address does not do, and another does.
-fn beside(reach: &Reach, open: &Reach, found: &mut Found) {
+/// One address does not do, and another does: it works, and not as it could.
+fn beside(reach: &Reach, open: &Reach) -> Verdict {
+    if let Some(mut verdict) = reach.handshake.as_ref().and_then(insecure) {
+        verdict.severity = Severity::Warning;
+        return verdict.seen(line(reach)).seen(format!("{} is as it should be", open.address));
+    }
     let (code, fix) = if reach.origin == Origin::Service {
         let fix = "look at what programs Services on this node (kube-proxy, or Cilium in its place), and at the endpoints of \
                    default/kubernetes: `kubectl get endpoints kubernetes`";
@@ -86,7 +107,7 @@ fn beside(reach: &Reach, open: &Reach, found: &mut Found) {
     };
     let verdict = Verdict::new(code, Confidence::High, fix).seen(line(reach));
     let other = "a policy of the network lets one address through and not the other";
-    found.say(verdict.seen(format!("{} answers", open.address)).or(other));
+    verdict.seen(format!("{} answers", open.address)).or(other)
 }
 
 /// No address does.
@@ -97,7 +118,10 @@ fn closed(facts: &Facts, named: &[&Reach], ports: &Ports, found: &mut Found) {
         Some(handshake) => insecure(handshake),
         None => far(facts, named, ports),
     };
-    let Some(mut verdict) = verdict else { return };
+    let mut verdict = verdict.unwrap_or_else(|| {
+        let fix = "see what was found at each address, and `kubernetes.endpoints`";
+        Verdict::new(Code::ApiUnreachable, Confidence::Low, fix)
+    });
     verdict.evidence.extend(named.iter().map(|reach| line(reach)));
     found.say(verdict);
 }
@@ -150,6 +174,10 @@ fn far(facts: &Facts, named: &[&Reach], ports: &Ports) -> Option<Verdict> {
         let kind = std::mem::discriminant(first);
         (first, obstacles.iter().all(|other| std::mem::discriminant(*other) == kind))
     };
+    if !are_same {
+        let fix = format!("see what was found at each address: they fail in different ways. {GOES_ON}");
+        return Some(Verdict::new(Code::ApiUnreachable, Confidence::Low, fix));
+    }
     let is_blocked = named.iter().any(|reach| reach.host_answers);
     if is_blocked {
         let verdict = Verdict::new(Code::ApiBlocked, Confidence::Medium, let_through(facts));
@@ -158,23 +186,24 @@ fn far(facts: &Facts, named: &[&Reach], ports: &Ports) -> Option<Verdict> {
             .or("the API server hangs with a full queue of connections");
         return Some(verdict.apply(policies(facts, ports)));
     }
-    if let Some(sign) = account::lives(facts).filter(|_| are_same && *first == Obstacle::Timeout) {
-        let verdict = Verdict::new(Code::ApiBlocked, Confidence::High, let_through(facts)).seen(sign);
+    if let Some(sign) = account::lives(facts).filter(|_| *first == Obstacle::Timeout) {
+        let verdict = Verdict::new(Code::ApiBlocked, Confidence::Medium, let_through(facts)).seen(sign);
         let verdict = verdict.or("kubelet reaches another API server, or this one at another address");
         return Some(verdict.apply(policies(facts, ports)));
-    }
-    if !are_same {
-        let fix = format!("see what was found at each address: they fail in different ways. {GOES_ON}");
-        return Some(Verdict::new(Code::ApiUnreachable, Confidence::Low, fix));
     }
     Some(match first {
         Obstacle::Unresolved(_) => {
             let fix = "name the API server by an address in `kubernetes.endpoints`, or mend DNS";
-            Verdict::new(Code::ApiUnresolved, Confidence::High, fix)
+            Verdict::new(Code::ApiUnresolved, Confidence::Medium, fix)
                 .or("the name is wrong")
                 .or("the name server is not reached")
         }
-        Obstacle::Timeout | Obstacle::Other(_) => {
+        Obstacle::Other(_) => {
+            let fix = "see the kernel's words: nothing is known beyond them";
+            Verdict::new(Code::ApiUnreachable, Confidence::Low, fix)
+                .or("this process or this node is out of something: descriptors, ports, memory")
+        }
+        Obstacle::Timeout => {
             let fix = format!(
                 "is the API server's host up? If other nodes reach it, packets are dropped on the way: {}",
                 let_through(facts)

@@ -7,6 +7,9 @@ use super::Found;
 use crate::admin::StoreHealth;
 use crate::network::swarm::Unresolved;
 
+/// Of those that the mirror names: it may be another program that answers.
+const PROBLEMS: usize = 16;
+
 pub(super) fn judge(facts: &Facts, found: &mut Found) {
     names(facts, found);
     mirror(facts, found);
@@ -78,7 +81,8 @@ fn mirror(facts: &Facts, found: &mut Found) {
         if status.election.mode.is_empty() { "not known yet" } else { &status.election.mode },
         status.network.members
     ));
-    let says = status.problems.iter().map(|problem| problem.lines().next().unwrap_or_default());
+    let says =
+        status.problems.iter().take(PROBLEMS).map(|problem| problem.lines().next().unwrap_or_default());
     for problem in says {
         found.note(format!("mirror: says: {problem}"));
     }
@@ -90,7 +94,10 @@ fn mirror(facts: &Facts, found: &mut Found) {
             verdict.or("this is the only node").or("the other nodes' peer ports are closed to this one"),
         );
     }
-    if let StoreHealth::Degraded { reason } = &status.store.health {
+    let is_explained = facts.runtime.as_ref().is_some_and(|runtime| runtime.version.is_err());
+    if let StoreHealth::Degraded { reason } = &status.store.health
+        && !is_explained
+    {
         let fix = "see what is wrong with the runtime; `peili status` shows when it is over";
         found.say(Verdict::new(Code::MirrorStore, Confidence::High, fix).seen(reason.as_str()));
     }

@@ -6,12 +6,19 @@ use super::super::Verdict;
 use super::super::code::{Code, Confidence};
 use super::super::facts::{Answers, Facts, LockAnswer, Making, Purpose, Wanted};
 use super::super::fix;
-use super::{Found, api};
+use super::{Found, account, api};
 use crate::cluster::{Cause, Fault, Kind, Refusal, Right, Write};
+
+/// Whom the API server takes somebody for who shows nothing.
+const ANONYMOUS: &str = "system:anonymous";
 
 /// All of it. The first fault that concerns every request is said alone.
 pub(super) fn judge(facts: &Facts, wanted: &Wanted, answers: &Answers, found: &mut Found) {
     let Ok(namespace) = &facts.namespace else { return };
+    if answers.who.as_deref() == Some(ANONYMOUS) {
+        let words = "the API server takes this account for `system:anonymous`: something on the way takes the token out, or it takes no tokens";
+        return account::refused(facts, words, found);
+    }
     match general(answers) {
         // It has told its version, for which it needs no storage.
         Some(fault) if fault.cause == Cause::NoAnswer => {
@@ -73,13 +80,18 @@ fn missing(facts: &Facts, answers: &Answers, namespace: &str, found: &mut Found)
         if lacking.is_empty() {
             return;
         }
-        let account = account(facts, answers);
+        let account = whom(facts, answers);
         let mut verdict = Verdict::new(code, confidence, fix);
         verdict.evidence = lacking.iter().map(|right| format!("may not {}", shown(right))).collect();
         if let Some(account) = &account {
             verdict.evidence.push(format!("the account is {account}"));
         }
-        let rights: Vec<&Right> = lacking.iter().collect();
+        // All nodes have one account: a right that names one of them is of use to no other.
+        let any = |right: &Right| {
+            if right.namespaced { right.clone() } else { Right { name: None, ..right.clone() } }
+        };
+        let rights: Vec<Right> = lacking.iter().map(any).collect();
+        let rights: Vec<&Right> = rights.iter().collect();
         verdict = verdict.apply(fix::role(namespace, account.as_deref(), code, &rights));
         all.push(verdict);
     };
@@ -136,6 +148,13 @@ fn may_create(answers: &Answers, making: Making) -> Option<bool> {
     all.find_map(|(_, _, answer)| answer.as_ref().ok().copied())
 }
 
+/// Whether a review says that a lock may be replaced.
+fn may_replace(answers: &Answers, lock: &LockAnswer) -> Option<bool> {
+    let is_it = |right: &Right| right.verb == "update" && right.name.as_deref() == Some(&lock.lock.name);
+    let mut all = answers.rights.iter().filter(|(_, right, _)| is_it(right));
+    all.find_map(|(_, _, answer)| answer.as_ref().ok().copied())
+}
+
 /// One lock: whether it can be made, written, and is Peili's.
 fn lock(facts: &Facts, answers: &Answers, answer: &LockAnswer, namespace: &str, found: &mut Found) {
     let (kind, name) = (answer.lock.kind, answer.lock.name.as_str());
@@ -156,14 +175,14 @@ fn lock(facts: &Facts, answers: &Answers, answer: &LockAnswer, namespace: &str, 
             name: None,
             namespaced: true,
         };
-        let account = account(facts, answers);
+        let account = whom(facts, answers);
         let fix = "make it beforehand, empty, as the first manifest does; or allow the account to make it, as the second one does: one of \
                    them is enough";
         let verdict =
             Verdict::new(Code::LockMissing, Confidence::High, fix).seen(format!("{shown} does not exist"));
         let manifests = [fix::lock(kind, namespace, name)];
         let role = fix::role(namespace, account.as_deref(), Code::LockMissing, &[&right]);
-        return found.say(verdict.seen("it may not be made").apply(manifests).apply(role));
+        return found.say(verdict.seen("it may not be made").apply(manifests).apply(role).either());
     }
     // Beside a lock of old its electors may hold the Lease, too: there Peili takes turns with them.
     if let Some((holder, is_ours)) = &answer.holder
@@ -184,7 +203,11 @@ fn lock(facts: &Facts, answers: &Answers, answer: &LockAnswer, namespace: &str, 
     }
     match (&answer.write, refusal) {
         (_, Some((refusal, text))) => {
-            if let Some(verdict) = refused(refusal) {
+            if refusal == Refusal::Forbidden && may_replace(answers, answer) == Some(true) {
+                let fix = "see the API server's words: a review says that the account may, and the write is forbidden";
+                let verdict = Verdict::new(Code::WriteRefused, Confidence::Low, fix);
+                found.say(verdict.seen(format!("{shown}: {text}")));
+            } else if let Some(verdict) = refused(refusal) {
                 found.say(verdict.seen(format!("{shown}: {text}")));
             } else if refusal == Refusal::NotDry {
                 found.note(format!("{shown}: not tried, since a webhook takes no part in dry runs"));
@@ -240,7 +263,7 @@ fn summary(facts: &Facts, wanted: &Wanted, answers: &Answers, namespace: &str, f
     let is_absent = matches!(answers.summary, Some(Ok(false)));
     if is_absent && may_create(answers, Making::ConfigMap) == Some(false) {
         let right = Right { verb: "create", group: "", resource: "configmaps", name: None, namespaced: true };
-        let account = account(facts, answers);
+        let account = whom(facts, answers);
         let fix = "make it beforehand, empty, as the first manifest does; or allow the account to make it, as the second one does: one of \
                    them is enough";
         let seen = format!("ConfigMap {namespace}/{} does not exist and may not be made", wanted.summary);
@@ -248,15 +271,18 @@ fn summary(facts: &Facts, wanted: &Wanted, answers: &Answers, namespace: &str, f
             Verdict::new(Code::SummaryMissing, Confidence::High, fix)
                 .seen(seen)
                 .apply([fix::lock(Kind::ConfigMap, namespace, &wanted.summary)])
-                .apply(fix::role(namespace, account.as_deref(), Code::SummaryMissing, &[&right])),
+                .apply(fix::role(namespace, account.as_deref(), Code::SummaryMissing, &[&right]))
+                .either(),
         );
     }
 }
 
 /// Whom the rights are to be given to: what the server says counts more than what the token says.
-fn account(facts: &Facts, answers: &Answers) -> Option<String> {
+fn whom(facts: &Facts, answers: &Answers) -> Option<String> {
     let said = answers.who.clone().or_else(|| Some(facts.account.subject.clone()));
-    said.filter(|name| !name.is_empty())
+    // A node's or a component's own name gets nothing by this hand.
+    let is_own = |name: &String| !name.starts_with("system:") || name.starts_with("system:serviceaccount:");
+    said.filter(|name| !name.is_empty() && is_own(name))
 }
 
 fn shown(right: &Right) -> String {

@@ -57,6 +57,7 @@ fn well() -> Facts {
         in_cluster: true,
         account: Account {
             issued: Some(now - Duration::from_secs(100)),
+            written: Some(now - Duration::from_secs(99)),
             expires: Some(now + Duration::from_secs(500)),
             audiences: vec!["https://issuer".into()],
             issuer: "https://issuer".into(),
@@ -205,7 +206,7 @@ const ROWS: &[Row] = &[
         "silence, and a token that is newer",
         |f| {
             far(f, Obstacle::Timeout);
-            f.lost = f.account.issued.map(|issued| issued - Duration::from_secs(61));
+            f.lost = f.account.written.map(|written| written - Duration::from_secs(11));
         },
         &[Code::ApiBlocked],
     ),
@@ -213,7 +214,16 @@ const ROWS: &[Row] = &[
         "silence, and a token that may be as old",
         |f| {
             far(f, Obstacle::Timeout);
-            f.lost = f.account.issued.map(|issued| issued - Duration::from_secs(60));
+            f.lost = f.account.written.map(|written| written - Duration::from_secs(10));
+        },
+        &[Code::ApiUnreachable],
+    ),
+    (
+        "silence, and a token that was newer and is old by now",
+        |f| {
+            far(f, Obstacle::Timeout);
+            f.account.written = Some(f.now - Duration::from_secs(660));
+            f.lost = Some(f.now - Duration::from_secs(1_000));
         },
         &[Code::ApiUnreachable],
     ),
@@ -221,7 +231,7 @@ const ROWS: &[Row] = &[
         "refused, and a token that is newer",
         |f| {
             far(f, Obstacle::Refused);
-            f.lost = f.account.issued.map(|issued| issued - Duration::from_secs(61));
+            f.lost = f.account.written.map(|written| written - Duration::from_secs(11));
         },
         &[Code::ApiRefused],
     ),
@@ -245,6 +255,53 @@ const ROWS: &[Row] = &[
             f.reaches.insert(0, reach(Origin::Endpoint, "10.0.0.2:6443"));
         },
         &[Code::ServiceUnreachable],
+    ),
+    (
+        "the Service has a certificate for other names, an endpoint is as it should be",
+        |f| {
+            f.reaches[0].handshake = Some(Handshake::Name(vec!["x".into()]));
+            f.reaches.insert(0, reach(Origin::Endpoint, "10.0.0.2:6443"));
+        },
+        &[Code::TlsName],
+    ),
+    (
+        "two endpoints are dead in one way, the Service answers",
+        |f| {
+            for address in ["10.0.0.2:6443", "10.0.0.3:6443"] {
+                let mut other = reach(Origin::Endpoint, address);
+                (other.obstacle, other.handshake) = (Some(Obstacle::Timeout), None);
+                f.reaches.insert(0, other);
+            }
+        },
+        &[Code::EndpointUnreachable],
+    ),
+    (
+        "one address is silent while its host answers, another one is refused",
+        |f| {
+            far(f, Obstacle::Refused);
+            let mut other = reach(Origin::Endpoint, "10.0.0.2:6443");
+            (other.obstacle, other.handshake, other.host_answers) = (Some(Obstacle::Timeout), None, true);
+            f.reaches.insert(0, other);
+        },
+        &[Code::ApiUnreachable],
+    ),
+    ("the kernel says something else", |f| far(f, Obstacle::Other("EMFILE".into())), &[Code::ApiUnreachable]),
+    (
+        "the token is taken out on the way",
+        |f| {
+            let answers = f.answers.as_mut().unwrap();
+            answers.who = Some("system:anonymous".into());
+            answers.rights.iter_mut().for_each(|right| right.2 = Ok(false));
+        },
+        &[Code::TokenRejected],
+    ),
+    (
+        "a review allows what is forbidden then",
+        |f| {
+            let lock = &mut f.answers.as_mut().unwrap().locks[0];
+            lock.write = Some(Write::Refused(Refusal::Forbidden, "cannot".into()));
+        },
+        &[Code::WriteRefused],
     ),
     (
         "an endpoint is dead, the Service answers",
@@ -471,8 +528,10 @@ fn what_lets_packets_through_is_said_for_the_place() {
         let mut facts = well();
         far(&mut facts, Obstacle::Timeout);
         let distribution = distribution.to_owned();
-        facts.place = Place { inside: Inside::Pod, network, cni, distribution, ..Place::default() };
-        let (verdicts, _) = judge(&facts, &Ports::default());
+        let label = ("app.kubernetes.io/name".to_owned(), "peili".to_owned());
+        facts.place = Place { inside: Inside::Pod, network, cni, distribution, label };
+        let ports = Ports { peers: vec![5001], ..Ports::default() };
+        let (verdicts, _) = judge(&facts, &ports);
         assert!(verdicts[0].fix.contains(words), "{verdicts:#?}");
         let kinds: Vec<_> = verdicts[0].manifests.iter().map(|manifest| manifest.file.as_str()).collect();
         assert_eq!(kinds, manifests);

@@ -1,6 +1,7 @@
 //! The runtime of this node: whether containerd answers, and what its registry configuration says to a mirror.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use tokio::net::UnixStream;
@@ -28,6 +29,11 @@ pub(super) async fn runtime(subject: &Subject) -> Option<Runtime> {
 }
 
 async fn version(socket: &Path) -> Result<String, Silence> {
+    // What is mounted from a node that has no such file is made: a folder.
+    let is_socket = |metadata: std::fs::Metadata| metadata.file_type().is_socket();
+    if tokio::fs::metadata(socket).await.is_ok_and(|metadata| !is_socket(metadata)) {
+        return Err(Silence::Absent);
+    }
     // The kernel's own word first: the client's error is a text.
     match timeout(LIMIT, UnixStream::connect(socket)).await {
         Ok(Ok(_)) => {}
@@ -61,6 +67,9 @@ fn files(options: &Options) -> (Result<Box<Report>, Unseen>, Vec<String>) {
         let here = options.root.join(folder.strip_prefix("/").unwrap_or(folder));
         matches!(std::fs::metadata(here), Err(error) if error.kind() == io::ErrorKind::NotFound)
     };
-    let missing = folders.iter().filter(is_missing).map(|folder| folder.display().to_string()).collect();
+    let missing: Vec<_> =
+        folders.iter().filter(is_missing).map(|folder| folder.display().to_string()).collect();
+    // containerd passes over those of a list that are not there.
+    let missing = if missing.len() < folders.len() { Vec::new() } else { missing };
     (report.map(Box::new), missing)
 }
