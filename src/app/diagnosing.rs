@@ -288,7 +288,7 @@ mod tests {
     fn candidates_ask_in_bounds() {
         for (period, goes) in [(40, false), (900, true), (7_200, false)] {
             let asked = asked(1, Standing::Candidate(1), period, goes);
-            assert!((20..=1_200).contains(&asked), "{asked} questions in an hour, {period} {goes}");
+            assert!((20..=900).contains(&asked), "{asked} questions in an hour, {period} {goes}");
         }
     }
 
