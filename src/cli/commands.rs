@@ -209,7 +209,7 @@ fn man(dir: Option<&Path>) -> Result<(), Failure> {
 }
 
 /// Writes to standard error, where what is no result belongs.
-fn print_error(text: &str) -> Result<(), Failure> {
+pub(super) fn print_error(text: &str) -> Result<(), Failure> {
     let written = io::stderr().lock().write_all(text.as_bytes());
     Ok(written.context("cannot write to standard error")?)
 }

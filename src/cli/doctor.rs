@@ -14,7 +14,7 @@ use crate::doctor::{Report, Subject, Verdict, examine};
 
 /// After the help.
 pub(super) const HELP: &str = "Examples:\n  peili doctor\n  peili doctor --config peili.yaml --json | jq '.verdicts[].code'\n  \
-    peili doctor --root /host --fix-manifests ./fix && kubectl apply -f ./fix\n\n\
+    peili doctor --root /host --fix-manifests ./fix; kubectl apply -f ./fix\n\n\
     Exit codes: 0 nothing is wrong, or there are notes only; 1 failed (a manifest cannot be written); 2 wrong usage or configuration; 3 a \
     problem was found; 4 warnings were found, and no problem. docs/doctor.md has all codes of verdicts.";
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
-use super::commands::print;
+use super::commands::{print, print_error};
 use super::{Failure, Sources};
 use crate::config;
 use crate::configure::{self, Error, Format, Mirror, Mode, Options, Report, Settings, Target};
@@ -15,7 +15,7 @@ pub(super) const CONFIGURE_HELP: &str = "Examples:\n  peili configure --dry-run\
     peili configure docker.io ghcr.io registry.local:5000\n  peili configure --check --json | jq .ready\n  \
     peili configure --root /host\n  peili configure --format talos > peili-patch.yaml\n\n\
     Exit codes: 0 done, or nothing to do; 1 failed; 2 wrong usage or configuration; 3 pulls do not come to Peili, or \
-    would not stay so: a problem stands in the output. With --dry-run, 0 unless it fails.";
+    would not stay so: a problem stands in the output. With --dry-run, 0 unless it fails. With --exit-zero, 0.";
 /// After the help of `peili cleanup`.
 pub(super) const CLEANUP_HELP: &str = "Examples:\n  peili cleanup --dry-run\n  peili cleanup\n  peili cleanup docker.io\n\n\
     Exit codes: 0 done, or nothing to do; 1 failed; 2 wrong usage or configuration.";
@@ -72,6 +72,10 @@ pub(super) struct Configure {
     #[arg(long)]
     json: bool,
 
+    /// Exit with 0 whatever is found or fails, and say it: for an init container, which must not keep the mirror from starting
+    #[arg(long)]
+    exit_zero: bool,
+
     #[command(flatten)]
     place: Place,
 }
@@ -117,6 +121,14 @@ enum FormatArgument {
 
 /// Sets up the node, or looks at it.
 pub(super) fn configure(arguments: Configure) -> Result<(), Failure> {
+    let exit_zero = arguments.exit_zero;
+    match set_up(arguments) {
+        Err(failure) if exit_zero => print_error(&format!("not an error, by --exit-zero: {failure:#}\n")),
+        done => done,
+    }
+}
+
+fn set_up(arguments: Configure) -> Result<(), Failure> {
     let mode = arguments.mode.map(|mode| match mode {
         ModeArgument::First => Mode::First,
         ModeArgument::Only => Mode::Only,

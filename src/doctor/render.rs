@@ -17,7 +17,7 @@ pub(super) fn render(report: &Report) -> String {
         let _ = writeln!(text, "{}", plain(line));
     }
     let place = &report.place;
-    let place = format!("{:?}, network {:?}, {:?}", place.inside, place.network, place.cni).to_lowercase();
+    let place = format!("{:?}, network {:?}, cni {:?}", place.inside, place.network, place.cni).to_lowercase();
     let _ = writeln!(text, "place: {place}, distribution {}", report.place.distribution);
     let count = report.verdicts.len();
     let _ = match count {
@@ -76,7 +76,7 @@ mod tests {
             text,
             "problem no-token: no token of a service account is mounted, or it cannot be read\n  confidence: high\n  \
              seen: a [31m b\n  could be: c\n  could be: d\n  fix: first\n    second\n\nf: g\n\
-             place: node, network unknown, unknown, distribution \n1 verdict (looked for 3 ms)\n"
+             place: node, network unknown, cni unknown, distribution \n1 verdict (looked for 3 ms)\n"
         );
         assert!(report(Vec::new()).render().ends_with("nothing is wrong (looked for 3 ms)\n"));
     }

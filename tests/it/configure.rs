@@ -104,6 +104,11 @@ fn snapshot(folder: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
 async fn command_line() {
     let host = Host::new();
     let before = snapshot(&host.root());
+    // An init container goes on all the same, and says it.
+    let text = host.ends(&["configure", "--check", "a.io", "b.io", "--exit-zero"], 0);
+    assert!(text.contains("not set up for a.io") && text.contains("by --exit-zero: this node"), "{text}");
+    let text = host.ends(&["configure", "--exit-zero", "--set", "registry.listen=[]"], 0);
+    assert!(text.contains("registry.listen is empty"), "{text}");
     let text = host.ends(&["configure", "--check", "a.io", "b.io"], 3);
     assert!(text.contains("not set up for a.io") && text.ends_with("see the problems above\n"), "{text}");
     let text = host.ends(&["configure", "--dry-run", "a.io", "b.io"], 0);
