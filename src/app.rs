@@ -211,10 +211,8 @@ impl App {
             electing::elections(&config.election, &policies, &admission, nodes, strict, election_metrics);
         let electing = AbortOnDropHandle::new(tokio::spawn(election.clone().follow()));
         let diagnosing = Arc::new(Diagnosing::new(&config, metrics.sub_registry_with_prefix("doctor")));
-        let looking = AbortOnDropHandle::new(tokio::spawn({
-            let network = network.clone();
-            Arc::clone(&diagnosing).follow(election.clone(), move || network.known_peers().len() + 1)
-        }));
+        let looking = Arc::clone(&diagnosing).follow(election.clone(), network.clone());
+        let looking = AbortOnDropHandle::new(tokio::spawn(looking));
 
         let client = Client::presenting(admission.clone(), &identity, transfer_metrics)
             .context("cannot start the peer client")?;

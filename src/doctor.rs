@@ -54,12 +54,23 @@ pub struct Subject {
     pub admin: Option<SocketAddr>,
     /// Whether the API server is asked anything, beyond whether there is a way to it.
     pub asks: bool,
-    /// Since when the mirror that runs here does not reach the API server, where it is that mirror that looks.
-    pub lost: Option<SystemTime>,
+    /// What the mirror knows, where it is that mirror that looks; `None`: it does not, or it reaches the API server.
+    pub told: Option<Told>,
     /// Ports that policies of the network have to let through.
     pub ports: Ports,
     /// How `peili configure --check` looks at the runtime; `None`: the runtime is not looked at.
     pub configure: Option<configure::Options>,
+}
+
+/// What the mirror of this node knows of a loss of the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Since when.
+    pub lost: SystemTime,
+    /// Other members that say that they reach it.
+    pub reach: usize,
+    /// Other members that say that they do not.
+    pub lack: usize,
 }
 
 /// Ports that policies of the network have to let through.
@@ -89,7 +100,7 @@ impl Subject {
             pod_labels: config.node.pod_labels,
             admin: config.admin.listen.first().copied(),
             asks: true,
-            lost: None,
+            told: None,
             configure: options,
         }
     }

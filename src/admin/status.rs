@@ -106,6 +106,10 @@ pub struct Diagnosis {
     pub age_seconds: Option<u64>,
     /// For how long it has not reached the API server; `None`: it does, or it is not known.
     pub unreached_seconds: Option<u64>,
+    /// Other members that say that they reach it.
+    pub members_reach: usize,
+    /// Other members that say that they do not.
+    pub members_lack: usize,
     /// What it found, the worst first.
     pub verdicts: Vec<Verdict>,
 }

@@ -16,10 +16,12 @@ use tokio::time::{Instant, sleep};
 use crate::admin;
 use crate::config::Config;
 use crate::doctor::code::{Code, Severity};
-use crate::doctor::{REQUESTS, Report, Subject, Verdict, examine};
+use crate::doctor::{REQUESTS, Report, Subject, Told, Verdict, examine};
 use crate::election::Election;
 use crate::election::lease::Standing;
 use crate::election::strict::{Cause, State};
+use crate::network::facts::ApiServer;
+use crate::network::swarm::SwarmNetwork;
 
 /// How often it is looked whether elections are degraded.
 const POLL: Duration = Duration::from_secs(1);
@@ -44,6 +46,9 @@ pub(super) struct Diagnosing {
 struct Found {
     looked: Option<Instant>,
     lost: Option<(Instant, SystemTime)>,
+    /// Other members that reach the API server, and that do not, by their own word.
+    reach: usize,
+    lack: usize,
     verdicts: Vec<Verdict>,
 }
 
@@ -83,23 +88,24 @@ impl Diagnosing {
         Self { subject, found: Mutex::default(), verdicts }
     }
 
-    /// Follows the elections. `members`: how many nodes there are. Ends never.
-    pub(super) async fn follow(self: Arc<Self>, election: Election, members: impl Fn() -> usize) {
+    /// Follows the elections among these nodes. Ends never.
+    pub(super) async fn follow(self: Arc<Self>, election: Election, network: SwarmNetwork) {
         let mut schedule = Schedule::default();
         loop {
             sleep(POLL).await;
             let state = election.strictly();
             let state = state.filter(|state| !state.relied_on);
+            self.others(&network);
             self.reaches(state.as_ref().and_then(|state| state.reached));
             let Some(state) = state else {
                 schedule.rest();
                 self.publish(None);
                 continue;
             };
-            let pace = pace(&state, members());
+            let pace = pace(&state, network.known_peers().len() + 1);
             let Some(look) = schedule.look(&state, pace, Instant::now(), rand::random()) else { continue };
-            let (asks, lost) = (look == Look::Whole, self.lock().lost.map(|(_, lost)| lost));
-            let report = examine(&Subject { asks, lost, ..self.subject.clone() }).await;
+            let (asks, told) = (look == Look::Whole, self.told());
+            let report = examine(&Subject { asks, told, ..self.subject.clone() }).await;
             schedule.looked(report.asked, pace, Instant::now(), rand::random());
             // Elections may have recovered meanwhile.
             if election.strictly().is_some_and(|state| !state.relied_on) {
@@ -123,6 +129,8 @@ impl Diagnosing {
         admin::Diagnosis {
             age_seconds: found.looked.map(|looked| looked.elapsed().as_secs()),
             unreached_seconds: found.lost.map(|(lost, _)| lost.elapsed().as_secs()),
+            members_reach: found.reach,
+            members_lack: found.lack,
             verdicts: found.verdicts.iter().map(verdict).collect(),
         }
     }
@@ -134,6 +142,24 @@ impl Diagnosing {
             format!("doctor: {}: {text} (`peili doctor` has the evidence): {fix}", code.name())
         };
         self.lock().verdicts.iter().map(line).collect()
+    }
+
+    fn told(&self) -> Option<Told> {
+        let found = self.lock();
+        found.lost.map(|(_, lost)| Told { lost, reach: found.reach, lack: found.lack })
+    }
+
+    /// Counts what the others say; who is suspected says nothing new.
+    fn others(&self, network: &SwarmNetwork) {
+        let members = network.members();
+        let others = members
+            .iter()
+            .filter(|member| member.suspected.is_none() && member.peer.id != *network.peer_id());
+        let count =
+            |wanted: ApiServer| others.clone().filter(|member| member.facts.api_server == wanted).count();
+        let (reach, lack) = (count(ApiServer::Reachable), count(ApiServer::Unreachable));
+        let mut found = self.lock();
+        (found.reach, found.lack) = (reach, lack);
     }
 
     fn reaches(&self, reached: Option<bool>) {

@@ -7,6 +7,7 @@ use crate::cluster::{Account, Fault, Kind, Reach, Right, Write};
 use crate::configure;
 use crate::network::swarm::Unresolved;
 
+use super::Told;
 use super::place::Place;
 
 /// All that was found.
@@ -14,8 +15,8 @@ use super::place::Place;
 pub struct Facts {
     /// When.
     pub now: SystemTime,
-    /// Since when the mirror of this node does not reach the API server; `None`: it does, or nobody knows.
-    pub lost: Option<SystemTime>,
+    /// What the mirror of this node knows of a loss of the API server; `None`: it reaches it, or nobody knows.
+    pub told: Option<Told>,
     /// Where this runs.
     pub place: Place,
     /// What the configuration needs of the Kubernetes API; `None`: nothing.

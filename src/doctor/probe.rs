@@ -9,9 +9,9 @@ use futures::future::join_all;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::Subject;
 use super::facts::Facts;
 use super::place::Place;
+use super::{Subject, Told};
 use crate::network::swarm::{Unresolved, resolve};
 use crate::{admin, cluster};
 
@@ -53,10 +53,13 @@ pub(super) async fn look(subject: &Subject) -> Facts {
     let labels = subject.pod_labels.clone();
     let place = spawn_blocking(move || Place::look(&root, &labels, report.as_ref()));
     let now = SystemTime::now();
-    let told = mirror.as_ref().ok().and_then(|status| status.diagnosis.unreached_seconds);
+    let told = |diagnosis: &admin::Diagnosis| {
+        let lost = now.checked_sub(Duration::from_secs(diagnosis.unreached_seconds?))?;
+        Some(Told { lost, reach: diagnosis.members_reach, lack: diagnosis.members_lack })
+    };
     Facts {
         now,
-        lost: subject.lost.or_else(|| now.checked_sub(Duration::from_secs(told?))),
+        told: subject.told.or_else(|| told(&mirror.as_ref().ok()?.diagnosis)),
         place: timeout(LIMIT, place).await.ok().and_then(Result::ok).unwrap_or_default(),
         wanted,
         in_cluster: subject.cluster.is_in_cluster(),

@@ -17,7 +17,8 @@ pub(super) fn render(report: &Report) -> String {
         let _ = writeln!(text, "{}", plain(line));
     }
     let place = &report.place;
-    let place = format!("{:?}, network {:?}, cni {:?}", place.inside, place.network, place.cni).to_lowercase();
+    let place =
+        format!("{:?}, network {:?}, cni {:?}", place.inside, place.network, place.cni).to_lowercase();
     let _ = writeln!(text, "place: {place}, distribution {}", report.place.distribution);
     let count = report.verdicts.len();
     let _ = match count {

@@ -52,6 +52,7 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .within(long)
         .alone(),
+        Case::new("seed::one_node_is_cut_off_and_others_know", &needs, cut_off).within(long),
         Case::new("seed::the_lock_names_a_dead_leader", &needs, dead_leader).within(long),
         Case::new("seed::rights_and_objects_come_late", &needs, late).within(long),
         Case::new("seed::a_node_finds_others_by_what_the_coordinator_wrote", &needs, book).within(long),
@@ -302,6 +303,30 @@ async fn blocked(lock: Kind, outage: Duration) {
     })
     .await
     .unwrap();
+}
+
+/// One node of three is cut off from the API server. Its doctor says no more than it can know, until what the others say is of after the loss.
+async fn cut_off() {
+    let (mut rig, plans) = Rig::new().await;
+    rig.cluster.allow_all().await;
+    for plan in plans {
+        rig.nodes.push(start(plan).await.0);
+    }
+    rig.coordinator(2 * SOON).await;
+    rig.network.block(0, SERVER, Block::Drop).unwrap();
+    let diagnosis = async || rig.nodes[0].status().await.unwrap()["diagnosis"].clone();
+    let lost_for = |diagnosis: &Value| diagnosis["unreached_seconds"].as_u64().unwrap_or(0);
+    wait::until("it knows", SOON, async || (lost_for(&diagnosis().await) > 0).then_some(())).await.unwrap();
+    let doctor = Doctor::of(&rig.nodes[0].plan);
+    let found = doctor.finds("cut off a moment ago", &["api-unreachable"]).await;
+    assert!(!found.report.to_string().contains("other members"), "{found:?}");
+    // Twice as long as an observer may not have looked.
+    wait::until("all have looked", 2 * SOON, async || (lost_for(&diagnosis().await) > 61).then_some(()))
+        .await
+        .unwrap();
+    let found = doctor.finds("cut off, and the others are not", &["api-blocked"]).await;
+    let evidence = found.verdict("api-blocked")["evidence"].to_string();
+    assert!(evidence.contains("2 of 2 other members reach the API server"), "{evidence}");
 }
 
 /// The lease is held by a process that is gone, and the server was out of reach when the others started.

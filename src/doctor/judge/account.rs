@@ -96,7 +96,7 @@ fn is_api(audience: &str) -> bool {
 /// That the control plane lives: kubelet has written another token, which it got after this node had lost the API server. All by this node's
 /// own clock. kubelet renews a token of ten minutes after eight; one that is older than all that says nothing of now.
 pub(super) fn lives(facts: &Facts) -> Option<String> {
-    let (written, lost) = (facts.account.written?, facts.lost?);
+    let (written, lost) = (facts.account.written?, facts.told?.lost);
     let later = written.duration_since(lost).ok().filter(|later| *later > LATER)?;
     facts.now.duration_since(written).ok().filter(|age| *age < RENEWED)?;
     Some(format!(

@@ -1,5 +1,7 @@
 //! The way to the API server: which of name, connection, TLS and answer is the first that fails.
 
+use std::time::Duration;
+
 use super::super::code::{Code, Confidence, Severity};
 use super::super::facts::Facts;
 use super::super::fix;
@@ -7,6 +9,9 @@ use super::super::place::{Cni, Inside, Network};
 use super::super::{Ports, Verdict};
 use super::{Found, account, rights};
 use crate::cluster::{Cause, Fault, Handshake, Obstacle, Origin, Reach};
+
+/// How often at most an observer reads the lease (docs/elections.md).
+const OBSERVERS: Duration = Duration::from_secs(30);
 
 const GOES_ON: &str = "Mirroring goes on without it, and whoever leads is found by the members";
 
@@ -186,12 +191,19 @@ fn far(facts: &Facts, named: &[&Reach], ports: &Ports) -> Option<Verdict> {
             .or("the API server hangs with a full queue of connections");
         return Some(verdict.apply(policies(facts, ports)));
     }
-    if let Some(sign) = account::lives(facts).filter(|_| *first == Obstacle::Timeout) {
+    let others = others(facts);
+    let reached = others.filter(|(reach, _)| *reach > 0).map(|(reach, all)| {
+        format!(
+            "{reach} of {all} other members reach the API server: it lives, and this node is cut off from it"
+        )
+    });
+    if let Some(sign) = account::lives(facts).or(reached).filter(|_| *first == Obstacle::Timeout) {
         let verdict = Verdict::new(Code::ApiBlocked, Confidence::Medium, let_through(facts)).seen(sign);
-        let verdict = verdict.or("kubelet reaches another API server, or this one at another address");
+        let verdict =
+            verdict.or("who reaches the API server reaches another one, or this one at another address");
         return Some(verdict.apply(policies(facts, ports)));
     }
-    Some(match first {
+    let verdict = match first {
         Obstacle::Unresolved(_) => {
             let fix = "name the API server by an address in `kubernetes.endpoints`, or mend DNS";
             Verdict::new(Code::ApiUnresolved, Confidence::Medium, fix)
@@ -245,7 +257,21 @@ fn far(facts: &Facts, named: &[&Reach], ports: &Ports) -> Option<Verdict> {
                        other";
             Verdict::new(Code::AddressFamily, Confidence::High, fix)
         }
+    };
+    Some(match others {
+        Some((reach, all)) => verdict.seen(format!("{reach} of {all} other members reach the API server")),
+        None => verdict,
     })
+}
+
+/// How many other members reach the API server, and how many say whether they do, where all have looked since it was lost here: those that do
+/// not stand for the lease look once in max(30 s, N s), and what they say is of then.
+fn others(facts: &Facts) -> Option<(usize, usize)> {
+    let told = facts.told?;
+    let all = told.reach + told.lack;
+    let period = OBSERVERS.max(Duration::from_secs(all as u64 + 1));
+    let since = facts.now.duration_since(told.lost).ok()?;
+    (all > 0 && since > 2 * period).then_some((told.reach, all))
 }
 
 /// What lets packets through, for where this runs.

@@ -9,7 +9,7 @@ use super::super::facts::{
     Answers, Facts, Lock, LockAnswer, Making, Purpose, Runtime, Silence, Unseen, Wanted,
 };
 use super::super::place::{Cni, Inside, Network, Place};
-use super::super::{CAUSES, Ports};
+use super::super::{CAUSES, Ports, Told};
 use super::judge;
 use crate::admin::{Status, StoreHealth};
 use crate::cluster::{
@@ -51,7 +51,7 @@ fn well() -> Facts {
     };
     Facts {
         now,
-        lost: None,
+        told: None,
         place: Place::default(),
         wanted: Some(wanted),
         in_cluster: true,
@@ -91,6 +91,11 @@ fn well() -> Facts {
         }),
         mirror: Err("nothing listens".into()),
     }
+}
+
+/// The mirror has lost the API server then, and others reach it or lack it.
+fn lost(facts: &mut Facts, lost: SystemTime, reach: usize, lack: usize) {
+    facts.told = Some(Told { lost, reach, lack });
 }
 
 fn answers(facts: &mut Facts) -> &mut Answers {
@@ -206,7 +211,7 @@ const ROWS: &[Row] = &[
         "silence, and a token that is newer",
         |f| {
             far(f, Obstacle::Timeout);
-            f.lost = f.account.written.map(|written| written - Duration::from_secs(11));
+            lost(f, f.account.written.unwrap() - Duration::from_secs(11), 0, 0);
         },
         &[Code::ApiBlocked],
     ),
@@ -214,7 +219,7 @@ const ROWS: &[Row] = &[
         "silence, and a token that may be as old",
         |f| {
             far(f, Obstacle::Timeout);
-            f.lost = f.account.written.map(|written| written - Duration::from_secs(10));
+            lost(f, f.account.written.unwrap() - Duration::from_secs(10), 0, 0);
         },
         &[Code::ApiUnreachable],
     ),
@@ -223,7 +228,39 @@ const ROWS: &[Row] = &[
         |f| {
             far(f, Obstacle::Timeout);
             f.account.written = Some(f.now - Duration::from_secs(660));
-            f.lost = Some(f.now - Duration::from_secs(1_000));
+            lost(f, f.now - Duration::from_secs(1_000), 0, 0);
+        },
+        &[Code::ApiUnreachable],
+    ),
+    (
+        "silence, and other members reach it",
+        |f| {
+            far(f, Obstacle::Timeout);
+            lost(f, f.now - Duration::from_secs(61), 1, 3);
+        },
+        &[Code::ApiBlocked],
+    ),
+    (
+        "silence, and what others say may be old",
+        |f| {
+            far(f, Obstacle::Timeout);
+            lost(f, f.now - Duration::from_secs(60), 4, 0);
+        },
+        &[Code::ApiUnreachable],
+    ),
+    (
+        "silence, and what others of many say may be old",
+        |f| {
+            far(f, Obstacle::Timeout);
+            lost(f, f.now - Duration::from_secs(900), 495, 4);
+        },
+        &[Code::ApiUnreachable],
+    ),
+    (
+        "silence for all",
+        |f| {
+            far(f, Obstacle::Timeout);
+            lost(f, f.now - Duration::from_secs(61), 0, 4);
         },
         &[Code::ApiUnreachable],
     ),
@@ -231,7 +268,7 @@ const ROWS: &[Row] = &[
         "refused, and a token that is newer",
         |f| {
             far(f, Obstacle::Refused);
-            f.lost = f.account.written.map(|written| written - Duration::from_secs(11));
+            lost(f, f.account.written.unwrap() - Duration::from_secs(11), 0, 0);
         },
         &[Code::ApiRefused],
     ),
