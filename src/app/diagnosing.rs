@@ -95,13 +95,14 @@ impl Diagnosing {
             sleep(POLL).await;
             let state = election.strictly();
             let state = state.filter(|state| !state.relied_on);
-            self.others(&network);
-            self.reaches(state.as_ref().and_then(|state| state.reached));
             let Some(state) = state else {
                 schedule.rest();
+                self.reaches(Some(true));
                 self.publish(None);
                 continue;
             };
+            self.reaches(state.reached);
+            self.others(&network);
             let pace = pace(&state, network.known_peers().len() + 1);
             let Some(look) = schedule.look(&state, pace, Instant::now(), rand::random()) else { continue };
             let (asks, told) = (look == Look::Whole, self.told());
@@ -166,7 +167,7 @@ impl Diagnosing {
         let mut found = self.lock();
         match reached {
             Some(false) => drop(found.lost.get_or_insert_with(|| (Instant::now(), SystemTime::now()))),
-            Some(true) => found.lost = None,
+            Some(true) => (found.lost, found.reach, found.lack) = (None, 0, 0),
             // Not known: as it was.
             None => {}
         }
