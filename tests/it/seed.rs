@@ -319,7 +319,7 @@ async fn cut_off() {
     wait::until("it knows", SOON, async || (lost_for(&diagnosis().await) > 0).then_some(())).await.unwrap();
     let doctor = Doctor::of(&rig.nodes[0].plan);
     let found = doctor.finds("cut off a moment ago", &["api-unreachable"]).await;
-    assert!(!found.report.to_string().contains("other members"), "{found:?}");
+    assert!(!found.verdict("api-unreachable")["evidence"].to_string().contains("other members"), "{found:?}");
     // Twice as long as an observer may not have looked.
     wait::until("all have looked", 2 * SOON, async || (lost_for(&diagnosis().await) > 61).then_some(()))
         .await

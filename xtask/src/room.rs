@@ -13,9 +13,9 @@ use crate::target;
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(5);
-/// GiB that a run from nothing takes at its height: 12 for the build folder, 6 for containerds and what they hold (measured: the
-/// last lines of a run say how much was left).
-const NEEDED: f64 = 18.0;
+/// GiB that a run from nothing takes at its height: 5.7 for the build folder, and what containerds hold (measured: 8.9; the last lines of
+/// a run say how much was left). Builds that are kept for later ones take more.
+const NEEDED: f64 = 10.0;
 /// KiB; with less, what failed may have failed for it.
 const FULL: u64 = 512 << 10;
 
