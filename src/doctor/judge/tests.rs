@@ -1,5 +1,7 @@
 //! A row for each code: what is changed in facts that are well, and all that is said then. Look-alikes have rows of their own.
 
+mod lost;
+
 use std::time::{Duration, SystemTime};
 
 use http::Uri;
@@ -9,7 +11,7 @@ use super::super::facts::{
     Answers, Facts, Lock, LockAnswer, Making, Purpose, Runtime, Silence, Unseen, Wanted,
 };
 use super::super::place::{Cni, Inside, Network, Place};
-use super::super::{CAUSES, Ports, Told};
+use super::super::{CAUSES, Ports};
 use super::judge;
 use crate::admin::{Status, StoreHealth};
 use crate::cluster::{
@@ -91,11 +93,6 @@ fn well() -> Facts {
         }),
         mirror: Err("nothing listens".into()),
     }
-}
-
-/// The mirror has lost the API server then, and others reach it or lack it.
-fn lost(facts: &mut Facts, lost: SystemTime, reach: usize, lack: usize) {
-    facts.told = Some(Told { lost, reach, lack });
 }
 
 fn answers(facts: &mut Facts) -> &mut Answers {
@@ -206,71 +203,6 @@ const ROWS: &[Row] = &[
             f.reaches[0].host_answers = true;
         },
         &[Code::ApiBlocked],
-    ),
-    (
-        "silence, and a token that is newer",
-        |f| {
-            far(f, Obstacle::Timeout);
-            lost(f, f.account.written.unwrap() - Duration::from_secs(11), 0, 0);
-        },
-        &[Code::ApiBlocked],
-    ),
-    (
-        "silence, and a token that may be as old",
-        |f| {
-            far(f, Obstacle::Timeout);
-            lost(f, f.account.written.unwrap() - Duration::from_secs(10), 0, 0);
-        },
-        &[Code::ApiUnreachable],
-    ),
-    (
-        "silence, and a token that was newer and is old by now",
-        |f| {
-            far(f, Obstacle::Timeout);
-            f.account.written = Some(f.now - Duration::from_secs(660));
-            lost(f, f.now - Duration::from_secs(1_000), 0, 0);
-        },
-        &[Code::ApiUnreachable],
-    ),
-    (
-        "silence, and other members reach it",
-        |f| {
-            far(f, Obstacle::Timeout);
-            lost(f, f.now - Duration::from_secs(61), 1, 3);
-        },
-        &[Code::ApiBlocked],
-    ),
-    (
-        "silence, and what others say may be old",
-        |f| {
-            far(f, Obstacle::Timeout);
-            lost(f, f.now - Duration::from_secs(60), 4, 0);
-        },
-        &[Code::ApiUnreachable],
-    ),
-    (
-        "silence, and what others of many say may be old",
-        |f| {
-            far(f, Obstacle::Timeout);
-            lost(f, f.now - Duration::from_secs(900), 495, 4);
-        },
-        &[Code::ApiUnreachable],
-    ),
-    (
-        "silence for all",
-        |f| {
-            far(f, Obstacle::Timeout);
-            lost(f, f.now - Duration::from_secs(61), 0, 4);
-        },
-        &[Code::ApiUnreachable],
-    ),
-    (
-        "refused, and a token that is newer",
-        |f| {
-            far(f, Obstacle::Refused);
-            lost(f, f.account.written.unwrap() - Duration::from_secs(11), 0, 0);
-        },
-        &[Code::ApiRefused],
     ),
     ("no way", |f| far(f, Obstacle::Unroutable("x".into())), &[Code::ApiUnroutable]),
     ("refused by all", |f| far(f, Obstacle::Refused), &[Code::ApiRefused]),
@@ -540,7 +472,7 @@ const ROWS: &[Row] = &[
 fn each_fault_has_its_verdict_and_no_other() {
     let ports = Ports { peers: vec![5001], metrics: None, out: vec![443] };
     let mut covered = Vec::new();
-    for (name, change, expected) in ROWS {
+    for (name, change, expected) in ROWS.iter().chain(lost::ROWS) {
         let mut facts = well();
         change(&mut facts);
         let (verdicts, _) = judge(&facts, &ports);
