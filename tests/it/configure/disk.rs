@@ -3,10 +3,13 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use peili_lab::Requirement;
+use peili_lab::{Requirement, wait};
 
 use super::{Host, snapshot};
 use crate::Case;
+
+/// Longest until the kernel knows of room that was made.
+const ROOM: Duration = Duration::from_secs(5);
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -67,7 +70,8 @@ async fn full_disk() {
         let mut failed = 0;
         for kib in (0..=full).rev().step_by(4) {
             std::fs::remove_file(&filler).unwrap();
-            fill(kib << 10).unwrap();
+            // The kernel counts the room by processor, and what was removed is there a moment later.
+            wait::until("room for the filler", ROOM, async || fill(kib << 10).ok()).await.unwrap();
             let output = host.run(&["configure", "_default", "a.io", "b.io", "c.io"]);
             let text = String::from_utf8(output.stderr).unwrap();
             if output.status.code() == Some(0) {
