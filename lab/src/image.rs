@@ -17,8 +17,10 @@ use serde_json::{Value, json};
 use crate::scratch::Scratch;
 
 mod layer;
+mod shipped;
 
 pub use layer::Compression;
+pub use shipped::{Shipped, write_archive};
 
 /// How old the files of a layout are when it is written.
 const AGE: Duration = Duration::from_secs(60);

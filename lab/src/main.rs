@@ -1,4 +1,4 @@
-//! `peili-lab`: the laboratory as a program, behind `cargo xtask demo`, `soak`, `bench` and `simulate`.
+//! `peili-lab`: the laboratory as a program, behind `cargo xtask demo`, `soak`, `bench`, `simulate` and `image`.
 //!
 //! Whatever runs is owned by the future of its command, and a signal drops that future: processes, namespaces and
 //! files are gone before the program ends.
@@ -7,6 +7,7 @@
 mod api;
 mod bench;
 mod demo;
+mod ship;
 mod simulate;
 mod soak;
 
@@ -32,6 +33,8 @@ enum Command {
     Bench(bench::Options),
     /// The gossip among thousands of nodes in one process, against its targets; the election's core under a million schedules
     Simulate(simulate::Options),
+    /// Peili's own image, of files that are there
+    Image(ship::Options),
     /// One process of a calibration
     #[command(hide = true)]
     CalibrateNode(simulate::calibrate::member::Options),
@@ -44,6 +47,7 @@ impl Command {
             Self::Demo(options) => demo::run(&options).await,
             Self::Soak(options) => soak::run(&options).await,
             Self::Bench(options) => bench::run(&options).await,
+            Self::Image(options) => ship::run(&options).map(|()| true),
             Self::Simulate(options) if options.calibrate => simulate::calibrate::run(&options).await,
             Self::CalibrateNode(options) => simulate::calibrate::member::run(&options).await,
             Self::Simulate(options) => tokio::task::spawn_blocking(move || simulate::run(&options))
