@@ -24,7 +24,7 @@ labels:
 {{- define "peili.image" -}}
 {{- $image := .Values.image -}}
 {{- if not $image.repository -}}
-{{- fail "image.repository is empty: no image of Peili is published yet, name your own (docs/install.md)" -}}
+{{- fail "image.repository is empty: no image of Peili is published yet, name your own" -}}
 {{- end -}}
 {{- if $image.digest -}}
 {{ $image.repository }}@{{ $image.digest }}
@@ -66,6 +66,15 @@ labels:
 {{/* What cannot be, with what to do instead. */}}
 {{- define "peili.check" -}}
 {{- $values := .Values -}}
+{{- range $name, $pair := dict
+  "mode" (list .Values.mode "host pod")
+  "rbac.lease" (list .Values.rbac.lease "create precreated none")
+  "election.backend" (list .Values.election.backend "auto lease configmap gossip off")
+  "election.configmap.hold" (list .Values.election.configmap.hold "sole both observe") -}}
+{{- if not (has (first $pair) (splitList " " (last $pair))) -}}
+{{- fail (printf "%s is `%v`: say one of %s" $name (first $pair) (last $pair)) -}}
+{{- end -}}
+{{- end -}}
 {{- if and $values.clusterKey.existingSecret $values.clusterKey.value -}}
 {{- fail "clusterKey.existingSecret and clusterKey.value: give one of them" -}}
 {{- end -}}
@@ -77,12 +86,6 @@ labels:
 {{- end -}}
 {{- if and (eq $values.rbac.lease "none") (include "peili.strict" .) -}}
 {{- fail (printf "rbac.lease=none with election.backend=%s, which asks the API server: say election.backend=gossip" $values.election.backend) -}}
-{{- end -}}
-{{- if and (ne $values.networkPolicy.kind "none") (eq $values.mode "host") -}}
-{{- fail "networkPolicy with mode=host: policies of pods do not bind host networking. Open the ports in the host's firewall (docs/install.md), or say mode=pod" -}}
-{{- end -}}
-{{- if and $values.podMonitor.enabled (eq $values.mode "host") (not $values.metrics.expose) -}}
-{{- fail "podMonitor.enabled with mode=host: metrics are on loopback, where Prometheus does not reach them. Say metrics.expose=true (whoever reaches the node's admin port sees peers and addresses then)" -}}
 {{- end -}}
 {{- if and $values.runtime.configure (not $values.runtime.configFolder) -}}
 {{- fail "runtime.configure without runtime.configFolder: name containerd's folder, or say runtime.configure=false" -}}
