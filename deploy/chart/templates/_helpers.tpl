@@ -13,6 +13,12 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
+{{/* Labels by which the pods of the mirror are found: the clean-up's have others. */}}
+{{- define "peili.mirror" -}}
+{{ include "peili.selector" . }}
+app.kubernetes.io/component: mirror
+{{- end -}}
+
 {{/* Metadata of an object that has the release's name. */}}
 {{- define "peili.metadata" -}}
 name: {{ include "peili.name" . }}
@@ -66,15 +72,6 @@ labels:
 {{/* What cannot be, with what to do instead. */}}
 {{- define "peili.check" -}}
 {{- $values := .Values -}}
-{{- range $name, $pair := dict
-  "mode" (list .Values.mode "host pod")
-  "rbac.lease" (list .Values.rbac.lease "create precreated none")
-  "election.backend" (list .Values.election.backend "auto lease configmap gossip off")
-  "election.configmap.hold" (list .Values.election.configmap.hold "sole both observe") -}}
-{{- if not (has (first $pair) (splitList " " (last $pair))) -}}
-{{- fail (printf "%s is `%v`: say one of %s" $name (first $pair) (last $pair)) -}}
-{{- end -}}
-{{- end -}}
 {{- if and $values.clusterKey.existingSecret $values.clusterKey.value -}}
 {{- fail "clusterKey.existingSecret and clusterKey.value: give one of them" -}}
 {{- end -}}
@@ -87,9 +84,17 @@ labels:
 {{- if and (eq $values.rbac.lease "none") (include "peili.strict" .) -}}
 {{- fail (printf "rbac.lease=none with election.backend=%s, which asks the API server: say election.backend=gossip" $values.election.backend) -}}
 {{- end -}}
+{{- if and $values.podMonitor.enabled (not $values.metrics.expose) -}}
+{{- fail "podMonitor.enabled: metrics are on the node's loopback, where Prometheus does not reach them. Say metrics.expose=true, and who may reach the admin port by a firewall" -}}
+{{- end -}}
 {{- if and $values.runtime.configure (not $values.runtime.configFolder) -}}
 {{- fail "runtime.configure without runtime.configFolder: name containerd's folder, or say runtime.configure=false" -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Not empty: `configure` writes, so that there is something to take out again. */}}
+{{- define "peili.cleans" -}}
+{{- if and .Values.runtime.configure .Values.runtime.cleanup.enabled }}yes{{ end -}}
 {{- end -}}
 
 {{/* What a container may: nothing but what root owns. */}}
@@ -99,4 +104,68 @@ privileged: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
+{{- end -}}
+
+{{/* What each pod of a node is: host networking, root, no more rights than that. */}}
+{{- define "peili.pod" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+hostNetwork: true
+dnsPolicy: ClusterFirstWithHostNet
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+nodeSelector:
+  kubernetes.io/os: linux
+  {{- with .Values.nodeSelector }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  # containerd's socket, content and configuration are root's.
+  runAsUser: 0
+  runAsGroup: 0
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{/* A token of ten minutes, which kubelet renews, and what belongs to it. */}}
+{{- define "peili.projected" -}}
+projected:
+  sources:
+    - serviceAccountToken: {path: token, expirationSeconds: 600}
+    - configMap:
+        name: kube-root-ca.crt
+        items: [{key: ca.crt, path: ca.crt}]
+    - downwardAPI:
+        items:
+          - path: namespace
+            fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
+{{- end -}}
+
+{{/* A container that takes Peili out of the node's files. Its arguments stand last. */}}
+{{- define "peili.cleaner" -}}
+image: {{ include "peili.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  {{- include "peili.confined" . | nindent 2 }}
+resources:
+  requests: {cpu: 10m, memory: 32Mi}
+  limits: {memory: 128Mi}
+volumeMounts:
+  - {name: data, mountPath: {{ .Values.dataFolder }}}
+  - {name: runtime-config, mountPath: /host{{ .Values.runtime.configFolder }}}
+args:
+  - cleanup
+  - --root=/host
+  - --data-dir={{ .Values.dataFolder }}
+  - --config-path={{ .Values.runtime.hostsFolder }}
+  - --mirror=http://127.0.0.1:{{ .Values.ports.registry }}
 {{- end -}}
