@@ -48,10 +48,10 @@ const GRAPH: &[(&str, &[&str])] = &[
         "oci", "store", "network", "transfer", "upstream", "trust", "policy", "election", "cluster",
         "mirror", "registry", "admin", "listener", "watchdog", "telemetry", "config", "doctor",
     ]),
-    // `upstream` for the hosts that `peili pull` asks.
     ("plugin", &["oci", "policy"]),
+    // `upstream` for the hosts that `peili pull` asks, `cluster` for the DaemonSet that `peili cleanup` waits for.
     ("cli", &[
-        "oci", "network", "upstream", "admin", "config", "app", "pull", "configure", "doctor",
+        "oci", "network", "upstream", "cluster", "admin", "config", "app", "pull", "configure", "doctor",
         "plugin", "telemetry",
     ]),
 ];

@@ -2,7 +2,7 @@
 //!
 //! Images ([`image`]), a registry that counts and misbehaves on request ([`origin`]), with TLS too ([`certificates`]), nodes as network namespaces
 //! ([`netns`]), real containerds ([`containerd`]) driven as kubelet drives them ([`cri`]), a real Kubernetes API server ([`kubernetes`]), a name server ([`dns`]),
-//! and the real `peili` program ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
+//! the chart as Helm renders it ([`chart`]) and the real `peili` program ([`node`]). It knows Peili from outside only: its program, its configuration file, its ports; from the library it
 //! takes nothing but names and digests (`peili::oci`), except for the hostile node ([`liar`])
 //! and the bare peer ([`peer`]), which speak its protocol, and a candidate ([`candidate`]) without a node around it.
 //!
@@ -12,6 +12,7 @@
 
 pub mod candidate;
 pub mod certificates;
+pub mod chart;
 pub mod containerd;
 pub mod cri;
 pub mod dns;

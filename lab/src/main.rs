@@ -1,4 +1,4 @@
-//! `peili-lab`: the laboratory as a program, behind `cargo xtask demo`, `soak`, `bench`, `simulate` and `image`.
+//! `peili-lab`: the laboratory as a program, behind `cargo xtask demo`, `soak`, `bench`, `simulate`, `image` and `render`.
 //!
 //! Whatever runs is owned by the future of its command, and a signal drops that future: processes, namespaces and
 //! files are gone before the program ends.
@@ -7,6 +7,7 @@
 mod api;
 mod bench;
 mod demo;
+mod render;
 mod ship;
 mod simulate;
 mod soak;
@@ -35,6 +36,8 @@ enum Command {
     Simulate(simulate::Options),
     /// Peili's own image, of files that are there
     Image(ship::Options),
+    /// The renderings of the chart in deploy/manifests
+    Render(render::Options),
     /// One process of a calibration
     #[command(hide = true)]
     CalibrateNode(simulate::calibrate::member::Options),
@@ -47,6 +50,7 @@ impl Command {
             Self::Demo(options) => demo::run(&options).await,
             Self::Soak(options) => soak::run(&options).await,
             Self::Bench(options) => bench::run(&options).await,
+            Self::Render(options) => render::run(&options),
             Self::Image(options) => ship::run(&options).map(|()| true),
             Self::Simulate(options) if options.calibrate => simulate::calibrate::run(&options).await,
             Self::CalibrateNode(options) => simulate::calibrate::member::run(&options).await,

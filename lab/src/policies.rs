@@ -1,7 +1,7 @@
 //! Which policies there are, as folders of `plugins` and names of components. Read by `xtask` too, which builds them.
 
-/// All of them.
-pub(crate) const ALL: [&str; 11] = [
+/// Those that are shipped in the image.
+pub(crate) const SHIPPED: [&str; 8] = [
     "allow-list",
     "api-reachable",
     "node-allow",
@@ -10,7 +10,7 @@ pub(crate) const ALL: [&str; 11] = [
     "upstream-order",
     "zone-boundary",
     "zone-spread",
-    "testguests",
-    "testguests-election",
-    "testguests-trust",
 ];
+
+/// Those that misbehave on purpose.
+pub(crate) const FOR_TESTS: [&str; 3] = ["testguests", "testguests-election", "testguests-trust"];

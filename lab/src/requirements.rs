@@ -47,6 +47,12 @@ pub enum Requirement {
     Faketime,
     /// `systemd-analyze`.
     SystemdAnalyze,
+    /// `helm` of generation 3.
+    Helm,
+    /// `promtool`.
+    Promtool,
+    /// `prometheus`.
+    Prometheus,
     /// The program that speaks as the next version (`cargo xtask test` builds it).
     NextVersion,
     /// The components of `plugins/` (`cargo xtask test` builds them).
@@ -135,6 +141,9 @@ impl fmt::Display for Requirement {
             }
             Self::Policies => f.write_str("the policies' components, which `cargo xtask plugins` builds"),
             Self::WasmTarget => f.write_str("rustup's target wasm32-unknown-unknown"),
+            Self::Helm => f.write_str("Helm 3"),
+            Self::Promtool => f.write_str("promtool"),
+            Self::Prometheus => f.write_str("Prometheus"),
             Self::WasmSources => f.write_str("rustc-web, cargo-web, rust-web-src and lld-19"),
         }
     }
@@ -156,8 +165,13 @@ impl Requirement {
             Self::Faketime => faketime().is_some(),
             Self::SystemdAnalyze => program("systemd-analyze").is_some(),
             Self::NextVersion => next_version().is_file(),
-            Self::Policies => policies::ALL.iter().all(|name| policy(name).is_file()),
+            Self::Policies => {
+                policies::SHIPPED.iter().chain(&policies::FOR_TESTS).all(|name| policy(name).is_file())
+            }
             Self::WasmTarget => wasm_target().is_some(),
+            Self::Helm => helm().is_some(),
+            Self::Promtool => prometheus("promtool").is_some(),
+            Self::Prometheus => prometheus("prometheus").is_some(),
             Self::WasmSources => wasm_sources().is_some(),
         }
     }
@@ -250,6 +264,23 @@ pub fn kubernetes() -> Option<PathBuf> {
     let folders = std::fs::read_dir(tools()).ok()?.flatten();
     let named = folders.filter(|entry| entry.file_name().to_string_lossy().starts_with("kubernetes-"));
     named.map(|entry| entry.path()).filter(has_both).max()
+}
+
+/// Helm 3: from the tool cache, else the machine's own.
+pub fn helm() -> Option<PathBuf> {
+    let cached = tools().join("helm");
+    if cached.is_file() {
+        return Some(cached);
+    }
+    let found = program("helm")?;
+    let output = std::process::Command::new(&found).args(["version", "--short"]).output().ok()?;
+    output.stdout.starts_with(b"v3.").then_some(found)
+}
+
+/// A program of Prometheus: from the tool cache, else the machine's own.
+pub fn prometheus(name: &str) -> Option<PathBuf> {
+    let cached = tools().join("prometheus").join(name);
+    cached.is_file().then_some(cached).or_else(|| program(name))
 }
 
 /// The program that speaks as the next version.

@@ -14,7 +14,7 @@ pub(crate) struct Options {
     /// The program, linked statically
     #[arg(long, value_name = "FILE")]
     program: PathBuf,
-    /// A folder with policies
+    /// The folder with the policies' components
     #[arg(long, value_name = "DIR")]
     policies: PathBuf,
     /// Roots for TLS, as PEM
@@ -41,7 +41,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let shipped = Shipped {
         program: options.program.clone(),
-        policies: options.policies.clone(),
+        policies: Shipped::policies(&options.policies),
         roots: options.roots.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         revision: options.revision.clone(),

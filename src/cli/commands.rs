@@ -31,7 +31,7 @@ impl Cli {
             Command::Election(command) => election(command).await,
             Command::Identity(arguments) => identity(arguments),
             Command::Configure(arguments) => node::configure(arguments),
-            Command::Cleanup(arguments) => node::cleanup(arguments),
+            Command::Cleanup(arguments) => Box::pin(node::cleanup(arguments)).await,
             Command::Config(Config::Check(sources)) => {
                 let warnings = sources.load()?.warnings();
                 warnings.iter().try_for_each(|warning| print_error(&format!("warning: {warning}\n")))

@@ -1,14 +1,21 @@
 //! `peili configure` and `peili cleanup`: what they take, and what they print.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep};
 
 use super::commands::{print, print_error};
 use super::{Failure, Sources};
+use crate::cluster::{Api, Rollout, rollout};
 use crate::config;
 use crate::configure::{self, Error, Format, Mirror, Mode, Options, Report, Settings, Target};
+
+/// How often an API server is asked about a DaemonSet, and how long it has for an answer.
+const ASK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
 
 /// After the help of `peili configure`.
 pub(super) const CONFIGURE_HELP: &str = "Examples:\n  peili configure --dry-run\n  peili configure\n  \
@@ -18,7 +25,8 @@ pub(super) const CONFIGURE_HELP: &str = "Examples:\n  peili configure --dry-run\
     would not stay so: a problem stands in the output. With --dry-run, 0 unless it fails. With --exit-zero, 0.";
 /// After the help of `peili cleanup`.
 pub(super) const CLEANUP_HELP: &str = "Examples:\n  peili cleanup --dry-run\n  peili cleanup\n  peili cleanup docker.io\n\n\
-    Exit codes: 0 done, or nothing to do; 1 failed; 2 wrong usage or configuration.";
+    Exit codes: 0 done, or nothing to do; 1 failed, or with --wait-for not done in time; 2 wrong usage or configuration. With \
+    --exit-zero, 0.";
 
 /// Where things are.
 #[derive(Args, Debug)]
@@ -95,6 +103,23 @@ pub(super) struct Cleanup {
     #[arg(long)]
     json: bool,
 
+    /// When it is done, stay until SIGTERM: for the pods of a DaemonSet, which are to be ready once their node is clean
+    #[arg(long, conflicts_with = "dry_run")]
+    hold: bool,
+
+    /// Change nothing on this node; wait until the DaemonSet of this name is ready on all its nodes, which `peili cleanup --hold` makes
+    /// it where it is done
+    #[arg(long, value_name = "DAEMONSET", conflicts_with_all = ["registries", "dry_run", "json", "hold"])]
+    wait_for: Option<String>,
+
+    /// How long to wait for it
+    #[arg(long, value_name = "TIME", default_value = "2m", requires = "wait_for", value_parser = humantime::parse_duration)]
+    within: Duration,
+
+    /// Exit with 0 whatever is found or fails, and say it
+    #[arg(long)]
+    exit_zero: bool,
+
     #[command(flatten)]
     place: Place,
 }
@@ -122,10 +147,7 @@ enum FormatArgument {
 /// Sets up the node, or looks at it.
 pub(super) fn configure(arguments: Configure) -> Result<(), Failure> {
     let exit_zero = arguments.exit_zero;
-    match set_up(arguments) {
-        Err(failure) if exit_zero => print_error(&format!("not an error, by --exit-zero: {failure:#}\n")),
-        done => done,
-    }
+    forgive(set_up(arguments), exit_zero)
 }
 
 fn set_up(arguments: Configure) -> Result<(), Failure> {
@@ -168,14 +190,74 @@ fn set_up(arguments: Configure) -> Result<(), Failure> {
     }
 }
 
-/// Takes Peili out of the node.
-pub(super) fn cleanup(arguments: Cleanup) -> Result<(), Failure> {
+/// Takes Peili out of the node, or waits for those that do so on all nodes.
+pub(super) async fn cleanup(arguments: Cleanup) -> Result<(), Failure> {
+    let exit_zero = arguments.exit_zero;
+    let hold = arguments.hold;
+    let done = match &arguments.wait_for {
+        Some(name) => wait_for(name, arguments.within, arguments.place.sources).await,
+        None => take_out(arguments),
+    };
+    forgive(done, exit_zero)?;
+    if hold {
+        print("staying until SIGTERM, by --hold\n")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen to signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to signals")?;
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    }
+    Ok(())
+}
+
+fn take_out(arguments: Cleanup) -> Result<(), Failure> {
     let options = arguments.place.options(arguments.registries, None)?;
     let report = configure::cleanup(&options, arguments.dry_run)?;
     if report.changes.is_empty() && !arguments.json {
         return print("Peili is in no file of this node: nothing to do\n");
     }
     show(&report, arguments.json, !arguments.dry_run)
+}
+
+/// Waits for a DaemonSet, and says how far it is when that changes. An API server that does not answer is asked again.
+async fn wait_for(name: &str, within: Duration, sources: Sources) -> Result<(), Failure> {
+    let config = sources.load()?.config.kubernetes;
+    if !config.is_in_cluster() {
+        return Err(Failure::Usage(
+            "no API server is known\nhint: this is for pods; elsewhere name one by `kubernetes.endpoints`"
+                .into(),
+        ));
+    }
+    let api = Api::new(&config);
+    let end = Instant::now() + within;
+    let mut said = String::new();
+    loop {
+        let answer = rollout(&api, name, ASK.1).await;
+        if answer.as_ref().is_ok_and(Rollout::is_complete) {
+            return print(&format!("{name}: done on all nodes\n"));
+        }
+        let now = match answer {
+            Ok(rollout) => format!("{name}: done on {rollout}"),
+            Err(fault) => format!("{name}: {fault}"),
+        };
+        if now != said {
+            print(&format!("{now}\n"))?;
+            said = now;
+        }
+        if Instant::now() + ASK.0 > end {
+            return Err(Failure::Failed(anyhow::anyhow!(
+                "waited {} for all nodes\nhint: `peili cleanup` does the same by hand on those that were not reached: {said}",
+                humantime::format_duration(within)
+            )));
+        }
+        sleep(ASK.0).await;
+    }
+}
+
+/// What `--exit-zero` makes of a failure.
+fn forgive(done: Result<(), Failure>, exit_zero: bool) -> Result<(), Failure> {
+    match done {
+        Err(failure) if exit_zero => print_error(&format!("not an error, by --exit-zero: {failure:#}\n")),
+        done => done,
+    }
 }
 
 fn show(report: &Report, json: bool, done: bool) -> Result<(), Failure> {

@@ -17,6 +17,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use peili_lab::{Requirement, require};
 
 mod admission;
+mod chart;
 mod cli;
 mod cluster;
 mod configmap;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     let mut cases = admission::cases();
+    cases.extend(chart::cases());
     cases.extend(cli::cases());
     cases.extend(configmap::cases());
     cases.extend(configure::cases());

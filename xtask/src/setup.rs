@@ -2,7 +2,8 @@
 //!
 //! Programs that exist in this machine's package archive are installed. containerds go into the tool cache instead: all
 //! three generations are wanted side by side, and none of them as a service. They are Go programs, so those of other
-//! Debian suites run here. The Kubernetes API server goes there too ([`kubernetes`]).
+//! Debian suites run here. The Kubernetes API server goes there too ([`kubernetes`]), Helm
+//! ([`helm`]) and Prometheus ([`prometheus`]).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,9 @@ use self::archive::Archive;
 use crate::{cargo, target};
 
 mod archive;
+mod helm;
 mod kubernetes;
+mod prometheus;
 
 /// A package, the program by which it is recognised, and what it is for.
 struct Package {
@@ -90,6 +93,8 @@ pub(crate) fn install() -> Result<()> {
         }
     }
     kubernetes::install();
+    helm::install();
+    prometheus::install();
     components();
     Ok(())
 }
@@ -105,6 +110,11 @@ pub(crate) fn install_for_policies() {
     if !has_wasm() {
         packages(&POLICIES);
     }
+}
+
+/// Installs what rendering the chart needs.
+pub(crate) fn install_for_chart() {
+    helm::install();
 }
 
 /// Whether policies can be built.

@@ -2,6 +2,7 @@
 //!
 //! The same files and the same time give the same bytes. It compiles nothing; `cargo xtask image` does.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
 use super::{Blob, Content, Image, descriptor};
+use crate::policies::SHIPPED;
 
 /// Where the image has them.
 const PROGRAM: &str = "usr/bin/peili";
@@ -29,8 +31,8 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub struct Shipped {
     /// The program, which needs no others' libraries.
     pub program: PathBuf,
-    /// Policies: each `.wasm` in this folder.
-    pub policies: PathBuf,
+    /// Policies: components, at most one of a name.
+    pub policies: Vec<PathBuf>,
     /// Roots for TLS, as PEM.
     pub roots: PathBuf,
     /// `0.1.0`
@@ -50,10 +52,16 @@ struct Entry {
 }
 
 impl Shipped {
+    /// Those of this folder's components that are shipped.
+    #[must_use]
+    pub fn policies(folder: &Path) -> Vec<PathBuf> {
+        SHIPPED.map(|name| folder.join(name).with_extension("wasm")).into()
+    }
+
     /// Makes the image `repository:version`.
     ///
     /// # Errors
-    /// A file that cannot be read, a program that is none of Linux or needs a dynamic linker, a folder without policies.
+    /// A file that cannot be read, a program that is none of Linux or needs a dynamic linker.
     pub fn build(&self, repository: &str) -> Result<Image> {
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let program = read(&self.program)?;
@@ -67,15 +75,12 @@ impl Shipped {
         );
         let mut beside = folders(ROOTS);
         beside.push(Entry { path: ROOTS.into(), mode: 0o644, content: Some(roots) });
-        let policies = policies(&self.policies)?;
         beside.extend(folders(&format!("{POLICIES}/x")));
-        for path in policies {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            beside.push(Entry {
-                path: format!("{POLICIES}/{name}"),
-                mode: 0o644,
-                content: Some(read(&path)?),
-            });
+        // By name: the same bytes in whatever order they are given.
+        let named = self.policies.iter().map(|path| (path.file_name().unwrap_or_default(), path));
+        for (name, path) in named.collect::<BTreeMap<_, _>>() {
+            let path_in_image = format!("{POLICIES}/{}", name.to_string_lossy());
+            beside.push(Entry { path: path_in_image, mode: 0o644, content: Some(read(path)?) });
         }
         let mut programs = folders(PROGRAM);
         programs.push(Entry { path: PROGRAM.into(), mode: 0o755, content: Some(program) });
@@ -213,16 +218,6 @@ fn folders(path: &str) -> Vec<Entry> {
     ends.map(|end| Entry { path: path[..end].to_owned(), mode: 0o755, content: None }).collect()
 }
 
-fn policies(folder: &Path) -> Result<Vec<PathBuf>> {
-    let read = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let paths = read.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    let mut paths: Vec<_> =
-        paths.into_iter().filter(|path| path.extension().is_some_and(|end| end == "wasm")).collect();
-    ensure!(!paths.is_empty(), "{} has no policies (*.wasm)", folder.display());
-    paths.sort();
-    Ok(paths)
-}
-
 fn compressed(tar: &[u8]) -> Result<Vec<u8>> {
     let mut gzip: GzEncoder<Vec<u8>> = GzBuilder::new().write(Vec::new(), flate2::Compression::best());
     gzip.write_all(tar)?;
@@ -280,13 +275,13 @@ mod tests {
         {
             fs::write(folder.join(name), content).unwrap();
         }
-        // In an order that no folder keeps.
-        for name in ["b.wasm", "a.wasm", "c.txt"] {
-            fs::write(folder.join("policies").join(name), name).unwrap();
+        let policies = ["b.wasm", "a.wasm"].map(|name| folder.join("policies").join(name));
+        for path in &policies {
+            fs::write(path, "policy").unwrap();
         }
         Shipped {
             program: folder.join("peili"),
-            policies: folder.join("policies"),
+            policies: policies.into(),
             roots: folder.join("roots"),
             version: "1.2.3".into(),
             revision: "abc".into(),

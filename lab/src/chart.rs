@@ -1,0 +1,151 @@
+//! The Helm chart of `deploy/chart`, rendered by the real Helm: for `deploy/manifests`, which are its renderings of `deploy/chart/ci`, and for tests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::requirements::helm;
+
+/// The version of Kubernetes that is rendered for: the newest one matters only where a template asks, and none does.
+const KUBERNETES: &str = "1.31.0";
+/// Release and namespace of what is rendered.
+pub const NAME: &str = "peili";
+
+/// The chart's folder.
+pub fn folder() -> PathBuf {
+    repository().join("deploy/chart")
+}
+
+/// The files of values that have a rendering, by name.
+///
+/// # Errors
+/// Their folder cannot be read.
+pub fn presets() -> Result<Vec<String>> {
+    let folder = folder().join("ci");
+    let files = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let paths = files.map(|file| Ok(file?.path())).collect::<Result<Vec<_>>>()?;
+    let mut names: Vec<String> =
+        paths.iter().filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Where the rendering of a preset is.
+pub fn rendering(preset: &str) -> PathBuf {
+    repository().join("deploy/manifests").join(preset).with_extension("yaml")
+}
+
+/// The file of values of a preset.
+pub fn values(preset: &str) -> PathBuf {
+    folder().join("ci").join(preset).with_extension("yaml")
+}
+
+/// Renders the chart with these further arguments of `helm template`: `["--values", FILE]`, `["--set", "name=value"]`.
+///
+/// # Errors
+/// There is no Helm, or what it says is wrong.
+pub fn render(arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<String> {
+    let mut helm = Command::new(helm().context("there is no Helm: `cargo xtask setup` gets it")?);
+    helm.args(["template", NAME]).arg(folder()).args(["--namespace", NAME, "--kube-version", KUBERNETES]);
+    let output = helm.args(arguments).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// What a preset's rendering has to be: where it comes from, and what Helm says.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_preset(preset: &str) -> Result<String> {
+    let text = render(&[Path::new("--values"), &values(preset)])?;
+    Ok(format!(
+        "# By `cargo xtask render`, of deploy/chart with ci/{preset}.yaml: name your image before you apply it.\n{text}"
+    ))
+}
+
+/// Where the chart says what its values are.
+pub fn guide() -> PathBuf {
+    folder().join("README.md")
+}
+
+/// What the chart's README has to be: the table of values, as `values.yaml` comments them.
+///
+/// # Errors
+/// It cannot be read, or a value has no comment.
+pub fn render_guide() -> Result<String> {
+    let text = fs::read_to_string(folder().join("values.yaml")).context("cannot read values.yaml")?;
+    let mut table = String::new();
+    for value in values_of(&text) {
+        ensure!(!value.comment.is_empty(), "values.yaml: `{}` has no comment", value.path);
+        let escaped = value.comment.replace('|', "\\|");
+        table.push_str(&format!("| `{}` | `{}` | {escaped} |\n", value.path, value.default));
+    }
+    Ok(format!("{GUIDE}{table}"))
+}
+
+const GUIDE: &str = "\
+# Peili's chart
+
+[docs/install.md](../../docs/install.md) says how it is used. This table is made of `values.yaml` by `cargo xtask render`; values of other names or
+forms are refused (`values.schema.json`).
+
+| value | default | what it does |
+| --- | --- | --- |
+";
+
+/// A value of `values.yaml`.
+struct Value {
+    path: String,
+    default: String,
+    comment: String,
+}
+
+/// Each value that is no map of others, with the comment above it. A comment above a map is that of its first value, if that has none.
+fn values_of(text: &str) -> Vec<Value> {
+    let (mut found, mut above, mut comment) = (Vec::new(), Vec::<(usize, String)>::new(), String::new());
+    // After the title, which an empty line ends.
+    for line in text.lines().skip_while(|line| !line.is_empty()) {
+        let content = line.trim_start();
+        let depth = line.len() - content.len();
+        if let Some(text) = content.strip_prefix("# ") {
+            comment = format!("{comment} {text}").trim_start().to_owned();
+            continue;
+        }
+        let Some((key, default)) = content.split_once(':') else { continue };
+        above.retain(|(at, _)| *at < depth);
+        let path: Vec<&str> = above.iter().map(|(_, key)| key.as_str()).chain([key]).collect();
+        let path = path.join(".");
+        match default.trim() {
+            "" => above.push((depth, key.to_owned())),
+            default => {
+                let comment = std::mem::take(&mut comment);
+                found.push(Value { path, default: default.to_owned(), comment });
+            }
+        }
+    }
+    found
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_found_with_their_comments() {
+        let text =
+            "# Title\n\n# A map,\n# of one.\na:\n  b: \"\"\n  # Of c.\n  c: {d: 1}\n\n# Last.\ne: []\n";
+        let found: Vec<_> =
+            values_of(text).into_iter().map(|value| (value.path, value.default, value.comment)).collect();
+        let expected = [("a.b", "\"\"", "A map, of one."), ("a.c", "{d: 1}", "Of c."), ("e", "[]", "Last.")];
+        assert_eq!(
+            found,
+            expected.map(|(path, default, comment)| (path.into(), default.into(), comment.into()))
+        );
+    }
+}

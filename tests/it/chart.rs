@@ -1,0 +1,296 @@
+//! The chart and its renderings: that they are what Helm gives, that wrong values are refused with a hint, that Peili takes the configuration in
+//! them, that no field of them is unknown to Kubernetes, and that a real API server takes them. What they do in a cluster is another matter.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use k8s_openapi::api::{apps, batch, coordination, core, flowcontrol, rbac};
+use peili_lab::kubernetes::{Options, Rule};
+use peili_lab::scratch::Scratch;
+use peili_lab::{ApiServer, Requirement, chart};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::Case;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let helm = [Requirement::Helm];
+    vec![
+        Case::new("chart::renderings", &helm, renderings),
+        Case::new("chart::wrong_values", &helm, wrong_values),
+        Case::new("chart::configurations", &[], configurations),
+        Case::new("chart::fields", &[], fields),
+        Case::new("chart::rights", &[], rights),
+        Case::new("chart::an_api_server_takes_it", &[Requirement::Kubernetes], taken),
+    ]
+}
+
+/// The objects of a file of `deploy/manifests`.
+fn objects(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    let documents: Vec<Option<Value>> = serde_saphyr::from_multiple(&text).unwrap();
+    documents.into_iter().flatten().filter(|object| !object.is_null()).collect()
+}
+
+fn all() -> Vec<(String, Vec<Value>)> {
+    let presets = chart::presets().unwrap();
+    assert!(presets.len() >= 8, "{presets:?}");
+    presets.into_iter().map(|preset| (preset.clone(), objects(&chart::rendering(&preset)))).collect()
+}
+
+async fn renderings() {
+    let mut expected = vec![(chart::guide(), chart::render_guide().unwrap())];
+    for preset in chart::presets().unwrap() {
+        expected.push((chart::rendering(&preset), chart::render_preset(&preset).unwrap()));
+    }
+    let mut known: BTreeSet<_> = BTreeSet::from([chart::rendering("namespace")]);
+    for (path, text) in expected {
+        let is_right = fs::read_to_string(&path).is_ok_and(|found| found == text);
+        assert!(is_right, "{} is not what the chart gives: `cargo xtask render` writes it", path.display());
+        known.insert(path);
+    }
+    let folder = chart::rendering("x");
+    for file in fs::read_dir(folder.parent().unwrap()).unwrap() {
+        let path = file.unwrap().path();
+        assert!(known.contains(&path), "{} is of no file of values", path.display());
+    }
+}
+
+async fn wrong_values() {
+    let values = chart::values("default");
+    let values = values.to_str().unwrap();
+    let refused = |changes: &[&str], hint: &str| {
+        let mut arguments = vec!["--values", values];
+        arguments.extend(changes.iter().flat_map(|change| ["--set", change]));
+        let error = format!("{:#}", chart::render(&arguments).unwrap_err());
+        assert!(error.contains(hint), "{changes:?}: {error}");
+    };
+    // Where one is not known or cannot be.
+    refused(&["mode=pod"], "additional properties 'mode' not allowed");
+    refused(&["runtime.configureMode=maybe"], "one of 'first', 'only'");
+    refused(&["ports.admin=0"], "at '/ports/admin'");
+    refused(&["image.digest=sha256:12"], "at '/image/digest'");
+    refused(&["rbac.lease=all"], "one of 'create', 'precreated', 'none'");
+    refused(&["dataFolder=var"], "at '/dataFolder'");
+    // Where two do not go together.
+    refused(&["image.repository="], "name your own");
+    refused(&["image.digest=", "image.tag="], "name one, best the digest");
+    refused(&["image.digest=", "image.tag=latest"], "name a version or a digest");
+    refused(&["clusterKey.existingSecret="], "peili cluster-key generate");
+    refused(&["clusterKey.value=x"], "give one of them");
+    refused(&["podMonitor.enabled=true"], "Say metrics.expose=true");
+    refused(&["rbac.lease=none"], "say election.backend=gossip");
+    refused(&["runtime.configFolder="], "name containerd's folder");
+    let error =
+        format!("{:#}", chart::render(&["--values", values, "--namespace", "kube-system"]).unwrap_err());
+    assert!(error.contains("Install into a namespace of its own"), "{error}");
+    // The same is allowed where nothing may be created.
+    let allowed = ["--values", values, "--namespace", "kube-system", "--set", "rbac.lease=precreated"];
+    chart::render(&allowed).unwrap();
+}
+
+async fn configurations() {
+    let scratch = Scratch::new().unwrap();
+    for (preset, objects) in all() {
+        let config = objects.iter().find_map(|object| object["data"]["config.yaml"].as_str()).unwrap();
+        let path = scratch.path().join(format!("{preset}.yaml"));
+        fs::write(&path, config).unwrap();
+        let mut check = Command::new(peili_lab::node::binary().unwrap());
+        check.args(["config", "check", "--config"]).arg(&path);
+        let output = check
+            .env("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+            .env("KUBERNETES_SERVICE_PORT", "443")
+            .output()
+            .await
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{preset}: {error}");
+        // The key's Secret is not on this machine; nothing else is worth a warning.
+        for line in error.lines().filter(|line| !line.is_empty()) {
+            let is_known = line.starts_with("warning: cluster key /etc/peili/cluster-key/")
+                || preset == "monitored" && line.contains("admin.allow-wide");
+            assert!(is_known, "{preset}: {line}");
+        }
+    }
+}
+
+/// An object, read as its type and written again.
+fn read<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
+    let typed: T =
+        serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object:#}"));
+    serde_json::to_value(typed).unwrap()
+}
+
+/// What of `written` is missing in `read`, by path. Empty lists and maps say nothing.
+fn lost(written: &Value, read: &Value, path: &str) -> Vec<String> {
+    match (written, read) {
+        (Value::Object(written), Value::Object(read)) => {
+            let fields = written.iter();
+            fields
+                .flat_map(|(name, value)| {
+                    lost(value, read.get(name).unwrap_or(&Value::Null), &format!("{path}.{name}"))
+                })
+                .collect()
+        }
+        (Value::Array(written), Value::Array(read)) if written.len() == read.len() => {
+            let items = written.iter().zip(read).enumerate();
+            items.flat_map(|(at, (written, read))| lost(written, read, &format!("{path}[{at}]"))).collect()
+        }
+        (Value::Array(empty), Value::Null) if empty.is_empty() => Vec::new(),
+        (Value::Object(empty), Value::Null) if empty.is_empty() => Vec::new(),
+        (written, read) if written == read => Vec::new(),
+        _ => vec![path.to_owned()],
+    }
+}
+
+async fn fields() {
+    assert_eq!(
+        lost(&json!({"a": {"b": 1, "c": [1, {"d": 2}]}}), &json!({"a": {"b": 1, "c": [1, {}]}}), ""),
+        [".a.c[1].d"]
+    );
+    let mut kinds = BTreeSet::new();
+    let mut renderings = all();
+    renderings.push(("namespace".into(), objects(&chart::rendering("namespace"))));
+    for (preset, objects) in renderings {
+        for object in objects {
+            let kind = object["kind"].as_str().unwrap();
+            let read = match kind {
+                "Namespace" => read::<core::v1::Namespace>(&object),
+                "ConfigMap" => read::<core::v1::ConfigMap>(&object),
+                "Secret" => read::<core::v1::Secret>(&object),
+                "Service" => read::<core::v1::Service>(&object),
+                "ServiceAccount" => read::<core::v1::ServiceAccount>(&object),
+                "DaemonSet" => read::<apps::v1::DaemonSet>(&object),
+                "Job" => read::<batch::v1::Job>(&object),
+                "Lease" => read::<coordination::v1::Lease>(&object),
+                "Role" => read::<rbac::v1::Role>(&object),
+                "RoleBinding" => read::<rbac::v1::RoleBinding>(&object),
+                "ClusterRole" => read::<rbac::v1::ClusterRole>(&object),
+                "ClusterRoleBinding" => read::<rbac::v1::ClusterRoleBinding>(&object),
+                "FlowSchema" => read::<flowcontrol::v1::FlowSchema>(&object),
+                "PriorityLevelConfiguration" => read::<flowcontrol::v1::PriorityLevelConfiguration>(&object),
+                // Of others, whose types are not at hand.
+                "PodMonitor" | "PrometheusRule" | "CiliumClusterwideNetworkPolicy" => continue,
+                kind => panic!("{preset} has a {kind}"),
+            };
+            let lost = lost(&object, &read, kind);
+            assert!(lost.is_empty(), "{preset}: fields that Kubernetes does not know: {lost:?}");
+            kinds.insert(kind.to_owned());
+        }
+    }
+    assert!(kinds.len() >= 12, "{kinds:?}");
+}
+
+/// The rules of the rendered Role of the mirror, each as `verb group/resource/name`.
+fn rules(objects: &[Value]) -> BTreeSet<String> {
+    let of_mirror = |object: &&Value| object["kind"] == "Role" && object["metadata"]["name"] == chart::NAME;
+    let texts = |rule: &Value, field: &str| -> Vec<String> {
+        let values = rule[field].as_array().cloned().unwrap_or_default();
+        values.iter().map(|value| value.as_str().unwrap().to_owned()).collect()
+    };
+    let mut found = BTreeSet::new();
+    for rule in objects.iter().filter(of_mirror).flat_map(|role| role["rules"].as_array().unwrap()) {
+        let mut names = texts(rule, "resourceNames");
+        if names.is_empty() {
+            names.push("*".into());
+        }
+        for verb in texts(rule, "verbs") {
+            for group in texts(rule, "apiGroups") {
+                for resource in texts(rule, "resources") {
+                    found.extend(names.iter().map(|name| format!("{verb} {group}/{resource}/{name}")));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// A coordinator needs each of these rights (`doctor::rights` takes them away one by one) and nothing more is given.
+async fn rights() {
+    let needed = |leases: &[&str]| -> BTreeSet<String> {
+        let mut all = BTreeSet::new();
+        for rule in Rule::of_coordinator(leases) {
+            let names = if rule.names.is_empty() { &["*"][..] } else { rule.names };
+            for resource in rule.resources {
+                let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
+                for verb in rule.verbs {
+                    all.extend(names.iter().map(|name| format!("{verb} {group}/{resource}/{name}")));
+                }
+            }
+        }
+        all
+    };
+    let creates = |right: &String| {
+        let is_event = right.contains("/events/");
+        right.starts_with("create ") && !is_event
+    };
+    let find = |preset: &str| rules(&objects(&chart::rendering(preset)));
+    assert_eq!(find("default"), needed(&["peili"]));
+    let mut precreated = needed(&["peili"]);
+    precreated.retain(|right| !creates(right));
+    assert_eq!(find("precreated"), precreated);
+    precreated.extend(["get", "update", "watch"].map(|verb| format!("{verb} /configmaps/mirror-leader")));
+    assert_eq!(find("configmap-lock"), precreated);
+    assert_eq!(find("no-api"), BTreeSet::new());
+    for (preset, objects) in all() {
+        // The Node's zone is all that is ever given in the whole cluster.
+        for role in objects.iter().filter(|object| object["kind"] == "ClusterRole") {
+            let expected = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]);
+            assert_eq!((preset.as_str(), &role["rules"]), ("monitored", &expected));
+        }
+        let pods = objects.iter().filter_map(|object| object["spec"]["template"]["spec"].as_object());
+        for pod in pods {
+            assert_eq!(pod["automountServiceAccountToken"], false, "{preset}");
+        }
+    }
+}
+
+/// Where objects of a kind are made.
+fn path(object: &Value) -> String {
+    let version = object["apiVersion"].as_str().unwrap();
+    let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+    let kind = object["kind"].as_str().unwrap();
+    let plural = match kind {
+        "FlowSchema" => "flowschemas".to_owned(),
+        kind => format!("{}s", kind.to_lowercase()),
+    };
+    match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => format!("{root}/namespaces/{namespace}/{plural}"),
+        None => format!("{root}/{plural}"),
+    }
+}
+
+async fn taken() {
+    let mut options = Options::on_loopback();
+    options.flags.push("--runtime-config=batch/v1=true".into());
+    let server = ApiServer::start(options).await.unwrap();
+    println!("kube-apiserver {}", server.version());
+    let post = async |object: &Value, query: &str| {
+        let (status, said) =
+            server.admin("POST", &format!("{}{query}", path(object)), Some(object)).await.unwrap();
+        (status, said["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let namespaces = objects(&chart::rendering("namespace"));
+    assert_eq!(post(&namespaces[0], "").await.0, 201);
+    let mut taken = 0;
+    for (preset, objects) in all() {
+        for object in objects {
+            let kind = object["kind"].as_str().unwrap();
+            let is_of_others = !object["apiVersion"].as_str().unwrap().contains("k8s.io")
+                && object["apiVersion"].as_str().unwrap().contains('.');
+            let is_newer =
+                object["apiVersion"] == "flowcontrol.apiserver.k8s.io/v1" && !server.is_at_least(29);
+            if is_of_others || is_newer {
+                println!("{preset}: this server has no {kind} of {}", object["apiVersion"]);
+                continue;
+            }
+            let (status, message) = post(&object, "?dryRun=All&fieldValidation=Strict").await;
+            assert_eq!(status, 201, "{preset}: {kind} {}: {message}", object["metadata"]["name"]);
+            taken += 1;
+        }
+    }
+    assert!(taken > 40, "{taken}");
+}
