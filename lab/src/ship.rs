@@ -41,6 +41,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let shipped = Shipped {
         program: options.program.clone(),
+        libraries: Vec::new(),
         policies: Shipped::policies(&options.policies),
         roots: options.roots.clone(),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -115,6 +115,7 @@ codes! {
     RegistryUnreadable "registry-unreadable" Problem "containerd's configuration cannot be read"
     LayersDiscarded "layers-discarded" Warning "containerd forgets layers once they are unpacked, so that this node has none to give"
     MirrorAlone "mirror-alone" Warning "the mirror that runs here knows no other member"
+    PeerPort "peer-port-unreachable" Warning "members are known, and none of those that were tried is reached at its peer port"
     MirrorStore "mirror-store" Problem "the mirror that runs here cannot follow its store"
 }
 

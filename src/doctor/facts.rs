@@ -39,6 +39,8 @@ pub struct Facts {
     pub runtime: Option<Runtime>,
     /// What the mirror that runs here says of itself; an error: why there is none.
     pub mirror: Result<Box<Status>, String>,
+    /// Peer ports of some live members that the mirror knows, by the members' names, and why one is not reached.
+    pub peer_ports: Vec<(String, Result<(), String>)>,
 }
 
 /// What the configuration needs of the Kubernetes API.

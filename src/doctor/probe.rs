@@ -3,9 +3,11 @@
 mod api;
 mod node;
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use futures::future::join_all;
+use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -13,12 +15,16 @@ use super::facts::Facts;
 use super::place::Place;
 use super::{Subject, Told};
 use crate::network::swarm::{Unresolved, resolve};
+use crate::network::{MemberState, PeerStatus};
 use crate::{admin, cluster};
 
 /// For one probe.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Names of peers that are tried.
 const NAMES: usize = 8;
+/// Members that are tried, and addresses of each.
+const MEMBERS: usize = 8;
+const ADDRESSES: usize = 4;
 /// A name that the DNS of each cluster knows.
 const CLUSTER_NAME: &str = "kubernetes.default.svc";
 
@@ -48,6 +54,7 @@ pub(super) async fn look(subject: &Subject) -> Facts {
     };
     let ((namespace, reaches, answers), (names, cluster_name), runtime, mirror) =
         tokio::join!(asked, names(&subject.dns), node::runtime(subject), mirror(subject));
+    let (mirror, peer_ports) = mirror;
     let report = runtime.as_ref().and_then(|runtime| runtime.report.as_deref().ok().cloned());
     let root = subject.configure.as_ref().map_or_else(|| "/".into(), |options| options.root.clone());
     let labels = subject.pod_labels.clone();
@@ -71,6 +78,7 @@ pub(super) async fn look(subject: &Subject) -> Facts {
         cluster_name,
         runtime,
         mirror,
+        peer_ports,
     }
 }
 
@@ -79,7 +87,7 @@ type Found = Result<usize, Unresolved>;
 async fn names(dns: &[String]) -> (Vec<(String, Found)>, Option<Found>) {
     let ask = async |host: &str| resolve(host, LIMIT).await.map(|addresses| addresses.len());
     // An address needs no name server.
-    let hosts = dns.iter().filter(|name| name.parse::<std::net::SocketAddr>().is_err());
+    let hosts = dns.iter().filter(|name| name.parse::<SocketAddr>().is_err());
     let hosts: Vec<&str> =
         hosts.map(|name| name.rsplit_once(':').map_or(name.as_str(), |(host, _)| host)).take(NAMES).collect();
     if hosts.is_empty() {
@@ -90,12 +98,41 @@ async fn names(dns: &[String]) -> (Vec<(String, Found)>, Option<Found>) {
     (all, Some(cluster_name))
 }
 
-async fn mirror(subject: &Subject) -> Result<Box<admin::Status>, String> {
-    let Some(address) = subject.admin else { return Err("`admin.listen` is empty".to_owned()) };
-    match timeout(LIMIT, admin::fetch(address)).await {
-        Ok(Ok(status)) => Ok(Box::new(status)),
+type PeerPorts = Vec<(String, Result<(), String>)>;
+
+/// What the mirror says of itself, and whether the members that it knows are reached.
+async fn mirror(subject: &Subject) -> (Result<Box<admin::Status>, String>, PeerPorts) {
+    let Some(address) = subject.admin else { return (Err("`admin.listen` is empty".to_owned()), Vec::new()) };
+    let status = match timeout(LIMIT, admin::fetch(address)).await {
+        Ok(Ok(status)) => Box::new(status),
         // The first line; the rest is a hint for another command.
-        Ok(Err(error)) => Err(error.to_string().lines().next().unwrap_or_default().to_owned()),
-        Err(_) => Err(format!("{address} did not answer within {LIMIT:?}")),
+        Ok(Err(error)) => {
+            return (Err(error.to_string().lines().next().unwrap_or_default().to_owned()), Vec::new());
+        }
+        Err(_) => return (Err(format!("{address} did not answer within {LIMIT:?}")), Vec::new()),
+    };
+    let is_member = |peer: &&PeerStatus| peer.state == Some(MemberState::Alive) && !peer.transfer.is_empty();
+    let members = status.network.peers.iter().filter(is_member).take(MEMBERS);
+    let tries = members.map(async |peer| {
+        let name = if peer.node.is_empty() { &peer.id } else { &peer.node };
+        (name.clone(), peer_port(&peer.transfer).await)
+    });
+    let ports = join_all(tries).await;
+    (Ok(status), ports)
+}
+
+/// Whether one of a member's addresses takes a connection.
+async fn peer_port(addresses: &[SocketAddr]) -> Result<(), String> {
+    let tries = addresses.iter().take(ADDRESSES).map(async |address| {
+        match timeout(LIMIT, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("{address}: {error}")),
+            Err(_) => Err(format!("{address}: no answer within {LIMIT:?}")),
+        }
+    });
+    let answers = join_all(tries).await;
+    match answers.iter().find_map(|answer| answer.as_ref().err()) {
+        Some(error) if answers.iter().all(Result::is_err) => Err(error.clone()),
+        _ => Ok(()),
     }
 }

@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("chart::configurations", &[], configurations),
         Case::new("chart::fields", &[], fields),
         Case::new("chart::rights", &[], rights),
+        Case::new("chart::alerts", &[Requirement::Promtool], alerts),
         Case::new("chart::an_api_server_takes_it", &[Requirement::Kubernetes], taken),
     ]
 }
@@ -246,6 +247,61 @@ async fn rights() {
             assert_eq!(pod["automountServiceAccountToken"], false, "{preset}");
         }
     }
+}
+
+/// Each alert fires where it must and not where it must not, by promtool; has a section for people; and asks for metrics that there are.
+async fn alerts() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let rules = chart::folder().join("files/rules.yaml");
+    let promtool = peili_lab::requirements::prometheus("promtool").unwrap();
+    let tests = repository.join("tests/fixtures/rules-test.yaml");
+    for (what, file) in [("check", &rules), ("test", &tests)] {
+        let output = Command::new(&promtool).args([what, "rules"]).arg(file).output().await.unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat())
+        );
+    }
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    let text = read(&rules);
+    let parsed: Value = serde_saphyr::from_str(&text).unwrap();
+    let cases: Value = serde_saphyr::from_str(&read(&tests)).unwrap();
+    let (cases, guide) = (cases.to_string(), read(&repository.join("docs/operate.md")));
+    let mut alerts = 0;
+    for alert in
+        parsed["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap())
+    {
+        let name = alert["alert"].as_str().unwrap();
+        assert!(guide.contains(&format!("### {name}\n")), "docs/operate.md has no section {name}");
+        assert_eq!(alert["annotations"]["runbook"], format!("docs/operate.md#{}", name.to_lowercase()));
+        assert!(
+            cases.matches(&format!("\"{name}\"")).count() >= 2,
+            "{name} has no case in which it fires and one in which not"
+        );
+        alerts += 1;
+    }
+    assert!(alerts >= 8, "{alerts}");
+    let known = read(&repository.join("docs/metrics.md"));
+    let words = |text: &str| -> BTreeSet<String> {
+        let is_part = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+        let words = text.split(|letter| !is_part(letter));
+        words
+            .filter(|word| word.starts_with("peili_") || word.starts_with("leader_"))
+            .map(str::to_owned)
+            .collect()
+    };
+    for name in words(&text).union(&words(&guide)) {
+        let sample = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        let is_known = [Some(name.as_str()), sample]
+            .iter()
+            .flatten()
+            .any(|name| known.contains(&format!("| `{name}` |")));
+        assert!(is_known, "there is no metric {name}");
+    }
+    let monitored = objects(&chart::rendering("monitored"));
+    let rendered = monitored.iter().find(|object| object["kind"] == "PrometheusRule").unwrap();
+    assert_eq!(rendered["spec"], parsed);
 }
 
 /// Where objects of a kind are made.

@@ -28,6 +28,7 @@ mod election;
 mod faults;
 mod handover;
 mod kubernetes;
+mod least;
 mod network;
 mod policies;
 mod pulls;
@@ -104,6 +105,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(AT_ONCE);
     let mut cases = admission::cases();
     cases.extend(chart::cases());
+    cases.extend(least::cases());
     cases.extend(cli::cases());
     cases.extend(configmap::cases());
     cases.extend(configure::cases());

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::GzBuilder;
@@ -31,6 +32,8 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub struct Shipped {
     /// The program, which needs no others' libraries.
     pub program: PathBuf,
+    /// What a program needs that is linked dynamically, for tests: its linker and libraries, which get the paths that they have here.
+    pub libraries: Vec<PathBuf>,
     /// Policies: components, at most one of a name.
     pub policies: Vec<PathBuf>,
     /// Roots for TLS, as PEM.
@@ -58,6 +61,19 @@ impl Shipped {
         SHIPPED.map(|name| folder.join(name).with_extension("wasm")).into()
     }
 
+    /// The linker and the libraries of a program, as the linker of this machine finds them.
+    ///
+    /// # Errors
+    /// It finds one of them not, or there is no `ldd`.
+    pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+        let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success() && !text.contains("not found"), "{}: {text}", program.display());
+        // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f...)", "/lib64/ld-linux-x86-64.so.2 (0x7f...)"
+        let words = text.split_whitespace().filter(|word| word.starts_with('/'));
+        Ok(words.map(PathBuf::from).collect())
+    }
+
     /// Makes the image `repository:version`.
     ///
     /// # Errors
@@ -65,8 +81,8 @@ impl Shipped {
     pub fn build(&self, repository: &str) -> Result<Image> {
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let program = read(&self.program)?;
-        let architecture =
-            architecture(&program).with_context(|| format!("{} does not suit", self.program.display()))?;
+        let architecture = architecture(&program, !self.libraries.is_empty())
+            .with_context(|| format!("{} does not suit", self.program.display()))?;
         let roots = read(&self.roots)?;
         ensure!(
             roots.starts_with(b"-----BEGIN") || roots.windows(11).any(|line| line == b"\n-----BEGIN"),
@@ -81,6 +97,11 @@ impl Shipped {
         for (name, path) in named.collect::<BTreeMap<_, _>>() {
             let path_in_image = format!("{POLICIES}/{}", name.to_string_lossy());
             beside.push(Entry { path: path_in_image, mode: 0o644, content: Some(read(path)?) });
+        }
+        for path in &self.libraries {
+            let name = path.to_string_lossy().trim_start_matches('/').to_owned();
+            beside.extend(folders(&name));
+            beside.push(Entry { path: name, mode: 0o755, content: Some(read(path)?) });
         }
         let mut programs = folders(PROGRAM);
         programs.push(Entry { path: PROGRAM.into(), mode: 0o755, content: Some(program) });
@@ -225,7 +246,7 @@ fn compressed(tar: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Of a program that runs by itself, the architecture as images name it. The layout is that of the System V ABI's chapters 4 and 5.
-fn architecture(program: &[u8]) -> Result<&'static str> {
+fn architecture(program: &[u8], has_linker: bool) -> Result<&'static str> {
     const INTERPRETER: u64 = 3;
     let number = |at: usize, size: usize| -> Result<u64> {
         let bytes = program.get(at..).and_then(|rest| rest.get(..size)).context("a file that was cut off")?;
@@ -244,7 +265,7 @@ fn architecture(program: &[u8]) -> Result<&'static str> {
             .and_then(|at| usize::try_from(at).ok())
             .context("a file that was cut off")?;
         ensure!(
-            number(at, 4)? != INTERPRETER,
+            has_linker || number(at, 4)? != INTERPRETER,
             "it needs a dynamic linker, which an empty base does not have: link it with -C target-feature=+crt-static"
         );
     }
@@ -281,6 +302,7 @@ mod tests {
         }
         Shipped {
             program: folder.join("peili"),
+            libraries: Vec::new(),
             policies: policies.into(),
             roots: folder.join("roots"),
             version: "1.2.3".into(),
@@ -353,6 +375,10 @@ mod tests {
             assert!(error.contains(why), "{error}");
         };
         refused(program(3), "needs a dynamic linker");
+        fs::write(&shipped.program, program(3)).unwrap();
+        let libraries = vec![shipped.roots.clone()];
+        let with_linker = Shipped { libraries, ..shipped.clone() };
+        with_linker.build("peili").unwrap();
         refused(b"#!/bin/sh".to_vec(), "not a program of Linux");
         refused(program(1)[..65].to_vec(), "cut off");
         let mut far = program(1);

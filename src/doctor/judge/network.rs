@@ -94,6 +94,7 @@ fn mirror(facts: &Facts, found: &mut Found) {
             verdict.or("this is the only node").or("the other nodes' peer ports are closed to this one"),
         );
     }
+    peer_ports(facts, found);
     let is_explained = facts.runtime.as_ref().is_some_and(|runtime| runtime.version.is_err());
     if let StoreHealth::Degraded { reason } = &status.store.health
         && !is_explained
@@ -101,4 +102,35 @@ fn mirror(facts: &Facts, found: &mut Found) {
         let fix = "see what is wrong with the runtime; `peili status` shows when it is over";
         found.say(Verdict::new(Code::MirrorStore, Confidence::High, fix).seen(reason.as_str()));
     }
+}
+
+/// Members hear of each other by the control plane; content comes by another port. One that is not reached may be on its way down.
+fn peer_ports(facts: &Facts, found: &mut Found) {
+    let failed: Vec<(&str, &str)> = facts
+        .peer_ports
+        .iter()
+        .filter_map(|(name, answer)| Some((name.as_str(), answer.as_ref().err()?.as_str())))
+        .collect();
+    let all = facts.peer_ports.len();
+    if failed.is_empty() || failed.len() < all {
+        let missing: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
+        let but =
+            if missing.is_empty() { String::new() } else { format!(", not that of {}", missing.join(", ")) };
+        if all > 0 {
+            found.note(format!(
+                "mirror: the peer ports of {} of {all} members answer{but}",
+                all - missing.len()
+            ));
+        }
+        return;
+    }
+    let fix = "let the nodes reach each other at the peer port (`transfer.listen`, TCP 5002) and not only at the control plane: until then \
+               images come from registries";
+    let mut verdict = Verdict::new(Code::PeerPort, Confidence::High, fix);
+    verdict.evidence.extend(failed.iter().map(|(name, why)| format!("{name}: {why}")));
+    found.say(
+        verdict
+            .or("a policy or a firewall lets the control plane through and not the peer port")
+            .or("the members advertise addresses at which they are not reached"),
+    );
 }

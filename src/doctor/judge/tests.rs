@@ -92,6 +92,7 @@ fn well() -> Facts {
             missing: Vec::new(),
         }),
         mirror: Err("nothing listens".into()),
+        peer_ports: Vec::new(),
     }
 }
 
@@ -452,6 +453,22 @@ const ROWS: &[Row] = &[
     ("no containerd is wanted", |f| f.runtime = None, &[]),
     ("the mirror is well", |f| mirror(f, |s| s.election.mode = "lease".into()), &[]),
     ("the mirror is alone", |f| mirror(f, |s| s.election.mode = "alone".into()), &[Code::MirrorAlone]),
+    (
+        "no peer port answers",
+        |f| {
+            mirror(f, |s| s.election.mode = "lease".into());
+            f.peer_ports = vec![("a".into(), Err("x".into())), ("b".into(), Err("x".into()))];
+        },
+        &[Code::PeerPort],
+    ),
+    (
+        "one peer port does not answer",
+        |f| {
+            mirror(f, |s| s.election.mode = "lease".into());
+            f.peer_ports = vec![("a".into(), Err("x".into())), ("b".into(), Ok(()))];
+        },
+        &[],
+    ),
     (
         "the mirror's store",
         |f| mirror(f, |s| s.store.health = StoreHealth::Degraded { reason: "x".into() }),

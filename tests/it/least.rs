@@ -1,0 +1,298 @@
+//! Least privilege, shown: the rendered host firewall as a filter of packets that denies all else. With it a fleet works; without any one of its
+//! rules something breaks, and doctor names it where this node can know. A rule that nothing needs would fail this test.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use peili_lab::kubernetes::Options;
+use peili_lab::netns::{Addresses, Namespace, Network};
+use peili_lab::node::Plan;
+use peili_lab::scratch::Scratch;
+use peili_lab::{Dns, Image, Node, Origin, Requirement, chart, http, wait};
+use serde_json::{Value, json};
+
+use crate::Case;
+use crate::cli::layout;
+use crate::cluster::REGISTRY;
+use crate::coordination::Cluster;
+use crate::doctor::Doctor;
+
+/// Who is who in the network. The mirrors stand first.
+const MIRRORS: usize = 2;
+const SERVER: usize = 2;
+const NAMES: usize = 3;
+/// The registry's machine, which Prometheus is on, too.
+const OUTSIDE: usize = 4;
+/// Longest until a change is seen in all that it breaks or mends: a member that is silent is gone after some seconds, and looked for every 3 s.
+const SOON: Duration = Duration::from_secs(60);
+/// More than one datagram holds, as a fleet has them: names need TCP, too.
+const ADDRESSES: u8 = 60;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let needs = [
+        Requirement::Root,
+        Requirement::Iproute2,
+        Requirement::Iptables,
+        Requirement::Kubernetes,
+        Requirement::Helm,
+    ];
+    vec![
+        Case::new("least::each_rule_of_the_host_firewall_is_needed", &needs, rules)
+            .within(Duration::from_secs(600)),
+    ]
+}
+
+/// One rule: what a node may begin with whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rule {
+    /// `ingress` or `egress`, whom, and the port: for people.
+    name: String,
+    sends: bool,
+    peers: Vec<IpAddr>,
+    /// Protocol and port; `None`: all of TCP.
+    port: Option<(String, String)>,
+}
+
+/// The rules of the policy, each port by itself.
+fn rules_of(policy: &Value, network: &Network) -> Vec<Rule> {
+    let addresses =
+        |nodes: &[usize]| nodes.iter().map(|node| network.nodes[*node].address()).collect::<Vec<_>>();
+    let named = |entity: &str| match entity {
+        "remote-node" => addresses(&[0, 1]),
+        "kube-apiserver" => addresses(&[SERVER]),
+        "cluster" => addresses(&[0, 1, NAMES, OUTSIDE]),
+        entity => panic!("unknown entity {entity}"),
+    };
+    let mut rules = Vec::new();
+    for direction in ["ingress", "egress"] {
+        let sends = direction == "egress";
+        for rule in policy["spec"][direction].as_array().unwrap() {
+            let side = if sends { "to" } else { "from" };
+            let (whom, peers) = if let Some(entities) = rule[format!("{side}Entities")].as_array() {
+                let names: Vec<&str> = entities.iter().map(|entity| entity.as_str().unwrap()).collect();
+                (names.join(","), names.into_iter().flat_map(named).collect())
+            } else if let Some(blocks) = rule[format!("{side}CIDR")].as_array() {
+                let peers = blocks.iter().map(|block| block.as_str().unwrap().split('/').next().unwrap());
+                ("registries".to_owned(), peers.map(|address| address.parse().unwrap()).collect())
+            } else {
+                let labels = &rule[format!("{side}Endpoints")][0]["matchLabels"];
+                assert_eq!(labels["k8s-app"], "kube-dns", "{rule:#}");
+                ("kube-dns".to_owned(), addresses(&[NAMES]))
+            };
+            let ports: Vec<_> = match rule["toPorts"].as_array() {
+                None => vec![None],
+                Some(lists) => {
+                    let ports = lists.iter().flat_map(|list| list["ports"].as_array().unwrap());
+                    let text = |port: &Value, key: &str| port[key].as_str().unwrap().to_owned();
+                    ports
+                        .map(|port| Some((text(port, "protocol").to_lowercase(), text(port, "port"))))
+                        .collect()
+                }
+            };
+            for port in ports {
+                let at =
+                    port.as_ref().map(|(protocol, port)| format!(" {port}/{protocol}")).unwrap_or_default();
+                let name = format!("{direction} {whom}{at}");
+                rules.push(Rule { name, sends, peers: peers.clone(), port });
+            }
+        }
+    }
+    rules
+}
+
+/// Lets a namespace send and receive what the rules allow, and answers to it, and nothing else. It remembers no connections, so that a rule that
+/// is taken away counts for those that there are, too.
+fn enforce(namespace: &Namespace, rules: &[Rule]) {
+    let mut text = "*filter\n:INPUT DROP [0:0]\n:OUTPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\n".to_owned();
+    for rule in rules {
+        let (there, back) = if rule.sends { ("OUTPUT -d", "INPUT -s") } else { ("INPUT -s", "OUTPUT -d") };
+        for peer in &rule.peers {
+            let (protocol, to, from) = match &rule.port {
+                None => ("tcp", String::new(), String::new()),
+                Some((protocol, port)) => {
+                    (protocol.as_str(), format!(" --dport {port}"), format!(" --sport {port}"))
+                }
+            };
+            let answers = if protocol == "tcp" { " ! --syn" } else { "" };
+            text.push_str(&format!("-A {there} {peer} -p {protocol}{to} -j ACCEPT\n"));
+            text.push_str(&format!("-A {back} {peer} -p {protocol}{from}{answers} -j ACCEPT\n"));
+        }
+    }
+    text.push_str("COMMIT\n");
+    let restored = namespace.run(|| {
+        let mut command = Command::new("iptables-restore").stdin(Stdio::piped()).spawn()?;
+        command.stdin.take().unwrap().write_all(text.as_bytes())?;
+        command.wait()
+    });
+    assert!(restored.unwrap().unwrap().success(), "{text}");
+}
+
+/// What a fleet has to be able to do.
+struct Fleet {
+    nodes: Vec<Node>,
+    images: Vec<Image>,
+    network: Network,
+    origin: SocketAddr,
+}
+
+impl Fleet {
+    /// What does not work.
+    async fn broken(&self) -> BTreeSet<&'static str> {
+        let mut broken = BTreeSet::new();
+        let mut leads = 0;
+        for (number, node) in self.nodes.iter().enumerate() {
+            let status = node.status().await.unwrap();
+            let network = &status["network"];
+            if network["members"] != MIRRORS {
+                broken.insert("members");
+            }
+            if network["problems"].to_string().contains("peers.peili.svc") {
+                broken.insert("names");
+            }
+            if status["election"]["mode"] != "lease" {
+                broken.insert("lease");
+            }
+            leads += usize::from(node.metric("leader_election_master_status", "").await.unwrap() > 0.5);
+            // What the other one has, and no registry.
+            let image = &self.images[1 - number];
+            let path = format!("/v2/{}/manifests/{}?ns={REGISTRY}", image.repository, image.root);
+            if node.fetch(&path).await.unwrap().status != 200 {
+                broken.insert("content");
+            }
+            let place = &self.network.nodes[number];
+            // As the runtime of this node would pull from it.
+            if !reaches(&place.namespace, self.origin) {
+                broken.insert("registry");
+            }
+            let outside = &self.network.nodes[OUTSIDE].namespace;
+            let metrics = SocketAddr::new(place.address(), node.plan.ports.admin);
+            let scraped = reaches(outside, metrics)
+                && http::get(Some(outside), metrics, "/metrics")
+                    .await
+                    .is_ok_and(|answer| answer.status == 200);
+            if !scraped {
+                broken.insert("metrics");
+            }
+        }
+        if leads != 1 {
+            broken.insert("lease");
+        }
+        broken
+    }
+
+    /// Waits until exactly this is broken.
+    async fn comes_to(&self, rule: &str, expected: &[&'static str]) {
+        let expected: BTreeSet<_> = expected.iter().copied().collect();
+        let mut last = BTreeSet::new();
+        let waited = wait::until(rule, SOON, async || {
+            last = self.broken().await;
+            (last == expected).then_some(())
+        });
+        if let Err(error) = waited.await {
+            panic!("{error}: broken is {last:?} instead of {expected:?}");
+        }
+    }
+
+    async fn says(&self, rule: &str, expected: &[&str]) {
+        for node in &self.nodes {
+            Doctor::of(&node.plan).finds(&format!("without {rule}"), expected).await;
+        }
+    }
+}
+
+fn reaches(namespace: &Namespace, address: SocketAddr) -> bool {
+    let limit = Duration::from_millis(700);
+    namespace.run(|| std::net::TcpStream::connect_timeout(&address, limit)).unwrap().is_ok()
+}
+
+async fn rules() {
+    let network = Network::new(OUTSIDE + 1, Addresses::V4).unwrap();
+    let scratch = Scratch::new().unwrap();
+    let (server, outside) = (network.nodes[SERVER].clone(), network.nodes[OUTSIDE].clone());
+    let cluster = Cluster::start(Options::in_namespace(&server.namespace, server.address())).await;
+    cluster.allow_all().await;
+    let credentials = cluster.credentials("account").await;
+    let dns = Dns::start(&network.nodes[NAMES].namespace, network.nodes[NAMES].address()).unwrap();
+    dns.set("kubernetes.default.svc.cluster.local", Some(vec![server.address()]));
+    let IpAddr::V4(first) = network.nodes[0].address() else { panic!("a network of IPv4") };
+    let [a, b, c, _] = first.octets();
+    let absent = (0..ADDRESSES).map(|last| IpAddr::from([a, b, c, 100 + last]));
+    let present = network.nodes.iter().take(MIRRORS).map(|node| node.address());
+    dns.set("peers.peili.svc.cluster.local", Some(present.chain(absent).collect()));
+    let origin =
+        Origin::start_at(Some(&outside.namespace), &[SocketAddr::new(outside.address(), 5000)]).unwrap();
+
+    let set = format!(
+        "ciliumHostFirewall.enabled=true,ciliumHostFirewall.defaultDeny=true,metrics.expose=true,ciliumHostFirewall.registries={{{}/32}}",
+        outside.address()
+    );
+    let values = chart::values("default").display().to_string();
+    let rendered = chart::render(&["--values", &values, "--set", &set]).unwrap();
+    let objects: Vec<Option<Value>> = serde_saphyr::from_multiple(&rendered).unwrap();
+    let mut policies =
+        objects.into_iter().flatten().filter(|object| object["kind"] == "CiliumClusterwideNetworkPolicy");
+    let policy = policies.next().unwrap();
+    assert_eq!(policy["spec"]["enableDefaultDeny"], json!({"ingress": true, "egress": true}));
+    let rules = rules_of(&policy, &network);
+
+    let key = scratch.path().join("cluster.key");
+    std::fs::write(&key, "a key of the cluster for tests, 32 bytes at least").unwrap();
+    let (mut plans, mut images) = (Vec::new(), Vec::new());
+    for (number, place) in network.nodes.iter().take(MIRRORS).enumerate() {
+        let name = format!("library/app-{number}");
+        let image = Image::builder(&name, "1").layer(4_096).seed(number as u64).build().unwrap();
+        let folder = scratch.path().join(format!("layout-{number}"));
+        layout(&folder, &[&image]);
+        let store = format!("layout:{}", folder.display());
+        let mut plan =
+            Plan::in_namespace(&format!("node-{number}"), &store, &place.namespace, place.address()).unwrap();
+        plan.merge(&json!({
+            "network": {"cluster-key": [key], "dns": ["peers.peili.svc:5001"]},
+            "kubernetes": {"service": format!("{}:6443", server.address()), "credentials": credentials},
+            "admin": {"listen": ["0.0.0.0:5003"], "allow-wide": true},
+        }));
+        plan.set_resolver(dns.address()).unwrap();
+        plans.push(plan);
+        images.push(image);
+    }
+    for place in network.nodes.iter().take(MIRRORS) {
+        enforce(&place.namespace, &rules);
+    }
+    let mut nodes = Vec::new();
+    for plan in plans {
+        nodes.push(plan.start().await.unwrap());
+    }
+    let fleet = Fleet { nodes, images, network, origin: origin.address() };
+    fleet.comes_to("with all rules", &[]).await;
+
+    // What breaks, and what doctor says on the nodes, which cannot know what others do not reach here.
+    let expected: [(&str, &[&str], &[&str]); 9] = [
+        ("ingress remote-node 5001/tcp", &["members", "content"], &["mirror-alone"]),
+        ("ingress remote-node 5002/tcp", &["content"], &["peer-port-unreachable"]),
+        ("ingress cluster 5003/tcp", &["metrics"], &[]),
+        ("egress remote-node 5001/tcp", &["members", "content"], &["mirror-alone"]),
+        ("egress remote-node 5002/tcp", &["content"], &["peer-port-unreachable"]),
+        ("egress kube-apiserver", &["lease"], &["api-unreachable"]),
+        ("egress kube-dns 53/udp", &["names"], &["dns-silent"]),
+        ("egress kube-dns 53/tcp", &["names"], &["dns-silent"]),
+        ("egress registries", &["registry"], &[]),
+    ];
+    let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+    assert_eq!(names, expected.map(|(name, _, _)| name));
+    for (name, breaks, says) in expected {
+        let without: Vec<Rule> = rules.iter().filter(|rule| rule.name != name).cloned().collect();
+        for place in fleet.network.nodes.iter().take(MIRRORS) {
+            enforce(&place.namespace, &without);
+        }
+        fleet.comes_to(name, breaks).await;
+        fleet.says(name, says).await;
+        for place in fleet.network.nodes.iter().take(MIRRORS) {
+            enforce(&place.namespace, &rules);
+        }
+        fleet.comes_to(&format!("{name} again"), &[]).await;
+    }
+    fleet.says("nothing", &[]).await;
+}
