@@ -20,8 +20,8 @@ pub(crate) struct Options {
     /// Roots for TLS, as PEM
     #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
     roots: PathBuf,
-    /// Its name, without a tag: that is the version
-    #[arg(long, default_value = "peili")]
+    /// Its name, without a tag: that is the version. With a host: containerd's CRI finds an imported image by no other name
+    #[arg(long, default_value = "localhost/peili")]
     name: String,
     /// Its time, in seconds since 1970
     #[arg(long, default_value_t = 0)]

@@ -97,7 +97,7 @@ impl Doctor {
     }
 
     /// Lets it see `text` at `at`. Takes root.
-    fn with_file(mut self, at: &'static str, text: &str) -> Self {
+    pub(crate) fn with_file(mut self, at: &'static str, text: &str) -> Self {
         let path = self.scratch.path().join(at.trim_start_matches('/').replace('/', "-"));
         std::fs::write(&path, text).unwrap();
         self.files.push((path, at));

@@ -87,6 +87,9 @@ labels:
 {{- if and $values.podMonitor.enabled (not $values.metrics.expose) -}}
 {{- fail "podMonitor.enabled: metrics are on the node's loopback, where Prometheus does not reach them. Say metrics.expose=true, and who may reach the admin port by a firewall" -}}
 {{- end -}}
+{{- if and $values.prometheusRule.enabled (not $values.metrics.expose) -}}
+{{- fail "prometheusRule.enabled: without metrics that Prometheus reaches its alert PeiliAbsent would never end. Say metrics.expose=true" -}}
+{{- end -}}
 {{- if and $values.runtime.configure (not $values.runtime.configFolder) -}}
 {{- fail "runtime.configure without runtime.configFolder: name containerd's folder, or say runtime.configure=false" -}}
 {{- end -}}

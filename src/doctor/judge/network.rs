@@ -54,7 +54,8 @@ fn names(facts: &Facts, found: &mut Found) {
                 .or("this machine is in no cluster")
         }
         _ => {
-            let fix = "look at /etc/resolv.conf, and at the name server that it names";
+            let fix = "look at /etc/resolv.conf, at the name server that it names, and whether TCP 53 to it is open as UDP is: the addresses of a \
+                       fleet are more than a datagram holds";
             Verdict::new(Code::DnsFailing, Confidence::Medium, fix)
         }
     };
