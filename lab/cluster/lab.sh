@@ -376,13 +376,15 @@ image() { # NAME:TAG ROOTFS CONFIG_JSON [import]
   rm -rf "$t"; echo "sha256:$m"
 }
 load() { # ARCHIVE NAME:TAG
-  local n m
-  for n in $(nodes); do
-    # by a prefix of its own, so that what the archive calls it does not matter
-    m=$(on "$n" "$CONTAINERD_BIN/ctr" -n k8s.io images import --base-name lab.invalid/loaded --digests "$1" | sed -n 's/^unpacking \([^ ]*\) .*/\1/p' | head -1)
-    [ -n "$m" ] || die "nothing in $1"
-    on "$n" "$CONTAINERD_BIN/ctr" -n k8s.io images tag --force "$m" "$2" >/dev/null
-  done
+  local n t
+  t=$(mktemp -d "$LAB/load.XXXXXX")
+  tar -C "$t" -xf "$1"
+  # By the name that was asked for alone. (One without a host, like `peili:0.1.0`, would make CRI find the image by no name: NOTES.md.)
+  jq -c --arg n "$2" '.manifests |= [.[0] | .annotations = {"io.containerd.image.name": $n}]' "$t/index.json" > "$t/index.new"
+  mv "$t/index.new" "$t/index.json"
+  tar -C "$t" -cf "$t.tar" .
+  for n in $(nodes); do on "$n" "$CONTAINERD_BIN/ctr" -n k8s.io images import "$t.tar" > /dev/null; done
+  rm -rf "$t" "$t.tar"
 }
 
 check() { # prints what is missing; 0 if nothing is

@@ -15,7 +15,7 @@
 #   SEED_KEEP=       not empty: leave the cluster up
 # Prints one line for each step, `ok STEP (SECONDS s): WHAT WAS SEEN`, and ends with 0 if all held; 1: `FAILED STEP: WHY`; 3: something
 # is missing, said in one line, and nothing was run.
-set -euo pipefail
+set -Eeuo pipefail
 HERE=$(dirname "$(readlink -f "$0")")
 export LAB=${LAB:-$(mktemp -d "${TMPDIR:-/tmp}/peili-seed.XXXXXX")}
 HOLD=${SEED_HOLD:-60}; NODES=$(seq -f 'n%g' 1 "${LAB_NODES:-3}")
@@ -43,7 +43,7 @@ diagnose() { # what explains a failure, into $LOG
 }
 finish() {
   local code=$?
-  trap - EXIT INT TERM
+  trap - EXIT INT TERM ERR
   set +e
   [ -z "$WATCH" ] || kill -- "-$WATCH" 2>/dev/null
   [ $code = 0 ] || [ $code = 3 ] || [ ! -e "$LAB/env" ] || diagnose
@@ -54,6 +54,7 @@ finish() {
   if [ $code = 0 ] || [ $code = 3 ]; then [ -n "${SEED_LOG:-}" ] || rm -rf "$LOG"; else echo "logs: $LOG"; fi
   exit $code
 }
+trap 'echo "FAILED $STEP: line $LINENO: $BASH_COMMAND"' ERR
 trap finish EXIT; trap 'exit 130' INT; trap 'exit 143' TERM
 mkdir -p "$LOG"
 
@@ -61,7 +62,7 @@ mkdir -p "$LOG"
 pods() { kc get pods -n $NS -l app.kubernetes.io/name=peili --field-selector status.phase=Running -o json | jq -r '.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name'; }
 pod_on() { kc get pods -n $NS -l app.kubernetes.io/name=peili --field-selector "spec.nodeName=$1" -o json | jq -r '[.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name][0] // empty'; }
 metric() { # NODE START-OF-LINE -> value, 0 if there is none
-  lab on "$1" curl -fsS -m 5 http://127.0.0.1:5003/metrics | awk -v k="$2" 'index($0, k) == 1 {print $NF; f = 1; exit} END {if (!f) print 0}'; }
+  lab on "$1" curl -fsS -m 5 http://127.0.0.1:5003/metrics | awk -v k="$2" 'index($0, k) == 1 && !f {print $NF; f = 1} END {if (!f) print 0}'; }
 mode_is() { local n; for n in $NODES; do [ "$(metric "$n" "peili_election_mode{mode=\"$1\"}")" = 1 ] || { echo "$n is not in mode $1"; return 1; }; done; }
 degraded() { local n; for n in $NODES; do [ "$(metric "$n" 'peili_election_mode{mode="gossip-degraded"}')" = 1 ] || { echo "$n is not degraded"; return 1; }; done; }
 one_leader() { local n l=0; for n in $NODES; do l=$((l + $(metric "$n" leader_election_master_status))); done; [ $l = 1 ] || { echo "$l leaders"; return 1; }; }
