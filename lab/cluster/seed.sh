@@ -197,6 +197,14 @@ ok "elections by the lease again, no restart"
 step control
 # A program that is all right, but for a probe that waits for a leader: it reads the mirror's lease, by its account.
 rm -rf "$LAB/root"; mkdir -p "$LAB/root"; cp "$LAB/pause" "$LAB/root/"; cp "$K8S_BIN/kubectl" "$LAB/root/"
+cat > "$LAB/root/config" <<YML
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "https://10.96.0.1:443", certificate-authority: /var/run/secrets/kubernetes.io/serviceaccount/ca.crt}}]
+users: [{name: u, user: {tokenFile: /var/run/secrets/kubernetes.io/serviceaccount/token}}]
+contexts: [{name: c, context: {cluster: c, user: u}}]
+current-context: c
+YML
 lab image images.lab/control:1 "$LAB/root" '{"Entrypoint":["/pause"]}' import > /dev/null
 cat > "$LOG/control.yaml" <<YML
 apiVersion: v1
@@ -234,7 +242,7 @@ spec:
           image: images.lab/control:1
           imagePullPolicy: Never
           startupProbe: &leader
-            exec: {command: [/kubectl, --request-timeout=3s, get, lease, peili, -n, $NS, -o, "jsonpath={.spec.holderIdentity}"]}
+            exec: {command: [/kubectl, --kubeconfig=/config, --request-timeout=3s, get, lease, peili, -n, $NS, -o, "jsonpath={.spec.holderIdentity}"]}
             periodSeconds: 5
             timeoutSeconds: 4
             failureThreshold: 6
