@@ -11,6 +11,8 @@
 #   MANIFESTS        the rendered chart: release and namespace `peili`, host networking, image images.lab/peili:seed with pullPolicy
 #                    Never, runtime.registries {images.lab}
 #   SEED_LOG         folder for logs, kept (default: none are kept unless a step fails; then it says where)
+#   SEED_MODE=host   the chart's `mode`: host or pod
+#   SEED_VALUES      file with further values of the chart
 #   SEED_HOLD=60     seconds for which the mirror has no API server, in each of the two ways
 #   SEED_KEEP=       not empty: leave the cluster up
 # Prints one line for each step, `ok STEP (SECONDS s): WHAT WAS SEEN`, and ends with 0 if all held; 1: `FAILED STEP: WHY`; 3: something
@@ -18,7 +20,7 @@
 set -Eeuo pipefail
 HERE=$(dirname "$(readlink -f "$0")")
 export LAB=${LAB:-$(mktemp -d "${TMPDIR:-/tmp}/peili-seed.XXXXXX")}
-HOLD=${SEED_HOLD:-60}; NODES=$(seq -f 'n%g' 1 "${LAB_NODES:-3}")
+HOLD=${SEED_HOLD:-60}; MODE=${SEED_MODE:-host}; NODES=$(seq -f 'n%g' 1 "${LAB_NODES:-3}")
 LOG=${SEED_LOG:-$LAB.log}; NS=peili; TAG=images.lab/peili:seed
 CHART=${CHART:-$HERE/../../deploy/chart}; HELM=${HELM:-helm}
 STEP=start; BEGAN=$SECONDS; WATCH=
@@ -61,8 +63,14 @@ mkdir -p "$LOG"
 # ---- what is looked at ------------------------------------------------------------------------------------------------
 pods() { kc get pods -n $NS -l app.kubernetes.io/name=peili --field-selector status.phase=Running -o json | jq -r '.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name'; }
 pod_on() { kc get pods -n $NS -l app.kubernetes.io/name=peili --field-selector "spec.nodeName=$1" -o json | jq -r '[.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name][0] // empty'; }
+metrics() { # NODE -> all, from where the chart has them
+  local a=127.0.0.1 p
+  [ $MODE = host ] || { p=$(pod_on "$1"); a=$(kc get pod -n $NS "$p" -o 'jsonpath={.status.podIP}'); }
+  lab on "$1" curl -fsS -m 5 "http://$a:5003/metrics"
+}
+verdict_in_metrics() { metrics "$1" | grep -E '^peili_doctor_verdicts\{.*api-(blocked|unreachable).* 1$'; }
 metric() { # NODE START-OF-LINE -> value, 0 if there is none
-  lab on "$1" curl -fsS -m 5 http://127.0.0.1:5003/metrics | awk -v k="$2" 'index($0, k) == 1 && !f {print $NF; f = 1} END {if (!f) print 0}'; }
+  metrics "$1" | awk -v k="$2" 'index($0, k) == 1 && !f {print $NF; f = 1} END {if (!f) print 0}'; }
 mode_is() { local n; for n in $NODES; do [ "$(metric "$n" "peili_election_mode{mode=\"$1\"}")" = 1 ] || { echo "$n is not in mode $1"; return 1; }; done; }
 degraded() { local n; for n in $NODES; do [ "$(metric "$n" 'peili_election_mode{mode="gossip-degraded"}')" = 1 ] || { echo "$n is not degraded"; return 1; }; done; }
 one_leader() { local n l=0; for n in $NODES; do l=$((l + $(metric "$n" leader_election_master_status))); done; [ $l = 1 ] || { echo "$l leaders"; return 1; }; }
@@ -142,7 +150,7 @@ if [ -z "${MANIFESTS:-}" ]; then
   command -v "$HELM" > /dev/null || missing "helm, or MANIFESTS"
   MANIFESTS=$LOG/manifests.yaml
   # the cluster is older than what the chart is for (NOTES.md)
-  "$HELM" template peili "$CHART" --namespace $NS --kube-version 1.22.0 --set image.repository=${TAG%:*},image.tag=${TAG##*:},image.pullPolicy=Never \
+  "$HELM" template peili "$CHART" --namespace $NS --kube-version 1.22.0 --set mode=$MODE --set image.repository=${TAG%:*},image.tag=${TAG##*:},image.pullPolicy=Never \
     --set "clusterKey.value=$(head -c 32 /dev/urandom | base64)" --set 'runtime.registries={images.lab}' ${SEED_VALUES:+--values "$SEED_VALUES"} > "$MANIFESTS" \
     || { echo "FAILED render: helm"; exit 1; }
 fi
@@ -180,7 +188,9 @@ travels lost
 within 30 "doctor's verdict" doctor_says 'api-blocked|api-unreachable'
 codes=$(doctor n1)
 cp "$LOG/doctor-n1.json" "$LOG/verdict-lost.json"
-for n in $NODES; do within 120 "the verdict in metrics of $n" sh -c "'$HERE/lab.sh' on $n curl -fsS -m 5 http://127.0.0.1:5003/metrics | grep -E '^peili_doctor_verdicts\{.*api-(blocked|unreachable).* 1'"; done
+place=$(jq -r .place.network "$LOG/verdict-lost.json")
+[[ $place = "$MODE" || $place = unknown ]] || fail "doctor takes the network of a pod in mode $MODE for $place"
+for n in $NODES; do within 120 "the verdict in metrics of $n" verdict_in_metrics "$n"; done
 while [ $((SECONDS - BEGAN)) -lt "$HOLD" ]; do sleep 1; done
 all_ready $NS peili > /dev/null || fail "not all Ready"
 unbroken
