@@ -54,8 +54,12 @@ pub(super) fn install() {
     if is_whole(&folder) {
         return;
     }
-    println!("setup: Kubernetes {VERSION}: integration tests elect leaders by a real API server, and run on a cluster");
-    println!("setup: it is built from Debian's source, which takes four to eight minutes on two cores");
+    println!(
+        "setup: Kubernetes {VERSION}: integration tests elect leaders by a real API server, and run on a cluster"
+    );
+    println!(
+        "setup: it is built from Debian's source, which takes six to eleven minutes on two cores, and 2 GiB meanwhile"
+    );
     let began = Instant::now();
     match get(&folder) {
         Ok(()) => println!("setup: it is there after {} s", began.elapsed().as_secs()),
@@ -63,7 +67,9 @@ pub(super) fn install() {
             println!("setup: cannot get it: {error:#}");
             println!("setup: until then tests that need a cluster are skipped");
             if std::env::var_os(ASSETS).is_none() {
-                println!("setup: name a folder that has kube-apiserver and etcd by {ASSETS} for those that need these two");
+                println!(
+                    "setup: name a folder that has kube-apiserver and etcd by {ASSETS} for those that need these two"
+                );
             }
         }
     }
