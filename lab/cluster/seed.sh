@@ -9,9 +9,9 @@
 #   IMAGE            OCI archive with Peili's image (`cargo xtask image` makes it)
 #   HELM, CHART      helm (default: from PATH), and the chart (default: deploy/chart of this project); or else
 #   MANIFESTS        the rendered chart: release and namespace `peili`, host networking, image images.lab/peili:seed with pullPolicy
-#                    Never, runtime.registries {images.lab}
+#                    Never, runtime.registries {images.lab}, without hooks
 #   SEED_LOG         folder for logs, kept (default: none are kept unless a step fails; then it says where)
-#   SEED_MODE=host   the chart's `mode`: host or pod
+#   SEED_MODE        host or pod, where the chart has a `mode`
 #   SEED_VALUES      file with further values of the chart
 #   SEED_HOLD=60     seconds for which the mirror has no API server, in each of the two ways
 #   SEED_KEEP=       not empty: leave the cluster up
@@ -23,6 +23,9 @@ export LAB=${LAB:-$(mktemp -d "${TMPDIR:-/tmp}/peili-seed.XXXXXX")}
 HOLD=${SEED_HOLD:-60}; MODE=${SEED_MODE:-host}; NODES=$(seq -f 'n%g' 1 "${LAB_NODES:-3}")
 LOG=${SEED_LOG:-$LAB.log}; NS=peili; TAG=images.lab/peili:seed
 CHART=${CHART:-$HERE/../../deploy/chart}; HELM=${HELM:-helm}
+# The mirrors: the chart's hooks have the same name, and components of their own.
+OURS='app.kubernetes.io/name=peili,app.kubernetes.io/component notin (cleanup, cleanup-wait)'
+CONTROL=app.kubernetes.io/name=control
 STEP=start; BEGAN=$SECONDS; WATCH=
 
 lab() { timeout -k 5 "${LIMIT:-60}" "$HERE/lab.sh" "$@"; }
@@ -61,8 +64,7 @@ trap finish EXIT; trap 'exit 130' INT; trap 'exit 143' TERM
 mkdir -p "$LOG"
 
 # ---- what is looked at ------------------------------------------------------------------------------------------------
-pods() { kc get pods -n $NS -l app.kubernetes.io/name=peili --field-selector status.phase=Running -o json | jq -r '.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name'; }
-pod_on() { kc get pods -n $NS -l app.kubernetes.io/name=peili --field-selector "spec.nodeName=$1" -o json | jq -r '[.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name][0] // empty'; }
+pod_on() { kc get pods -n $NS -l "$OURS" --field-selector "spec.nodeName=$1" -o json | jq -r '[.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name][0] // empty'; }
 metrics() { # NODE -> all, from where the chart has them
   local a=127.0.0.1 p
   [ $MODE = host ] || { p=$(pod_on "$1"); a=$(kc get pod -n $NS "$p" -o 'jsonpath={.status.podIP}'); }
@@ -75,10 +77,10 @@ mode_is() { local n; for n in $NODES; do [ "$(metric "$n" "peili_election_mode{m
 degraded() { local n; for n in $NODES; do [ "$(metric "$n" 'peili_election_mode{mode="gossip-degraded"}')" = 1 ] || { echo "$n is not degraded"; return 1; }; done; }
 one_leader() { local n l=0; for n in $NODES; do l=$((l + $(metric "$n" leader_election_master_status))); done; [ $l = 1 ] || { echo "$l leaders"; return 1; }; }
 members() { local n; for n in $NODES; do [ "$(metric "$n" 'peili_election_members ')" = "${LAB_NODES:-3}" ] || { echo "$n sees $(metric "$n" 'peili_election_members ') members"; return 1; }; done; }
-all_ready() { # SELECTOR-NAME: as many pods as nodes, none on its way out, each Ready
-  kc get pods -n "$1" -l "app.kubernetes.io/name=$2" -o json | jq -e --argjson n "${LAB_NODES:-3}" '(.items | length) == $n and
+all_ready() { # NAMESPACE SELECTOR: as many pods as nodes, none on its way out, each Ready
+  kc get pods -n "$1" -l "$2" -o json | jq -e --argjson n "${LAB_NODES:-3}" '(.items | length) == $n and
     all(.items[]; .metadata.deletionTimestamp == null and any(.status.conditions[]?; .type == "Ready" and .status == "True"))' || { echo "not all Ready"; return 1; }; }
-restarts() { kc get pods -n "$1" -l "app.kubernetes.io/name=$2" -o json | jq -r '[.items[].status.containerStatuses[]?.restartCount] | "\(add // 0) \(min // 0)"'; }
+restarts() { kc get pods -n "$1" -l "$2" -o json | jq -r '[.items[].status.containerStatuses[]?.restartCount] | "\(add // 0) \(min // 0)"'; }
 doctor() { # NODE -> its codes, sorted, and the report in $LOG/doctor-NODE.json; notes are none
   local p code=0
   p=$(pod_on "$1"); [ -n "$p" ] || { echo "no-pod"; return 1; }
@@ -88,10 +90,10 @@ doctor() { # NODE -> its codes, sorted, and the report in $LOG/doctor-NODE.json;
 doctor_says() { # CODE-PATTERN: on every node these codes and no other
   local n c; for n in $NODES; do c=$(doctor "$n"); [[ $c =~ ^($1)$ ]] || { echo "doctor on $n says: ${c:-nothing}"; return 1; }; done; }
 watch_pods() { # each change of a mirror's pod, as kubelet reports it, with the time
-  setsid bash -c '"$1" kubectl get pods -n "$2" -l app.kubernetes.io/name=peili -w -o json | jq --unbuffered -c \
+  setsid bash -c '"$1" kubectl get pods -n "$2" -l "$3" -w -o json | jq --unbuffered -c \
     "[(now | floor), .metadata.name, .status.phase, .metadata.deletionTimestamp != null,
       ([.status.conditions[]? | select(.type == \"Ready\") | .status][0] == \"True\"), ([.status.containerStatuses[]?.restartCount] | add // 0)]"' \
-    sh "$HERE/lab.sh" $NS > "$LOG/watch" 2> "$LOG/watch.err" < /dev/null &
+    sh "$HERE/lab.sh" $NS "$OURS" > "$LOG/watch" 2> "$LOG/watch.err" < /dev/null &
   WATCH=$!
 }
 unbroken() { # no pod that was Ready ceased to be while it was to be there, and no container of it was started again
@@ -150,7 +152,7 @@ if [ -z "${MANIFESTS:-}" ]; then
   command -v "$HELM" > /dev/null || missing "helm, or MANIFESTS"
   MANIFESTS=$LOG/manifests.yaml
   # the cluster is older than what the chart is for (NOTES.md)
-  "$HELM" template peili "$CHART" --namespace $NS --kube-version 1.22.0 --set mode=$MODE --set image.repository=${TAG%:*},image.tag=${TAG##*:},image.pullPolicy=Never \
+  "$HELM" template peili "$CHART" --namespace $NS --kube-version 1.22.0 --no-hooks ${SEED_MODE:+--set mode="$MODE"} --set image.repository=${TAG%:*},image.tag=${TAG##*:},image.pullPolicy=Never \
     --set "clusterKey.value=$(head -c 32 /dev/urandom | base64)" --set 'runtime.registries={images.lab}' ${SEED_VALUES:+--values "$SEED_VALUES"} > "$MANIFESTS" \
     || { echo "FAILED render: helm"; exit 1; }
 fi
@@ -166,7 +168,7 @@ ok "$(tail -1 "$LOG/up")"
 step deployed
 watch_pods
 kc apply -n $NS -f "$MANIFESTS" > "$LOG/applied"
-within 90 "mirrors Ready" all_ready $NS peili
+within 90 "mirrors Ready" all_ready $NS "$OURS"
 ready=$((SECONDS - BEGAN))
 within 60 "all in mode lease" mode_is lease
 within 30 "one leader" one_leader
@@ -192,7 +194,7 @@ place=$(jq -r .place.network "$LOG/verdict-lost.json")
 [[ $place = "$MODE" || $place = unknown ]] || fail "doctor takes the network of a pod in mode $MODE for $place"
 for n in $NODES; do within 120 "the verdict in metrics of $n" verdict_in_metrics "$n"; done
 while [ $((SECONDS - BEGAN)) -lt "$HOLD" ]; do sleep 1; done
-all_ready $NS peili > /dev/null || fail "not all Ready"
+all_ready $NS "$OURS" > /dev/null || fail "not all Ready"
 unbroken
 ok "degraded after $after s, doctor says $codes and metrics too; Ready, no restart; $SEEN; $(for n in $NODES; do echo "$n dropped $(lab blocked "$n" | cut -d' ' -f1) packets"; done | paste -sd,)"
 
@@ -259,15 +261,15 @@ spec:
           readinessProbe: *leader
 YML
 kc apply -f "$LOG/control.yaml" > /dev/null
-within 60 "the control, which has its API server, Ready" all_ready control control
+within 60 "the control, which has its API server, Ready" all_ready control $CONTROL
 ok "its pods are Ready while they reach the API server"
 
 step start
 # Both start while nothing can be had of the API server.
 block
 kc delete pods -n control --all --wait=false > /dev/null
-kc delete pods -n $NS -l app.kubernetes.io/name=peili --wait=false > /dev/null
-within 90 "mirrors Ready without the API server" all_ready $NS peili
+kc delete pods -n $NS -l "$OURS" --wait=false > /dev/null
+within 90 "mirrors Ready without the API server" all_ready $NS "$OURS"
 ready=$((SECONDS - BEGAN))
 for n in $NODES; do ! answers "$n" 2>/dev/null || fail "the block does not hold on $n"; done
 within 60 "all find all" members
@@ -286,20 +288,20 @@ lab svc cp start registry
 ok "the other nodes pulled from a peer"
 
 step killed
-killed() { [ "$(restarts control control | cut -d' ' -f2)" -ge 1 ] || { echo "restarts: $(restarts control control)"; return 1; }; }
+killed() { [ "$(restarts control $CONTROL | cut -d' ' -f2)" -ge 1 ] || { echo "restarts: $(restarts control $CONTROL)"; return 1; }; }
 within 150 "kubelet kills every pod of the control" killed
 while [ $((SECONDS - BEGAN)) -lt "$HOLD" ]; do sleep 1; done
-! all_ready control control > /dev/null || fail "the control is Ready"
-all_ready $NS peili > /dev/null || fail "not all mirrors Ready"
+! all_ready control $CONTROL > /dev/null || fail "the control is Ready"
+all_ready $NS "$OURS" > /dev/null || fail "not all mirrors Ready"
 unbroken
-ok "kubelet restarted the control's containers $(restarts control control | cut -d' ' -f1) times, none of the mirror's"
+ok "kubelet restarted the control's containers $(restarts control $CONTROL | cut -d' ' -f1) times, none of the mirror's"
 
 step lifted
 unblock
 within 120 "all in mode lease" mode_is lease
 within 30 "one leader" one_leader
 within 60 "a doctor that finds nothing" doctor_says ''
-within 180 "the control Ready again" all_ready control control
+within 180 "the control Ready again" all_ready control $CONTROL
 unbroken
 ok "elections by the lease again, no restart of the mirror"
 kc delete -f "$LOG/control.yaml" --wait=false > /dev/null
