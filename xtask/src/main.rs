@@ -74,7 +74,7 @@ Environment:
   CARGO_TARGET_DIR     the build folder; programs that tests need are kept in its folder `tools`
   PEILI_CONTAINERD_16, PEILI_CONTAINERD_17, PEILI_CONTAINERD_2X
                        containerd programs to test with, instead of those that are found
-  KUBEBUILDER_ASSETS   a folder with kube-apiserver and etcd to test with; without it kube-apiserver 1.20.2 is built
+  KUBEBUILDER_ASSETS   a folder with kube-apiserver and etcd to test with, instead of the Kubernetes 1.20.2 that setup builds
   CI                   set: no colours";
 
 /// Commands of the laboratory's program, which has a help of its own.

@@ -42,7 +42,7 @@ const BUILD: [Package; 2] = [
     Package { name: "build-essential", program: "cc", reason: "the build compiles the cryptography library" },
 ];
 
-const TESTS: [Package; 6] = [
+const TESTS: [Package; 10] = [
     Package {
         name: "iproute2",
         program: "ip",
@@ -56,6 +56,10 @@ const TESTS: [Package; 6] = [
         program: "skopeo",
         reason: "integration tests pull with a client that sends no `ns`",
     },
+    Package { name: "dnsmasq-base", program: "dnsmasq", reason: "names of Services in the cluster" },
+    Package { name: "jq", program: "jq", reason: "the cluster's scripts read the API's answers" },
+    Package { name: "curl", program: "curl", reason: "the cluster's scripts ask over HTTP" },
+    Package { name: "openssl", program: "openssl", reason: "the cluster's certificates" },
     Package { name: "nginx-light", program: "nginx", reason: "the yardstick of the benchmarks" },
 ];
 

@@ -1,9 +1,10 @@
-//! The Kubernetes API server and its etcd, for the tests that need real ones.
+//! A whole Kubernetes, for the tests that need a real API server or a real cluster (`lab/cluster`).
 //!
-//! A folder with both that `KUBEBUILDER_ASSETS` names is used as it is (the convention of envtest). Else, on Debian, both come
-//! from its archive: etcd as a package, kube-apiserver by a build of its source, which vendors all that it needs. Nothing is
-//! installed and root is not needed: the Go compiler is unpacked for the build and goes with it. Only this one program is
-//! built, and without make, which would ask git, look at all of the source and generate for all programs.
+//! For the API server alone, a folder with it and its etcd that `KUBEBUILDER_ASSETS` names is used first (the convention of
+//! envtest). On Debian all comes from its archive: etcd, the registry, runc and the network plugins as packages, the programs
+//! of Kubernetes by a build of their source, which vendors all that it needs. Nothing is installed and root is not needed: the
+//! Go compiler is unpacked for the build and goes with it. Only these programs are built, at once, so that what they share is
+//! compiled once, and without make, which would ask git, look at all of the source and generate for all programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,18 @@ const GO_PACKAGES: [&str; 2] = ["golang-1.19-go", "golang-1.19-src"];
 /// Replaces the version that is vendored, which Go 1.18 and later break: iterating over a map, which encoding JSON does, would
 /// write through a wild pointer.
 const REFLECT: &str = "golang-github-modern-go-reflect2-dev";
+/// What is built, and what a cluster needs beside it: the package, where it has the program, and where that goes.
+const PROGRAMS: [&str; 6] =
+    ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
+const PACKAGED: [(&str, &str, &str); 7] = [
+    ("etcd-server", "usr/bin/etcd", "etcd"),
+    ("docker-registry", "usr/bin/docker-registry", "docker-registry"),
+    ("runc", "usr/sbin/runc", "runc"),
+    ("containernetworking-plugins", "usr/lib/cni/bridge", "cni/bridge"),
+    ("containernetworking-plugins", "usr/lib/cni/host-local", "cni/host-local"),
+    ("containernetworking-plugins", "usr/lib/cni/loopback", "cni/loopback"),
+    ("containernetworking-plugins", "usr/lib/cni/portmap", "cni/portmap"),
+];
 /// Where the types are that the server describes to its clients, below `vendor`: the description is not in the source.
 const DESCRIBED: [&str; 4] = [
     "k8s.io/api",
@@ -35,33 +48,49 @@ const DESCRIBED: [&str; 4] = [
     "k8s.io/kube-aggregator/pkg",
 ];
 
-/// Gets both unless they are there. What fails is said, and is no error: their tests are skipped.
+/// Gets all unless it is there. What fails is said, and is no error: the tests that need it are skipped.
 pub(super) fn install() {
     let folder = target().join("tools").join(format!("kubernetes-{VERSION}"));
-    if std::env::var_os(ASSETS).is_some() || folder.is_dir() {
+    if is_whole(&folder) {
         return;
     }
     println!(
-        "setup: kube-apiserver {VERSION} and etcd: integration tests elect leaders by a real API server"
+        "setup: Kubernetes {VERSION}: integration tests elect leaders by a real API server, and run on a cluster"
     );
-    println!("setup: it is built from Debian's source, which takes two to four minutes on two cores");
+    println!(
+        "setup: it is built from Debian's source, which takes six to eleven minutes on two cores, and 2 GiB meanwhile"
+    );
     let began = Instant::now();
     match get(&folder) {
         Ok(()) => println!("setup: it is there after {} s", began.elapsed().as_secs()),
         Err(error) => {
-            println!("setup: cannot get them: {error:#}");
-            println!("setup: name a folder that has both by {ASSETS}; until then their tests are skipped");
+            println!("setup: cannot get it: {error:#}");
+            println!("setup: until then tests that need a cluster are skipped");
+            if std::env::var_os(ASSETS).is_none() {
+                println!(
+                    "setup: name a folder that has kube-apiserver and etcd by {ASSETS} for those that need these two"
+                );
+            }
         }
     }
 }
 
+/// Whether all programs are there: what an older version of this left has two of them.
+fn is_whole(folder: &Path) -> bool {
+    PROGRAMS.into_iter().chain(PACKAGED.map(|(_, _, name)| name)).all(|name| folder.join(name).is_file())
+}
+
 fn get(folder: &Path) -> Result<()> {
+    let mut packages: Vec<&str> = PACKAGED.iter().map(|(package, ..)| *package).collect();
+    packages.dedup();
+    packages.extend(GO_PACKAGES);
+    packages.push(REFLECT);
     let archive = Archive::open(SUITE, "deb deb-src")?;
-    archive.download(&[&GO_PACKAGES[..], &[REFLECT, "etcd-server"]].concat())?;
+    archive.download(&packages)?;
     let source = archive.source("kubernetes")?;
     // What an earlier try compiled in it is used.
     let build = Build { folder: target().join("tools/.kubernetes") };
-    for package in GO_PACKAGES.into_iter().chain([REFLECT, "etcd-server"]) {
+    for package in packages {
         archive.unpack(package, &build.packages())?;
     }
     fs::create_dir_all(build.source())?;
@@ -70,12 +99,19 @@ fn get(folder: &Path) -> Result<()> {
     build.replace_reflect()?;
     build.describe()?;
     build.compile()?;
-    // At once and whole: that the folder is there says that both are.
-    let done = build.folder.join("done");
-    fs::create_dir_all(&done)?;
-    fs::rename(build.server(), done.join("kube-apiserver"))?;
-    fs::rename(build.packages().join("usr/bin/etcd"), done.join("etcd"))?;
-    fs::rename(&done, folder)?;
+    for (package, from, to) in PACKAGED {
+        let to = build.done().join(to);
+        fs::create_dir_all(to.parent().context("it is in a folder")?)?;
+        fs::rename(build.packages().join(from), to).with_context(|| format!("{package} has no {from}"))?;
+    }
+    // As a whole, in the place of what an older version left, which may run: its files live on as long as that does.
+    let old = build.folder.join("old");
+    if folder.exists() {
+        // Of a try that was ended.
+        let _ = fs::remove_dir_all(&old);
+        fs::rename(folder, old)?;
+    }
+    fs::rename(build.done(), folder)?;
     fs::remove_dir_all(&build.folder)?;
     archive.close()
 }
@@ -95,8 +131,8 @@ impl Build {
         self.folder.join("path/src/k8s.io/kubernetes")
     }
 
-    fn server(&self) -> PathBuf {
-        self.folder.join("kube-apiserver")
+    fn done(&self) -> PathBuf {
+        self.folder.join("done")
     }
 
     /// The compiler, which knows nothing of the machine's own.
@@ -116,16 +152,18 @@ impl Build {
         go
     }
 
-    /// Builds one program, with further flags of the linker.
-    fn build(&self, program: &Path, package: &str, flags: &str) -> Result<()> {
+    /// Builds programs into a folder, with further flags of the linker.
+    fn build(&self, folder: &Path, packages: &[&str], flags: &str) -> Result<()> {
         // Without the drivers of clouds, which are a third of it.
         let mut go = self.go(&["build", "-tags", "providerless", "-o"]);
-        go.arg(program);
+        // With its end it is a folder for sure.
+        fs::create_dir_all(folder)?;
+        go.arg(folder.join(""));
         // No debugger will look at it. The standard library is left as it was packaged: compiled.
-        for packages in ["k8s.io/kubernetes/...", "k8s.io/kubernetes/vendor/..."] {
-            go.arg(format!("-gcflags={packages}=-dwarf=false"));
+        for pattern in ["k8s.io/kubernetes/...", "k8s.io/kubernetes/vendor/..."] {
+            go.arg(format!("-gcflags={pattern}=-dwarf=false"));
         }
-        checked(go.arg(format!("-ldflags=-s -w{flags}")).arg(package))
+        checked(go.arg(format!("-ldflags=-s -w{flags}")).args(packages))
     }
 
     fn replace_reflect(&self) -> Result<()> {
@@ -146,8 +184,8 @@ impl Build {
 
     /// Generates the description of the types, which the server needs to merge what several clients apply.
     fn describe(&self) -> Result<()> {
-        let generator = self.folder.join("openapi-gen");
-        self.build(&generator, "./vendor/k8s.io/kube-openapi/cmd/openapi-gen", "")?;
+        let generator = self.folder.join("generators/openapi-gen");
+        self.build(&self.folder.join("generators"), &["./vendor/k8s.io/kube-openapi/cmd/openapi-gen"], "")?;
         let vendor = self.source().join("vendor");
         let mut marked = Vec::new();
         for name in DESCRIBED {
@@ -190,8 +228,9 @@ impl Build {
                 flags.push_str(&format!(" -X k8s.io/kubernetes/vendor/{package}.{name}={value}"));
             }
         }
-        self.build(&self.server(), "./cmd/kube-apiserver", &flags)?;
-        let output = Command::new(self.server()).arg("--version").output()?;
+        let packages = PROGRAMS.map(|name| format!("./cmd/{name}"));
+        self.build(&self.done(), &packages.each_ref().map(String::as_str), &flags)?;
+        let output = Command::new(self.done().join("kube-apiserver")).arg("--version").output()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(said.trim() == format!("Kubernetes {version}"), "what was built says `{}`", said.trim());
         Ok(())
