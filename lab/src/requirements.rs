@@ -35,6 +35,8 @@ pub enum Requirement {
     Containerd(Generation),
     /// `kube-apiserver` and `etcd`.
     Kubernetes,
+    /// What `lab/cluster/lab.sh` needs to bring a cluster up: all of Kubernetes, a containerd 1.6, cgroups v1, root.
+    Cluster,
     /// `nginx`.
     Nginx,
     /// `zstd`.
@@ -130,6 +132,7 @@ impl fmt::Display for Requirement {
             Self::Iptables => f.write_str("iptables"),
             Self::Containerd(generation) => generation.fmt(f),
             Self::Kubernetes => f.write_str("kube-apiserver and etcd, which KUBEBUILDER_ASSETS may name"),
+            Self::Cluster => write!(f, "a cluster ({})", cluster_lacks().unwrap_or_default()),
             Self::Nginx => f.write_str("nginx"),
             Self::Zstd => f.write_str("zstd"),
             Self::Gzip => f.write_str("gzip"),
@@ -158,6 +161,7 @@ impl Requirement {
             Self::Iptables => program("iptables").is_some() && program("ip6tables").is_some(),
             Self::Containerd(generation) => generation.binary().is_some(),
             Self::Kubernetes => kubernetes().is_some(),
+            Self::Cluster => cluster_lacks().is_none(),
             Self::Nginx => program("nginx").is_some(),
             Self::Zstd => program("zstd").is_some(),
             Self::Gzip => program("gzip").is_some(),
@@ -264,6 +268,26 @@ pub fn kubernetes() -> Option<PathBuf> {
     let folders = std::fs::read_dir(tools()).ok()?.flatten();
     let named = folders.filter(|entry| entry.file_name().to_string_lossy().starts_with("kubernetes-"));
     named.map(|entry| entry.path()).filter(has_both).max()
+}
+
+/// The folder of all programs of Kubernetes, in the tool cache.
+pub fn cluster() -> Option<PathBuf> {
+    let folders = std::fs::read_dir(tools()).ok()?.flatten();
+    let named = folders.filter(|entry| entry.file_name().to_string_lossy().starts_with("kubernetes-"));
+    named.map(|entry| entry.path()).filter(|folder| folder.join("kubelet").is_file()).max()
+}
+
+/// What this machine lacks to bring a cluster up, as `lab.sh check` says it.
+fn cluster_lacks() -> Option<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/lab.sh");
+    let containerd = Generation::V1_6.binary().and_then(|path| Some(path.parent()?.to_owned()));
+    let (programs, containerd) = (cluster().unwrap_or_default(), containerd.unwrap_or_default());
+    let mut check = std::process::Command::new(script);
+    match check.arg("check").env("K8S_BIN", programs).env("CONTAINERD_BIN", containerd).output() {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// Helm 3: from the tool cache, else the machine's own.

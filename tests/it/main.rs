@@ -11,7 +11,7 @@
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use peili_lab::{Requirement, require};
@@ -33,6 +33,7 @@ mod network;
 mod policies;
 mod pulls;
 mod seed;
+mod story;
 mod strain;
 mod truth;
 mod zone;
@@ -82,6 +83,7 @@ impl Case {
         let Self { name, requirements, limit, alone, run } = self;
         let missing = require(&requirements).err();
         let ignored = missing.is_some();
+        let of = name.clone();
         let run = move || {
             // A case that failed leaves nothing behind that the next one could trip over.
             let (_writing, _reading);
@@ -90,7 +92,10 @@ impl Case {
             } else {
                 _reading = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
             }
-            execute(limit, run)
+            let began = Instant::now();
+            execute(limit, run)?;
+            println!("{of} took {:.1} s", began.elapsed().as_secs_f64());
+            Ok(())
         };
         let trial = Trial::test(name, run).with_ignored_flag(ignored);
         if let Some(reason) = missing.filter(|_| is_wanted(&trial)) {
@@ -116,6 +121,7 @@ fn main() -> ExitCode {
     cases.extend(handover::cases());
     cases.extend(kubernetes::cases());
     cases.extend(seed::cases());
+    cases.extend(story::cases());
     cases.extend(strain::cases());
     cases.extend(truth::cases());
     cases.extend(zone::cases());
