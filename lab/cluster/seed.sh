@@ -7,11 +7,8 @@
 # Given by the environment:
 #   K8S_BIN CONTAINERD_BIN ...   as for lab.sh, with all of LAB_*
 #   IMAGE            OCI archive with Peili's image (`cargo xtask image` makes it)
-#   HELM, CHART      helm (default: from PATH), and the chart (default: deploy/chart of this project); or else
-#   MANIFESTS        the rendered chart: release and namespace `peili`, host networking, image images.lab/peili:seed with pullPolicy
-#                    Never, runtime.registries {images.lab}, without hooks
+#   HELM, CHART      helm (default: from PATH), and the chart (default: deploy/chart of this project)
 #   SEED_LOG         folder for logs, kept (default: none are kept unless a step fails; then it says where)
-#   SEED_MODE        host or pod, where the chart has a `mode`
 #   SEED_VALUES      file with further values of the chart
 #   SEED_HOLD=60     seconds for which the mirror has no API server, in each of the two ways
 #   SEED_KEEP=       not empty: leave the cluster up
@@ -20,7 +17,7 @@
 set -Eeuo pipefail
 HERE=$(dirname "$(readlink -f "$0")")
 export LAB=${LAB:-$(mktemp -d "${TMPDIR:-/tmp}/peili-seed.XXXXXX")}
-HOLD=${SEED_HOLD:-60}; MODE=${SEED_MODE:-host}; NODES=$(seq -f 'n%g' 1 "${LAB_NODES:-3}")
+HOLD=${SEED_HOLD:-60}; NODES=$(seq -f 'n%g' 1 "${LAB_NODES:-3}")
 LOG=${SEED_LOG:-$LAB.log}; NS=peili; TAG=images.lab/peili:seed
 CHART=${CHART:-$HERE/../../deploy/chart}; HELM=${HELM:-helm}
 # The mirrors: the chart's hooks have the same name, and components of their own.
@@ -65,11 +62,7 @@ mkdir -p "$LOG"
 
 # ---- what is looked at ------------------------------------------------------------------------------------------------
 pod_on() { kc get pods -n $NS -l "$OURS" --field-selector "spec.nodeName=$1" -o json | jq -r '[.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name][0] // empty'; }
-metrics() { # NODE -> all, from where the chart has them
-  local a=127.0.0.1 p
-  [ $MODE = host ] || { p=$(pod_on "$1"); a=$(kc get pod -n $NS "$p" -o 'jsonpath={.status.podIP}'); }
-  lab on "$1" curl -fsS -m 5 "http://$a:5003/metrics"
-}
+metrics() { lab on "$1" curl -fsS -m 5 http://127.0.0.1:5003/metrics; } # NODE -> all
 verdict_in_metrics() { metrics "$1" | grep -E '^peili_doctor_verdicts\{.*api-(blocked|unreachable).* 1$'; }
 metric() { # NODE START-OF-LINE -> value, 0 if there is none
   metrics "$1" | awk -v k="$2" 'index($0, k) == 1 && !f {print $NF; f = 1} END {if (!f) print 0}'; }
@@ -148,14 +141,9 @@ travels() { # NAME: pulled by every node in turn, the origin gave its layer once
 missing() { echo "missing: $*"; exit 3; }
 "$HERE/lab.sh" check || exit 3
 [ -f "${IMAGE:-}" ] || missing "IMAGE, an archive of Peili's image"
-if [ -z "${MANIFESTS:-}" ]; then
-  command -v "$HELM" > /dev/null || missing "helm, or MANIFESTS"
-  MANIFESTS=$LOG/manifests.yaml
-  # the cluster is older than what the chart is for (NOTES.md)
-  "$HELM" template peili "$CHART" --namespace $NS --kube-version 1.22.0 --no-hooks ${SEED_MODE:+--set mode="$MODE"} --set image.repository=${TAG%:*},image.tag=${TAG##*:},image.pullPolicy=Never \
-    --set "clusterKey.value=$(head -c 32 /dev/urandom | base64)" --set 'runtime.registries={images.lab}' ${SEED_VALUES:+--values "$SEED_VALUES"} > "$MANIFESTS" \
-    || { echo "FAILED render: helm"; exit 1; }
-fi
+command -v "$HELM" > /dev/null || missing helm
+# As its administrator does it, from the machine of the control plane.
+helm() { LIMIT=${LIMIT:-120} lab on cp env HOME="$LAB" "$HELM" --kubeconfig "$LAB/pki/admin.conf" -n $NS "$@"; }
 
 step cluster
 LIMIT=180 lab up > "$LOG/up" 2>&1 || fail "$(tail -5 "$LOG/up")"
@@ -167,7 +155,11 @@ ok "$(tail -1 "$LOG/up")"
 # ---- the story ---------------------------------------------------------------------------------------------------------
 step deployed
 watch_pods
-kc apply -n $NS -f "$MANIFESTS" > "$LOG/applied"
+# What is in containerd's folders, which the removal is to leave as it was.
+files() { lab on "$1" sh -c 'cd /etc/containerd && find . | sort && find . -type f | sort | xargs sha256sum'; }
+for n in $NODES; do files "$n" > "$LOG/files-$n"; done
+helm install peili "$CHART" --set image.repository=${TAG%:*},image.tag=${TAG##*:},image.pullPolicy=Never \
+  --set "clusterKey.value=$(head -c 32 /dev/urandom | base64)" --set 'runtime.registries={images.lab}' ${SEED_VALUES:+--values "$SEED_VALUES"} > "$LOG/installed"
 within 90 "mirrors Ready" all_ready $NS "$OURS"
 ready=$((SECONDS - BEGAN))
 within 60 "all in mode lease" mode_is lease
@@ -191,7 +183,7 @@ within 30 "doctor's verdict" doctor_says 'api-blocked|api-unreachable'
 codes=$(doctor n1)
 cp "$LOG/doctor-n1.json" "$LOG/verdict-lost.json"
 place=$(jq -r .place.network "$LOG/verdict-lost.json")
-[[ $place = "$MODE" || $place = unknown ]] || fail "doctor takes the network of a pod in mode $MODE for $place"
+[ "$place" = host ] || fail "doctor takes the network of a pod with host networking for $place"
 for n in $NODES; do within 120 "the verdict in metrics of $n" verdict_in_metrics "$n"; done
 while [ $((SECONDS - BEGAN)) -lt "$HOLD" ]; do sleep 1; done
 all_ready $NS "$OURS" > /dev/null || fail "not all Ready"
@@ -322,5 +314,15 @@ within 60 "a doctor that finds nothing" doctor_says ''
 within 60 "one leader" one_leader
 unbroken
 ok "doctor said $codes; applied $(paste -sd' ' "$LOG/fix-applied"); cleared"
+
+step removed
+kill -- "-$WATCH" 2>/dev/null || true; WATCH=
+cmp -s <(files n1) "$LOG/files-n1" && fail "the chart wrote nothing into containerd's folders"
+helm uninstall peili --wait --timeout 100s > "$LOG/uninstalled"
+for n in $NODES; do files "$n" | diff "$LOG/files-$n" - > "$LOG/diff-$n" || fail "files of $n are others than before: $(paste -sd' ' "$LOG/diff-$n")"; done
+left() { [ -z "$(kc get daemonsets,jobs,pods,roles,rolebindings,secrets -n $NS -o name | grep peili)" ] || { kc get all -n $NS; return 1; }; }
+within 60 "nothing of it left" left
+pull healthy-again n1 images.lab/story/healthy:1
+ok "containerd's folders are as they were on all nodes; nothing is left in the namespace; pulls go on"
 
 echo "all held, $SECONDS s in all"

@@ -2,7 +2,7 @@
 //! certain is `unknown`, since a manifest for the wrong place does harm.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use serde::Serialize;
@@ -73,9 +73,13 @@ impl Place {
     /// Looks around. `root`: where the host's files are. `labels`: the pod's, where they are mounted. Blocks on files.
     pub fn look(root: &Path, labels: &Path, report: Option<&Report>) -> Self {
         let table = |name: &str| read(Path::new(name));
-        let inside = inside(&table("/proc/self/mountinfo"));
+        let inside = if in_pod() { Inside::Pod } else { Inside::Node };
         let devices = devices(&table("/proc/self/net/dev"));
-        let network = network(inside, &devices, is_paired(Path::new("/sys/class/net/eth0")));
+        let told = by_addresses(std::env::var("POD_IP").ok(), std::env::var("HOST_IP").ok());
+        let network = match (inside, told) {
+            (Inside::Pod, Some(told)) => told,
+            _ => network(inside, &devices, is_paired(Path::new("/sys/class/net/eth0"))),
+        };
         let configured = fs::read_dir(root.join("etc/cni/net.d")).into_iter().flatten().flatten();
         let mut names = configured.filter_map(|entry| entry.file_name().into_string().ok());
         let is_cilium = devices.iter().any(|name| name.starts_with("cilium_"))
@@ -107,6 +111,17 @@ fn read(path: &Path) -> String {
         let _ = file.take(LIMIT).read_to_string(&mut text);
     }
     text
+}
+
+/// Whether this is a pod of a kubelet.
+pub(super) fn in_pod() -> bool {
+    inside(&read(Path::new("/proc/self/mountinfo"))) == Inside::Pod
+}
+
+/// By `status.podIP` and `status.hostIP`, as the chart has them from the downward API: with host networking they are the same.
+fn by_addresses(pod: Option<String>, host: Option<String>) -> Option<Network> {
+    let (pod, host) = (pod?.parse::<IpAddr>().ok()?, host?.parse::<IpAddr>().ok()?);
+    Some(if pod == host { Network::Host } else { Network::Pod })
 }
 
 /// kubelet mounts `/etc/hosts` of a pod from its own folder.
@@ -182,6 +197,17 @@ fn label(labels: &str) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_the_downward_api_tell_whose_network_it_is() {
+        let check = |pod: &str, host: &str, expected| {
+            assert_eq!(by_addresses(Some(pod.into()), Some(host.into())), expected, "{pod} {host}");
+        };
+        check("10.0.0.1", "10.0.0.1", Some(Network::Host));
+        check("10.244.0.7", "10.0.0.1", Some(Network::Pod));
+        check("", "10.0.0.1", None);
+        assert_eq!(by_addresses(None, Some("10.0.0.1".into())), None);
+    }
 
     #[test]
     fn a_pod_is_told_from_a_node_and_its_network_from_the_nodes() {

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::super::Subject;
 use super::super::facts::{Runtime, Silence, Unseen};
+use super::super::place::in_pod;
 use super::LIMIT;
 use crate::configure::{self, Error, Options, Report};
 use crate::store::containerd;
@@ -61,6 +62,14 @@ fn files(options: &Options) -> (Result<Box<Report>, Unseen>, Vec<String>) {
         Error::Owned(..) => Unseen::Owned(error.to_string()),
         error => Unseen::Unreadable(error.to_string()),
     });
+    // A pod sees of the node what is mounted: that there is no file of containerd says nothing there.
+    let is_absent = |node: &configure::Node| {
+        let file = node.config.strip_prefix("/").unwrap_or(&node.config);
+        !options.root.join(file).exists()
+    };
+    let is_unseen = |report: &Report| in_pod() && report.node.as_ref().is_some_and(is_absent);
+    let report =
+        report.and_then(|report| if is_unseen(&report) { Err(Unseen::NoRuntime) } else { Ok(report) });
     let folders = report.as_ref().ok().and_then(|report| report.node.as_ref());
     let folders = folders.map(|node| node.config_path.as_slice()).unwrap_or_default();
     let is_missing = |folder: &&std::path::PathBuf| {
