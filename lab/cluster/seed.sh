@@ -320,7 +320,7 @@ kill -- "-$WATCH" 2>/dev/null || true; WATCH=
 cmp -s <(files n1) "$LOG/files-n1" && fail "the chart wrote nothing into containerd's folders"
 helm uninstall peili --wait --timeout 100s > "$LOG/uninstalled"
 for n in $NODES; do files "$n" | diff "$LOG/files-$n" - > "$LOG/diff-$n" || fail "files of $n are others than before: $(paste -sd' ' "$LOG/diff-$n")"; done
-left() { [ -z "$(kc get daemonsets,jobs,pods,roles,rolebindings,secrets -n $NS -o name | grep peili)" ] || { kc get all -n $NS; return 1; }; }
+left() { [ -z "$(kc get daemonsets,jobs,pods,configmaps,services,serviceaccounts,roles,rolebindings,secrets -n $NS -l app.kubernetes.io/instance=peili -o name | tee /dev/stderr)" ]; }
 within 60 "nothing of it left" left
 pull healthy-again n1 images.lab/story/healthy:1
 ok "containerd's folders are as they were on all nodes; nothing is left in the namespace; pulls go on"

@@ -200,9 +200,9 @@ pub(super) async fn cleanup(arguments: Cleanup) -> Result<(), Failure> {
     };
     forgive(done, exit_zero)?;
     if hold {
-        print("staying until SIGTERM, by --hold\n")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen to signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to signals")?;
+        print("staying until SIGTERM, by --hold\n")?;
         tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
     }
     Ok(())

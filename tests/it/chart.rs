@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::{apps, batch, coordination, core, flowcontrol, rbac};
 use peili_lab::kubernetes::{Options, Rule};
@@ -12,6 +14,7 @@ use peili_lab::{ApiServer, Requirement, chart};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 use crate::Case;
@@ -26,6 +29,8 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("chart::rights", &[], rights),
         Case::new("chart::alerts", &[Requirement::Promtool], alerts),
         Case::new("chart::an_api_server_takes_it", &[Requirement::Kubernetes], taken),
+        Case::new("chart::the_removal_waits_by_its_own_rights", &[Requirement::Kubernetes], waits),
+        Case::new("chart::the_removal_holds_until_it_is_ended", &[], holds),
     ]
 }
 
@@ -347,4 +352,91 @@ async fn taken() {
         }
     }
     assert!(taken > 40, "{taken}");
+}
+
+/// What the Job of the removal does, by the rights that the chart gives it.
+async fn waits() {
+    let server = ApiServer::start(Options::on_loopback()).await.unwrap();
+    server.namespace(chart::NAME).await.unwrap();
+    let of_removal =
+        |object: &Value| object["metadata"]["name"] == "peili-cleanup" && object["kind"] != "Job";
+    let mut made = Vec::new();
+    for object in objects(&chart::rendering("default")).into_iter().filter(of_removal) {
+        let (status, said) = server.admin("POST", &path(&object), Some(&object)).await.unwrap();
+        assert_eq!(status, 201, "{said}");
+        made.push(said);
+    }
+    assert_eq!(made.len(), 4, "{made:#?}");
+    let scratch = Scratch::new().unwrap();
+    let token = server.token(chart::NAME, "peili-cleanup", Duration::from_secs(3_600)).await.unwrap();
+    let credentials = scratch.path().join("account");
+    server.write_service_account_dir(&credentials, &token, chart::NAME).unwrap();
+    let config = scratch.path().join("peili.yaml");
+    fs::write(
+        &config,
+        json!({"kubernetes": {"endpoints": [server.url()], "credentials": credentials}}).to_string(),
+    )
+    .unwrap();
+    let wait = async |more: &[&str]| {
+        let mut cleanup = Command::new(peili_lab::node::binary().unwrap());
+        cleanup.args(["cleanup", "--wait-for", "peili-cleanup", "--within", "5s", "--config"]).arg(&config);
+        let began = Instant::now();
+        let output = cleanup.args(more).output().await.unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned(), began.elapsed())
+    };
+    // No controller has seen it: nothing says that it has no node to be on.
+    let (code, text, took) = wait(&[]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("done on no node yet") && text.contains("hint: `peili cleanup` does the same by hand"),
+        "{text}"
+    );
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let set = async |ready: u64| {
+        let place = "/apis/apps/v1/namespaces/peili/daemonsets/peili-cleanup";
+        let (_, mut object) = server.admin("GET", place, None).await.unwrap();
+        object["status"] = json!({
+            "observedGeneration": object["metadata"]["generation"], "desiredNumberScheduled": 3, "numberReady": ready,
+            "currentNumberScheduled": 3, "numberMisscheduled": 0,
+        });
+        let (status, said) = server.admin("PUT", &format!("{place}/status"), Some(&object)).await.unwrap();
+        assert_eq!(status, 200, "{said}");
+    };
+    set(2).await;
+    let (code, text, _) = wait(&["--exit-zero"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("done on 2 of 3 nodes") && text.contains("not an error, by --exit-zero"), "{text}");
+    set(3).await;
+    let (code, text, took) = wait(&[]).await;
+    assert_eq!((code, text.as_str()), (Some(0), "peili-cleanup: done on all nodes\n"));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    // Its rights are of this one object.
+    let client = server.client(&token);
+    for other in ["daemonsets/peili", "daemonsets"] {
+        let (status, _) =
+            client.send("GET", &format!("/apis/apps/v1/namespaces/peili/{other}"), None).await.unwrap();
+        assert_eq!(status, 403, "{other}");
+    }
+    drop(server);
+    let (code, text, _) = wait(&[]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("Connection refused"), "{text}");
+}
+
+async fn holds() {
+    let scratch = Scratch::new().unwrap();
+    let root = scratch.path().join("host");
+    fs::create_dir_all(root.join("etc/containerd/certs.d")).unwrap();
+    let mut cleanup = Command::new(peili_lab::node::binary().unwrap());
+    cleanup.args(["cleanup", "--hold", "--config-path=/etc/containerd/certs.d", "--root"]).arg(&root);
+    cleanup.arg("--data-dir").arg(scratch.path().join("data")).stdout(Stdio::piped());
+    let mut cleanup = cleanup.kill_on_drop(true).spawn().unwrap();
+    let mut lines = BufReader::new(cleanup.stdout.take().unwrap()).lines();
+    let first = lines.next_line().await.unwrap().unwrap();
+    assert_eq!(first, "Peili is in no file of this node: nothing to do");
+    assert_eq!(lines.next_line().await.unwrap().unwrap(), "staying until SIGTERM, by --hold");
+    let process = rustix::process::Pid::from_raw(cleanup.id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(cleanup.wait().await.unwrap().code(), Some(0));
 }

@@ -229,7 +229,7 @@ async fn rules() {
     let IpAddr::V4(first) = network.nodes[0].address() else { panic!("a network of IPv4") };
     let [a, b, c, _] = first.octets();
     let absent = (0..ADDRESSES).map(|last| IpAddr::from([a, b, c, 100 + last]));
-    let present = network.nodes.iter().take(MIRRORS).map(|node| node.address());
+    let present = network.nodes.iter().take(MIRRORS).map(peili_lab::netns::NetworkNode::address);
     dns.set("peers.peili.svc.cluster.local", Some(present.chain(absent).collect()));
     let origin =
         Origin::start_at(Some(&outside.namespace), &[SocketAddr::new(outside.address(), 5000)]).unwrap();
