@@ -8,6 +8,7 @@
 #   K8S_BIN CONTAINERD_BIN ...   as for lab.sh, with all of LAB_*
 #   IMAGE            OCI archive with Peili's image (`cargo xtask image` makes it)
 #   HELM, CHART      helm (default: from PATH), and the chart (default: deploy/chart of this project)
+#   PROMETHEUS       prometheus (default: from PATH): it scrapes by the chart's PodMonitor
 #   SEED_LOG         folder for logs, kept (default: none are kept unless a step fails; then it says where)
 #   SEED_VALUES      file with further values of the chart
 #   SEED_HOLD=60     seconds for which the mirror has no API server, in each of the two ways
@@ -19,7 +20,7 @@ HERE=$(dirname "$(readlink -f "$0")")
 export LAB=${LAB:-$(mktemp -d "${TMPDIR:-/tmp}/peili-seed.XXXXXX")}
 HOLD=${SEED_HOLD:-60}; NODES=$(seq -f 'n%g' 1 "${LAB_NODES:-3}")
 LOG=${SEED_LOG:-$LAB.log}; NS=peili; TAG=images.lab/peili:seed
-CHART=${CHART:-$HERE/../../deploy/chart}; HELM=${HELM:-helm}
+CHART=${CHART:-$HERE/../../deploy/chart}; HELM=${HELM:-helm}; PROMETHEUS=${PROMETHEUS:-prometheus}
 # The mirrors: the chart's hooks have the same name, and components of their own.
 OURS='app.kubernetes.io/name=peili,app.kubernetes.io/component notin (cleanup, cleanup-wait)'
 CONTROL=app.kubernetes.io/name=control
@@ -101,6 +102,37 @@ block() { local n; for n in $NODES; do lab block-service "$n"; done; }
 unblock() { local n; for n in $NODES; do lab unblock "$n"; done; }
 answers() { lab on "$1" curl -ksS -m 3 -o /dev/null https://10.96.0.1:443/readyz; }
 
+# ---- Prometheus ---------------------------------------------------------------------------------------------------------
+definitions() { # of the Prometheus operator, as far as the chart needs them: whatever is in them is taken
+  local kind
+  for kind in PodMonitor PrometheusRule; do
+    jq -n --arg kind $kind --arg one "${kind,,}" '{apiVersion: "apiextensions.k8s.io/v1", kind: "CustomResourceDefinition",
+      metadata: {name: "\($one)s.monitoring.coreos.com"}, spec: {group: "monitoring.coreos.com", scope: "Namespaced",
+        names: {kind: $kind, listKind: "\($kind)List", plural: "\($one)s", singular: $one},
+        versions: [{name: "v1", served: true, storage: true, schema: {openAPIV3Schema: {type: "object", "x-kubernetes-preserve-unknown-fields": true}}}]}}' | kc apply -f - > /dev/null
+  done
+  for kind in podmonitors prometheusrules; do within 20 "$kind" kc get $kind -A; done
+}
+prometheus() { # started with what the operator makes of the monitor and the rules, but for the interval
+  kc get prometheusrule -n $NS peili -o json | jq .spec > "$LOG/rules.json"
+  kc get podmonitor -n $NS peili -o json | jq --arg kubeconfig "$LAB/pki/admin.conf" --arg rules "$LOG/rules.json" '.metadata as $of | .spec as $spec | {
+    global: {evaluation_interval: "2s"}, rule_files: [$rules], scrape_configs: [$spec.podMetricsEndpoints[] | {
+      job_name: "podMonitor/\($of.namespace)/\($of.name)/0", metrics_path: .path, scrape_interval: "2s", scrape_timeout: "2s",
+      kubernetes_sd_configs: [{role: "pod", kubeconfig_file: $kubeconfig, namespaces: {names: [$of.namespace]}}],
+      relabel_configs: ([$spec.selector.matchLabels | to_entries[] | {action: "keep", regex: .value,
+          source_labels: ["__meta_kubernetes_pod_label_" + (.key | gsub("[^A-Za-z0-9_]"; "_"))]}]
+        + [{action: "keep", source_labels: ["__meta_kubernetes_pod_container_port_name"], regex: .port},
+           {source_labels: ["__meta_kubernetes_namespace"], target_label: "namespace"},
+           {source_labels: ["__meta_kubernetes_pod_name"], target_label: "pod"},
+           {target_label: "job", replacement: "\($of.namespace)/\($of.name)"}])}]}' > "$LOG/prometheus.json"
+  LIMIT=3600 lab on cp "$PROMETHEUS" --config.file="$LOG/prometheus.json" --storage.tsdb.path="$LAB/prometheus" --web.listen-address=127.0.0.1:9090 > "$LOG/prometheus" 2>&1 < /dev/null &
+}
+sees() { # NUMBER EXPRESSION: so many series
+  local n
+  n=$(lab on cp curl -fsS -m 5 http://127.0.0.1:9090/api/v1/query --data-urlencode "query=count($2)" | jq -r '.data.result[0].value[1] // "0"')
+  [ "$n" = "$1" ] || { echo "$2: $n"; return 1; }
+}
+
 # ---- pulls -------------------------------------------------------------------------------------------------------------
 make_image() { # NAME: a layer of 8 MiB that no other image has; prints the digest of the layer
   rm -rf "$LAB/root"; mkdir -p "$LAB/root"; cp "$LAB/pause" "$LAB/root/pause"
@@ -142,6 +174,7 @@ missing() { echo "missing: $*"; exit 3; }
 "$HERE/lab.sh" check || exit 3
 [ -f "${IMAGE:-}" ] || missing "IMAGE, an archive of Peili's image"
 command -v "$HELM" > /dev/null || missing helm
+command -v "$PROMETHEUS" > /dev/null || missing prometheus
 # As its administrator does it, from the machine of the control plane.
 helm() { LIMIT=${LIMIT:-120} lab on cp env HOME="$LAB" "$HELM" --kubeconfig "$LAB/pki/admin.conf" -n $NS "$@"; }
 
@@ -158,14 +191,25 @@ watch_pods
 # What is in containerd's folders, which the removal is to leave as it was.
 files() { lab on "$1" sh -c 'cd /etc/containerd && find . | sort && find . -type f | sort | xargs sha256sum'; }
 for n in $NODES; do files "$n" > "$LOG/files-$n"; done
+definitions
 helm install peili "$CHART" --set image.repository=${TAG%:*},image.tag=${TAG##*:},image.pullPolicy=Never \
-  --set "clusterKey.value=$(head -c 32 /dev/urandom | base64)" --set 'runtime.registries={images.lab}' ${SEED_VALUES:+--values "$SEED_VALUES"} > "$LOG/installed"
+  --set "clusterKey.value=$(head -c 32 /dev/urandom | base64)" --set 'runtime.registries={images.lab}' \
+  --set metrics.expose=true,podMonitor.enabled=true,prometheusRule.enabled=true ${SEED_VALUES:+--values "$SEED_VALUES"} > "$LOG/installed"
 within 90 "mirrors Ready" all_ready $NS "$OURS"
 ready=$((SECONDS - BEGAN))
 within 60 "all in mode lease" mode_is lease
 within 30 "one leader" one_leader
 within 30 "all see all" members
 ok "Ready after $ready s, one leader"
+
+step scraped
+prometheus
+N=${LAB_NODES:-3}
+within 60 "all scraped" sees "$N" 'up{job="peili/peili"} == 1'
+within 30 "their mode" sees "$N" 'peili_election_mode{mode="lease"} == 1'
+within 30 "the leader" sees 1 'leader_election_master_status{name="peili"} == 1'
+sees 0 'ALERTS{alertname="PeiliDown"}' || fail "an alert of nodes that are scraped"
+ok "a Prometheus scrapes $N of $N by the PodMonitor, and sees one leader"
 
 step healthy
 within 30 "a doctor that finds nothing" doctor_says ''
@@ -185,10 +229,12 @@ cp "$LOG/doctor-n1.json" "$LOG/verdict-lost.json"
 place=$(jq -r .place.network "$LOG/verdict-lost.json")
 [ "$place" = host ] || fail "doctor takes the network of a pod with host networking for $place"
 for n in $NODES; do within 120 "the verdict in metrics of $n" verdict_in_metrics "$n"; done
+within 30 "their mode in Prometheus" sees "$N" 'peili_election_mode{mode="gossip-degraded"} == 1'
+within 30 "the cause in Prometheus" sees "$N" 'peili_doctor_verdicts{code=~"api-(blocked|unreachable)"} == 1'
 while [ $((SECONDS - BEGAN)) -lt "$HOLD" ]; do sleep 1; done
 all_ready $NS "$OURS" > /dev/null || fail "not all Ready"
 unbroken
-ok "degraded after $after s, doctor says $codes and metrics too; Ready, no restart; $SEEN; $(for n in $NODES; do echo "$n dropped $(lab blocked "$n" | cut -d' ' -f1) packets"; done | paste -sd,)"
+ok "degraded after $after s, doctor says $codes, its metrics and a Prometheus too; Ready, no restart; $SEEN; $(for n in $NODES; do echo "$n dropped $(lab blocked "$n" | cut -d' ' -f1) packets"; done | paste -sd,)"
 
 step regained
 unblock

@@ -25,6 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("chart::renderings", &helm, renderings),
         Case::new("chart::wrong_values", &helm, wrong_values),
         Case::new("chart::configurations", &[], configurations),
+        Case::new("chart::settings_of_policies", &[Requirement::Policies], settings),
         Case::new("chart::fields", &[], fields),
         Case::new("chart::rights", &[], rights),
         Case::new("chart::alerts", &[Requirement::Promtool], alerts),
@@ -43,7 +44,7 @@ fn objects(path: &Path) -> Vec<Value> {
 
 fn all() -> Vec<(String, Vec<Value>)> {
     let presets = chart::presets().unwrap();
-    assert!(presets.len() >= 8, "{presets:?}");
+    assert!(presets.len() >= 11, "{presets:?}");
     presets.into_iter().map(|preset| (preset.clone(), objects(&chart::rendering(&preset)))).collect()
 }
 
@@ -122,6 +123,27 @@ async fn configurations() {
             assert!(is_known, "{preset}: {line}");
         }
     }
+}
+
+/// Whatever settings a rendering gives to a policy that is shipped, that policy takes.
+async fn settings() {
+    let mut checked = 0;
+    for (preset, objects) in all() {
+        let config = objects.iter().find_map(|object| object["data"]["config.yaml"].as_str()).unwrap();
+        let config: Value = serde_saphyr::from_str(config).unwrap();
+        let lists =
+            ["registry", "trust", "election"].map(|world| config["policies"][world].as_array().cloned());
+        for policy in lists.into_iter().flatten().flatten() {
+            let name =
+                Path::new(policy["path"].as_str().unwrap()).file_stem().unwrap().to_str().unwrap().to_owned();
+            let mut check = Command::new(peili_lab::node::binary().unwrap());
+            check.args(["plugin", "check"]).arg(peili_lab::policy(&name));
+            let output = check.arg("--settings").arg(policy["settings"].to_string()).output().await.unwrap();
+            assert!(output.status.success(), "{preset}: {name}: {output:?}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 4, "{checked}");
 }
 
 /// An object, read as its type and written again.

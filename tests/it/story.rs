@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use peili_lab::image::{Shipped, write_archive};
-use peili_lab::requirements::{cluster, helm, target};
+use peili_lab::requirements::{cluster, helm, prometheus, target};
 use peili_lab::scratch::Scratch;
 use peili_lab::{Generation, Requirement, node};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 const OUTAGE: &str = "30";
 
 pub(crate) fn cases() -> Vec<Case> {
-    let needs = [Requirement::Cluster, Requirement::Helm, Requirement::Policies];
+    let needs = [Requirement::Cluster, Requirement::Helm, Requirement::Prometheus, Requirement::Policies];
     vec![Case::new("story::a_cluster_without_its_api_server", &needs, played).within(LIMIT).alone()]
 }
 
@@ -60,6 +60,7 @@ async fn played() {
         .env("K8S_BIN", cluster().unwrap())
         .env("CONTAINERD_BIN", containerd.parent().unwrap())
         .env("HELM", helm().unwrap())
+        .env("PROMETHEUS", prometheus("prometheus").unwrap())
         .env("IMAGE", archive)
         .env("SEED_HOLD", outage)
         .env("LAB_PREFIX", format!("pc{}", std::process::id()))
@@ -73,5 +74,5 @@ async fn played() {
     }
     let status = script.wait().await.unwrap();
     assert!(status.success(), "{status}");
-    assert!(steps >= 11, "{steps} steps");
+    assert!(steps >= 13, "{steps} steps");
 }
