@@ -59,7 +59,8 @@ pub fn render(arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<String> {
 /// # Errors
 /// As [`render`].
 pub fn render_preset(preset: &str) -> Result<String> {
-    let text = render(&[Path::new("--values"), &values(preset)])?;
+    // Hooks are for Helm: who applies a file would have them at once.
+    let text = render(&[Path::new("--no-hooks"), Path::new("--values"), &values(preset)])?;
     Ok(format!(
         "# By `cargo xtask render`, of deploy/chart with ci/{preset}.yaml: name your image before you apply it.\n{text}"
     ))
@@ -126,6 +127,31 @@ fn values_of(text: &str) -> Vec<Value> {
         }
     }
     found
+}
+
+/// What takes Peili out of containerd's configuration on all nodes, for those who do without Helm: its rendering of the default values.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_removal() -> Result<String> {
+    let (values, template) = (values("default"), Path::new("templates/cleanup.yaml"));
+    let text = render(&[Path::new("--values"), &values, Path::new("--show-only"), template])?;
+    Ok(format!(
+        "# By `cargo xtask render`: takes Peili out of containerd's configuration on each node where it is applied. Before all else is deleted: name\n\
+         # your image, apply it, wait for the Job, delete it.\n{text}"
+    ))
+}
+
+/// What Helm finds to be wrong with the chart and a preset.
+///
+/// # Errors
+/// That, or there is no Helm.
+pub fn lint(preset: &str) -> Result<()> {
+    let mut helm = Command::new(helm().context("there is no Helm: `cargo xtask setup` gets it")?);
+    let output =
+        helm.args(["lint", "--strict"]).arg(folder()).arg("--values").arg(values(preset)).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+    Ok(())
 }
 
 fn repository() -> PathBuf {

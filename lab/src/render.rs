@@ -17,7 +17,10 @@ pub(crate) struct Options {
 /// Whether all are as they should be.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut stale = 0;
-    let mut renderings = vec![(chart::guide(), chart::render_guide()?)];
+    let mut renderings = vec![
+        (chart::guide(), chart::render_guide()?),
+        (chart::rendering("removal"), chart::render_removal()?),
+    ];
     for preset in chart::presets()? {
         renderings.push((chart::rendering(&preset), chart::render_preset(&preset)?));
     }

@@ -17,6 +17,9 @@ use crate::configure::{self, Error, Format, Mirror, Mode, Options, Report, Setti
 /// How often an API server is asked about a DaemonSet, and how long it has for an answer.
 const ASK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
 
+/// How often a node that is to stay clean is looked at.
+const KEEP: Duration = Duration::from_secs(5);
+
 /// After the help of `peili configure`.
 pub(super) const CONFIGURE_HELP: &str = "Examples:\n  peili configure --dry-run\n  peili configure\n  \
     peili configure docker.io ghcr.io registry.local:5000\n  peili configure --check --json | jq .ready\n  \
@@ -103,7 +106,7 @@ pub(super) struct Cleanup {
     #[arg(long)]
     json: bool,
 
-    /// When it is done, stay until SIGTERM: for the pods of a DaemonSet, which are to be ready once their node is clean
+    /// When it is done, stay until SIGTERM and keep the node so: for the pods of a DaemonSet, which are to be ready once their node is clean
     #[arg(long, conflicts_with = "dry_run")]
     hold: bool,
 
@@ -193,28 +196,49 @@ fn set_up(arguments: Configure) -> Result<(), Failure> {
 /// Takes Peili out of the node, or waits for those that do so on all nodes.
 pub(super) async fn cleanup(arguments: Cleanup) -> Result<(), Failure> {
     let exit_zero = arguments.exit_zero;
-    let hold = arguments.hold;
+    let mut kept = None;
     let done = match &arguments.wait_for {
         Some(name) => wait_for(name, arguments.within, arguments.place.sources).await,
-        None => take_out(arguments),
+        None => {
+            let options = arguments.place.options(arguments.registries, None)?;
+            kept = arguments.hold.then(|| options.clone());
+            take_out(&options, arguments.dry_run, arguments.json)
+        }
     };
     forgive(done, exit_zero)?;
-    if hold {
+    if let Some(options) = kept {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen to signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to signals")?;
         print("staying until SIGTERM, by --hold\n")?;
-        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} () = keep(options) => {} }
     }
     Ok(())
 }
 
-fn take_out(arguments: Cleanup) -> Result<(), Failure> {
-    let options = arguments.place.options(arguments.registries, None)?;
-    let report = configure::cleanup(&options, arguments.dry_run)?;
-    if report.changes.is_empty() && !arguments.json {
+fn take_out(options: &Options, dry_run: bool, json: bool) -> Result<(), Failure> {
+    let report = configure::cleanup(options, dry_run)?;
+    if report.changes.is_empty() && !json {
         return print("Peili is in no file of this node: nothing to do\n");
     }
-    show(&report, arguments.json, !arguments.dry_run)
+    show(&report, json, !dry_run)
+}
+
+/// Takes it out again and again, since a mirror that begins meanwhile sets the node up once more. It ends when nobody reads what it says.
+async fn keep(options: Options) {
+    loop {
+        sleep(KEEP).await;
+        let own = options.clone();
+        let done = tokio::task::spawn_blocking(move || configure::cleanup(&own, false)).await;
+        let told = match done {
+            Ok(Ok(report)) if report.changes.is_empty() => Ok(()),
+            Ok(Ok(report)) => show(&report, false, true),
+            Ok(Err(error)) => print_error(&format!("{error}\n")),
+            Err(error) => print_error(&format!("{error}\n")),
+        };
+        if told.is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits for a DaemonSet, and says how far it is when that changes. An API server that does not answer is asked again.

@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("chart::renderings", &helm, renderings),
         Case::new("chart::wrong_values", &helm, wrong_values),
+        Case::new("chart::odd_values", &helm, odd_values),
         Case::new("chart::configurations", &[], configurations),
         Case::new("chart::settings_of_policies", &[Requirement::Policies], settings),
         Case::new("chart::fields", &[], fields),
@@ -49,8 +50,10 @@ fn all() -> Vec<(String, Vec<Value>)> {
 }
 
 async fn renderings() {
-    let mut expected = vec![(chart::guide(), chart::render_guide().unwrap())];
+    let removal = (chart::rendering("removal"), chart::render_removal().unwrap());
+    let mut expected = vec![(chart::guide(), chart::render_guide().unwrap()), removal];
     for preset in chart::presets().unwrap() {
+        chart::lint(&preset).unwrap();
         expected.push((chart::rendering(&preset), chart::render_preset(&preset).unwrap()));
     }
     let mut known: BTreeSet<_> = BTreeSet::from([chart::rendering("namespace")]);
@@ -81,6 +84,10 @@ async fn wrong_values() {
     refused(&["ports.admin=0"], "at '/ports/admin'");
     refused(&["image.digest=sha256:12"], "at '/image/digest'");
     refused(&["rbac.lease=all"], "one of 'create', 'precreated', 'none'");
+    refused(&["runtime.registries={*.example.com}"], "at '/runtime/registries/0'");
+    refused(&["runtime.hostsFolder=/a:/b"], "at '/runtime/hostsFolder'");
+    refused(&["runtime.socket=/containerd.sock"], "at '/runtime/socket'");
+    refused(&["name=007"], "at '/name'");
     refused(&["dataFolder=var"], "at '/dataFolder'");
     // Where two do not go together.
     refused(&["image.repository="], "name your own");
@@ -91,6 +98,10 @@ async fn wrong_values() {
     refused(&["podMonitor.enabled=true"], "Say metrics.expose=true");
     refused(&["prometheusRule.enabled=true"], "Say metrics.expose=true");
     refused(&["rbac.lease=none"], "say election.backend=gossip");
+    refused(&["runtime.hostsFolder=/etc/docker/certs.d"], "name a folder that holds both");
+    refused(&["ports.peer=5001"], "two of them are the same");
+    refused(&["config.admin.listen={127.0.0.1:6000}"], "say ports.admin and metrics.expose");
+    refused(&["config.node.data-dir=/x"], "say dataFolder");
     refused(&["runtime.configFolder="], "name containerd's folder");
     let error =
         format!("{:#}", chart::render(&["--values", values, "--namespace", "kube-system"]).unwrap_err());
@@ -98,6 +109,32 @@ async fn wrong_values() {
     // The same is allowed where nothing may be created.
     let allowed = ["--values", values, "--namespace", "kube-system", "--set", "rbac.lease=precreated"];
     chart::render(&allowed).unwrap();
+}
+
+async fn odd_values() {
+    let values = chart::values("default").display().to_string();
+    let rendered = |changes: &str| {
+        let text = chart::render(&["--values", &values, "--set", changes]).unwrap();
+        let documents: Vec<Option<Value>> = serde_saphyr::from_multiple(&text).unwrap();
+        documents.into_iter().flatten().find(|object| object["kind"] == "DaemonSet").unwrap()
+    };
+    // Names of volumes are labels of DNS, whatever a ConfigMap is called.
+    let long = "a.".repeat(40) + "b";
+    let pod = &rendered(&format!("policies.configMaps={{{long},c.d}}"))["spec"]["template"]["spec"];
+    let volumes = pod["volumes"].as_array().unwrap();
+    let named: Vec<_> = volumes.iter().filter(|volume| volume["configMap"]["name"] == *long).collect();
+    assert_eq!((named.len(), &named[0]["name"]), (1, &json!("policies-0")));
+    let mark = |changes: &str| {
+        rendered(changes)["spec"]["template"]["metadata"]["annotations"]["peili/restart"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    // What a running node does not take over makes another pod of it; what it does, does not.
+    assert_ne!(mark("metrics.expose=true"), mark("metrics.expose=false"));
+    assert_eq!(mark("config.log.level=debug"), mark("config.log.level=info"));
+    let confined = &rendered("seLinuxOptions.type=spc_t")["spec"]["template"]["spec"]["securityContext"];
+    assert_eq!(confined["seLinuxOptions"]["type"], "spc_t");
 }
 
 async fn configurations() {
@@ -182,7 +219,7 @@ async fn fields() {
     );
     let mut kinds = BTreeSet::new();
     let mut renderings = all();
-    renderings.push(("namespace".into(), objects(&chart::rendering("namespace"))));
+    renderings.extend(["namespace", "removal"].map(|name| (name.into(), objects(&chart::rendering(name)))));
     for (preset, objects) in renderings {
         for object in objects {
             let kind = object["kind"].as_str().unwrap();
@@ -265,10 +302,12 @@ async fn rights() {
     assert_eq!(find("configmap-lock"), precreated);
     assert_eq!(find("no-api"), BTreeSet::new());
     for (preset, objects) in all() {
-        // The Node's zone is all that is ever given in the whole cluster.
-        for role in objects.iter().filter(|object| object["kind"] == "ClusterRole") {
-            let expected = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]);
-            assert_eq!((preset.as_str(), &role["rules"]), ("monitored", &expected));
+        // The Node's zone is all that is ever given in the whole cluster, and to whom it is wanted.
+        let wanted = ["monitored", "zones"].contains(&preset.as_str());
+        let roles: Vec<&Value> = objects.iter().filter(|object| object["kind"] == "ClusterRole").collect();
+        assert_eq!(roles.len(), usize::from(wanted), "{preset}");
+        for role in roles {
+            assert_eq!(role["rules"], json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]));
         }
         let pods = objects.iter().filter_map(|object| object["spec"]["template"]["spec"].as_object());
         for pod in pods {
@@ -357,7 +396,9 @@ async fn taken() {
     let namespaces = objects(&chart::rendering("namespace"));
     assert_eq!(post(&namespaces[0], "").await.0, 201);
     let mut taken = 0;
-    for (preset, objects) in all() {
+    let mut renderings = all();
+    renderings.push(("removal".into(), objects(&chart::rendering("removal"))));
+    for (preset, objects) in renderings {
         for object in objects {
             let kind = object["kind"].as_str().unwrap();
             let is_of_others = !object["apiVersion"].as_str().unwrap().contains("k8s.io")
@@ -383,7 +424,7 @@ async fn waits() {
     let of_removal =
         |object: &Value| object["metadata"]["name"] == "peili-cleanup" && object["kind"] != "Job";
     let mut made = Vec::new();
-    for object in objects(&chart::rendering("default")).into_iter().filter(of_removal) {
+    for object in objects(&chart::rendering("removal")).into_iter().filter(of_removal) {
         let (status, said) = server.admin("POST", &path(&object), Some(&object)).await.unwrap();
         assert_eq!(status, 201, "{said}");
         made.push(said);

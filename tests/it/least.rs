@@ -244,6 +244,8 @@ async fn rules() {
     let mut policies =
         objects.into_iter().flatten().filter(|object| object["kind"] == "CiliumClusterwideNetworkPolicy");
     let policy = policies.next().unwrap();
+    // Of all nodes: Cilium has no label of kubernetes.io to choose by.
+    assert_eq!(policy["spec"]["nodeSelector"], json!({}));
     assert_eq!(policy["spec"]["enableDefaultDeny"], json!({"ingress": true, "egress": true}));
     let rules = rules_of(&policy, &network);
 

@@ -21,8 +21,8 @@ app.kubernetes.io/component: mirror
 
 {{/* Metadata of an object that has the release's name. */}}
 {{- define "peili.metadata" -}}
-name: {{ include "peili.name" . }}
-namespace: {{ .Release.Namespace }}
+name: {{ include "peili.name" . | quote }}
+namespace: {{ .Release.Namespace | quote }}
 labels:
   {{- include "peili.labels" . | nindent 2 }}
 {{- end -}}
@@ -90,6 +90,18 @@ labels:
 {{- if and $values.prometheusRule.enabled (not $values.metrics.expose) -}}
 {{- fail "prometheusRule.enabled: without metrics that Prometheus reaches its alert PeiliAbsent would never end. Say metrics.expose=true" -}}
 {{- end -}}
+{{- if and $values.runtime.configure $values.runtime.configFolder (not (hasPrefix (printf "%s/" $values.runtime.configFolder) $values.runtime.hostsFolder)) -}}
+{{- fail (printf "runtime.hostsFolder is %s, outside of runtime.configFolder %s, in which alone `configure` writes: name a folder that holds both, or say runtime.configure=false" $values.runtime.hostsFolder $values.runtime.configFolder) -}}
+{{- end -}}
+{{- range $key, $value := dict "admin.listen" "ports.admin and metrics.expose" "registry.listen" "ports.registry" "network.listen" "ports.control" "transfer.listen" "ports.peer" "node.data-dir" "dataFolder" "upstream.hosts-dirs" "runtime.hostsFolder" "store.socket" "runtime.socket" "store.content-root" "runtime.contentRoot" "election.backend" "election.backend" -}}
+{{- $path := splitList "." $key -}}
+{{- if hasKey (get $values.config (first $path) | default dict) (last $path) -}}
+{{- fail (printf "config.%s: the chart sets it, and what else goes by it: say %s" $key $value) -}}
+{{- end -}}
+{{- end -}}
+{{- if lt (len (uniq (values $values.ports))) 4 -}}
+{{- fail "ports: two of them are the same" -}}
+{{- end -}}
 {{- if and $values.runtime.configure (not $values.runtime.configFolder) -}}
 {{- fail "runtime.configure without runtime.configFolder: name containerd's folder, or say runtime.configure=false" -}}
 {{- end -}}
@@ -127,8 +139,8 @@ nodeSelector:
   {{- with .Values.nodeSelector }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- with .Values.tolerations }}
-tolerations:
+{{- with .Values.affinity }}
+affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext:
@@ -137,6 +149,17 @@ securityContext:
   runAsGroup: 0
   seccompProfile:
     type: RuntimeDefault
+  {{- with .Values.seLinuxOptions }}
+  seLinuxOptions:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "peili.tolerations" -}}
+{{- with .Values.tolerations -}}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* A token of ten minutes, which kubelet renews, and what belongs to it. */}}
