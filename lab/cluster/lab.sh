@@ -477,7 +477,10 @@ memory() {
 }
 
 SELF=$(readlink -f "$0"); export LAB
-if [ "${1:-}" != __init ] && [ -f "$LAB/env" ]; then set -a; . "$LAB/env"; set +a; NODES=${LAB_NODES:-3}; PREFIX=${LAB_PREFIX:-pc}; NET=${LAB_NET:-10.97}; API=$NET.0.1; REG=$API:5000; fi
+if [ "${1:-}" != __init ] && [ -f "$LAB/env" ]; then
+  # It is run as root, and the folder may be one that others can make.
+  [ -O "$LAB/env" ] || die "$LAB/env is somebody else's"
+  set -a; . "$LAB/env"; set +a; NODES=${LAB_NODES:-3}; PREFIX=${LAB_PREFIX:-pc}; NET=${LAB_NET:-10.97}; API=$NET.0.1; REG=$API:5000; fi
 case ${1:-} in
   up|down|check|memory|image|load|blocked|unblock|svc|on|__init|__names) "$@" ;;
   block-service) rule_service "$2" ;;
