@@ -99,7 +99,11 @@ labels:
 {{- fail (printf "config.%s: the chart sets it, and what else goes by it: say %s" $key $value) -}}
 {{- end -}}
 {{- end -}}
-{{- if lt (len (uniq (values $values.ports))) 4 -}}
+{{- $ports := list -}}
+{{- range $port := $values.ports -}}
+{{- $ports = append $ports (int $port) -}}
+{{- end -}}
+{{- if lt (len (uniq $ports)) (len $ports) -}}
 {{- fail "ports: two of them are the same" -}}
 {{- end -}}
 {{- if and $values.runtime.configure (not $values.runtime.configFolder) -}}
