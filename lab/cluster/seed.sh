@@ -115,10 +115,14 @@ definitions() { # of the Prometheus operator, as far as the chart needs them: wh
 }
 prometheus() { # started with what the operator makes of the monitor and the rules, but for the interval
   kc get prometheusrule -n $NS peili -o json | jq .spec > "$LOG/rules.json"
-  kc get podmonitor -n $NS peili -o json | jq --arg kubeconfig "$LAB/pki/admin.conf" --arg rules "$LOG/rules.json" '.metadata as $of | .spec as $spec | {
+  # Debian's has no discovery by Kubernetes: the pods and their ports are told as that would tell them.
+  kc get pods -n $NS -o json | jq '[.items[] | . as $pod | .spec.containers[] | .ports[]? | {targets: ["\($pod.status.podIP):\(.containerPort)"], labels: ({
+      __meta_kubernetes_namespace: $pod.metadata.namespace, __meta_kubernetes_pod_name: $pod.metadata.name, __meta_kubernetes_pod_container_port_name: .name}
+      + ($pod.metadata.labels | with_entries(.key |= "__meta_kubernetes_pod_label_" + gsub("[^A-Za-z0-9_]"; "_"))))}]' > "$LOG/pods.json"
+  kc get podmonitor -n $NS peili -o json | jq --arg pods "$LOG/pods.json" --arg rules "$LOG/rules.json" '.metadata as $of | .spec as $spec | {
     global: {evaluation_interval: "2s"}, rule_files: [$rules], scrape_configs: [$spec.podMetricsEndpoints[] | {
       job_name: "podMonitor/\($of.namespace)/\($of.name)/0", metrics_path: .path, scrape_interval: "2s", scrape_timeout: "2s",
-      kubernetes_sd_configs: [{role: "pod", kubeconfig_file: $kubeconfig, namespaces: {names: [$of.namespace]}}],
+      file_sd_configs: [{files: [$pods]}],
       relabel_configs: ([$spec.selector.matchLabels | to_entries[] | {action: "keep", regex: .value,
           source_labels: ["__meta_kubernetes_pod_label_" + (.key | gsub("[^A-Za-z0-9_]"; "_"))]}]
         + [{action: "keep", source_labels: ["__meta_kubernetes_pod_container_port_name"], regex: .port},
