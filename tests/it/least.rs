@@ -141,11 +141,12 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// What does not work.
-    async fn broken(&self) -> BTreeSet<&'static str> {
-        let mut broken = BTreeSet::new();
+    /// What does not work, for each node: one may see later than the other what has changed.
+    async fn broken(&self) -> Vec<BTreeSet<&'static str>> {
+        let mut all = Vec::new();
         let mut leads = 0;
         for (number, node) in self.nodes.iter().enumerate() {
+            let mut broken = BTreeSet::new();
             let status = node.status().await.unwrap();
             let network = &status["network"];
             if network["members"] != MIRRORS {
@@ -184,20 +185,21 @@ impl Fleet {
             if !scraped {
                 broken.insert("metrics");
             }
+            all.push(broken);
         }
         if leads != 1 {
-            broken.insert("lease");
+            all.iter_mut().for_each(|broken| broken.extend(["lease"]));
         }
-        broken
+        all
     }
 
     /// Waits until exactly this is broken.
     async fn comes_to(&self, rule: &str, expected: &[&'static str]) {
         let expected: BTreeSet<_> = expected.iter().copied().collect();
-        let mut last = BTreeSet::new();
+        let mut last = Vec::new();
         let waited = wait::until(rule, SOON, async || {
             last = self.broken().await;
-            (last == expected).then_some(())
+            last.iter().all(|broken| *broken == expected).then_some(())
         });
         if let Err(error) = waited.await {
             panic!("{error}: broken is {last:?} instead of {expected:?}");
