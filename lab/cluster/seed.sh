@@ -18,11 +18,11 @@
 set -Eeuo pipefail
 HERE=$(dirname "$(readlink -f "$0")")
 export LAB=${LAB:-$(mktemp -d "${TMPDIR:-/tmp}/peili-seed.XXXXXX")}
-HOLD=${SEED_HOLD:-60}; NODES=$(seq -f 'n%g' 1 "${LAB_NODES:-3}")
+HOLD=${SEED_HOLD:-60}; N=${LAB_NODES:-3}; NODES=$(seq -f 'n%g' 1 "$N")
 LOG=${SEED_LOG:-$LAB.log}; NS=peili; TAG=images.lab/peili:seed
 CHART=${CHART:-$HERE/../../deploy/chart}; HELM=${HELM:-helm}; PROMETHEUS=${PROMETHEUS:-prometheus}
 # The mirrors: the chart's hooks have the same name, and components of their own.
-OURS='app.kubernetes.io/name=peili,app.kubernetes.io/component notin (cleanup, cleanup-wait)'
+OURS=app.kubernetes.io/name=peili,app.kubernetes.io/component=mirror
 CONTROL=app.kubernetes.io/name=control
 STEP=start; BEGAN=$SECONDS; WATCH=
 
@@ -68,11 +68,10 @@ verdict_in_metrics() { metrics "$1" | grep -E '^peili_doctor_verdicts\{.*api-(bl
 metric() { # NODE START-OF-LINE -> value, 0 if there is none
   metrics "$1" | awk -v k="$2" 'index($0, k) == 1 && !f {print $NF; f = 1} END {if (!f) print 0}'; }
 mode_is() { local n; for n in $NODES; do [ "$(metric "$n" "peili_election_mode{mode=\"$1\"}")" = 1 ] || { echo "$n is not in mode $1"; return 1; }; done; }
-degraded() { local n; for n in $NODES; do [ "$(metric "$n" 'peili_election_mode{mode="gossip-degraded"}')" = 1 ] || { echo "$n is not degraded"; return 1; }; done; }
 one_leader() { local n l=0; for n in $NODES; do l=$((l + $(metric "$n" leader_election_master_status))); done; [ $l = 1 ] || { echo "$l leaders"; return 1; }; }
-members() { local n; for n in $NODES; do [ "$(metric "$n" 'peili_election_members ')" = "${LAB_NODES:-3}" ] || { echo "$n sees $(metric "$n" 'peili_election_members ') members"; return 1; }; done; }
+members() { local n; for n in $NODES; do [ "$(metric "$n" 'peili_election_members ')" = "$N" ] || { echo "$n sees $(metric "$n" 'peili_election_members ') members"; return 1; }; done; }
 all_ready() { # NAMESPACE SELECTOR: as many pods as nodes, none on its way out, each Ready
-  kc get pods -n "$1" -l "$2" -o json | jq -e --argjson n "${LAB_NODES:-3}" '(.items | length) == $n and
+  kc get pods -n "$1" -l "$2" -o json | jq -e --argjson n "$N" '(.items | length) == $n and
     all(.items[]; .metadata.deletionTimestamp == null and any(.status.conditions[]?; .type == "Ready" and .status == "True"))' || { echo "not all Ready"; return 1; }; }
 restarts() { kc get pods -n "$1" -l "$2" -o json | jq -r '[.items[].status.containerStatuses[]?.restartCount] | "\(add // 0) \(min // 0)"'; }
 doctor() { # NODE -> its codes, sorted, and the report in $LOG/doctor-NODE.json; notes are none
@@ -169,7 +168,7 @@ travels() { # NAME: pulled by every node in turn, the origin gave its layer once
     [ "$((after - before))" -lt 8388608 ] || from=$((from + 1))
   done
   [ "$(gets "$layer")" = 1 ] || fail "the origin gave the layer $(gets "$layer") times"
-  [ "$from" = $((${LAB_NODES:-3} - 1)) ] || fail "$from nodes had the layer from peers"
+  [ "$from" = $((N - 1)) ] || fail "$from nodes had the layer from peers"
   SEEN="$name: origin gave the layer once, $from nodes had it from peers"
 }
 
@@ -208,7 +207,6 @@ ok "Ready after $ready s, one leader"
 
 step scraped
 prometheus
-N=${LAB_NODES:-3}
 within 60 "all scraped" sees "$N" 'up{job="peili/peili"} == 1'
 within 30 "their mode" sees "$N" 'peili_election_mode{mode="lease"} == 1'
 within 30 "the leader" sees 1 'leader_election_master_status{name="peili"} == 1'
@@ -224,7 +222,7 @@ ok "doctor finds nothing; $SEEN"
 step lost
 block
 for n in $NODES; do ! answers "$n" 2>/dev/null || fail "the block does not hold on $n"; done
-within 90 "elections degraded" degraded
+within 90 "elections degraded" mode_is gossip-degraded
 after=$((SECONDS - BEGAN))
 travels lost
 within 30 "doctor's verdict" doctor_says 'api-blocked|api-unreachable'

@@ -1,5 +1,6 @@
 //! The Helm chart of `deploy/chart`, rendered by the real Helm: for `deploy/manifests`, which are its renderings of `deploy/chart/ci`, and for tests.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,11 +47,20 @@ pub fn values(preset: &str) -> PathBuf {
 ///
 /// # Errors
 /// There is no Helm, or what it says is wrong.
-pub fn render(arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<String> {
+pub fn render(arguments: &[impl AsRef<OsStr>]) -> Result<String> {
+    let chart = folder();
+    let always = ["--namespace", NAME, "--kube-version", KUBERNETES].map(OsStr::new);
+    let all = [OsStr::new("template"), OsStr::new(NAME), chart.as_os_str()].into_iter().chain(always);
+    run_helm(all.chain(arguments.iter().map(AsRef::as_ref)))
+}
+
+/// What Helm prints.
+fn run_helm<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<String> {
     let mut helm = Command::new(helm().context("there is no Helm: `cargo xtask setup` gets it")?);
-    helm.args(["template", NAME]).arg(folder()).args(["--namespace", NAME, "--kube-version", KUBERNETES]);
     let output = helm.args(arguments).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    // `lint` says what is wrong where others print.
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    ensure!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
 
@@ -58,7 +68,7 @@ pub fn render(arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<String> {
 ///
 /// # Errors
 /// As [`render`].
-pub fn render_preset(preset: &str) -> Result<String> {
+fn render_preset(preset: &str) -> Result<String> {
     // Hooks are for Helm: who applies a file would have them at once.
     let text = render(&[Path::new("--no-hooks"), Path::new("--values"), &values(preset)])?;
     Ok(format!(
@@ -67,7 +77,7 @@ pub fn render_preset(preset: &str) -> Result<String> {
 }
 
 /// Where the chart says what its values are.
-pub fn guide() -> PathBuf {
+fn guide() -> PathBuf {
     folder().join("README.md")
 }
 
@@ -75,7 +85,7 @@ pub fn guide() -> PathBuf {
 ///
 /// # Errors
 /// It cannot be read, or a value has no comment.
-pub fn render_guide() -> Result<String> {
+fn render_guide() -> Result<String> {
     let text = fs::read_to_string(folder().join("values.yaml")).context("cannot read values.yaml")?;
     let mut table = String::new();
     for value in values_of(&text) {
@@ -133,7 +143,7 @@ fn values_of(text: &str) -> Vec<Value> {
 ///
 /// # Errors
 /// As [`render`].
-pub fn render_removal() -> Result<String> {
+fn render_removal() -> Result<String> {
     let (values, template) = (values("default"), Path::new("templates/cleanup.yaml"));
     let text = render(&[Path::new("--values"), &values, Path::new("--show-only"), template])?;
     Ok(format!(
@@ -147,11 +157,21 @@ pub fn render_removal() -> Result<String> {
 /// # Errors
 /// That, or there is no Helm.
 pub fn lint(preset: &str) -> Result<()> {
-    let mut helm = Command::new(helm().context("there is no Helm: `cargo xtask setup` gets it")?);
-    let output =
-        helm.args(["lint", "--strict"]).arg(folder()).arg("--values").arg(values(preset)).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
-    Ok(())
+    let (chart, values) = (folder(), values(preset));
+    let words = ["lint", "--strict", "--values"].map(OsStr::new);
+    run_helm(words.into_iter().chain([values.as_os_str(), chart.as_os_str()])).map(drop)
+}
+
+/// All that is checked in and made of the chart, with what it has to be: the table of values, and what Helm renders.
+///
+/// # Errors
+/// As [`render`], and what of the chart cannot be read.
+pub fn renderings() -> Result<Vec<(PathBuf, String)>> {
+    let mut all = vec![(guide(), render_guide()?), (rendering("removal"), render_removal()?)];
+    for preset in presets()? {
+        all.push((rendering(&preset), render_preset(&preset)?));
+    }
+    Ok(all)
 }
 
 fn repository() -> PathBuf {

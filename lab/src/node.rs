@@ -44,7 +44,7 @@ pub struct Plan {
     pub config: Value,
     /// What its environment has besides that of this process.
     environment: Vec<(&'static str, PathBuf)>,
-    /// Files that it has in the place of this machine's: what they are, and where it finds them.
+    /// As [`Plan::files`] has it.
     files: Vec<(PathBuf, &'static str)>,
     /// Where it runs; `None`: on loopback of this machine.
     pub namespace: Option<Namespace>,
@@ -153,6 +153,11 @@ impl Plan {
     pub fn set_resolver(&mut self, server: IpAddr) -> Result<()> {
         let search = "search peili.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5";
         self.set_file("/etc/resolv.conf", &format!("nameserver {server}\n{search}\n"))
+    }
+
+    /// Files that it has in the place of this machine's: what they are, and where it finds them.
+    pub fn files(&self) -> &[(PathBuf, &'static str)] {
+        &self.files
     }
 
     fn set_file(&mut self, at: &'static str, text: &str) -> Result<()> {

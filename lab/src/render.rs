@@ -17,14 +17,7 @@ pub(crate) struct Options {
 /// Whether all are as they should be.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut stale = 0;
-    let mut renderings = vec![
-        (chart::guide(), chart::render_guide()?),
-        (chart::rendering("removal"), chart::render_removal()?),
-    ];
-    for preset in chart::presets()? {
-        renderings.push((chart::rendering(&preset), chart::render_preset(&preset)?));
-    }
-    for (path, text) in renderings {
+    for (path, text) in chart::renderings()? {
         if fs::read_to_string(&path).is_ok_and(|found| found == text) {
             continue;
         }

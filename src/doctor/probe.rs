@@ -52,9 +52,16 @@ pub(super) async fn look(subject: &Subject) -> Facts {
             (Err("it was not looked for".to_owned()), Vec::new(), None)
         }
     };
-    let ((namespace, reaches, answers), (names, cluster_name), runtime, mirror) =
-        tokio::join!(asked, names(&subject.dns), node::runtime(subject), mirror(subject));
-    let (mirror, peer_ports) = mirror;
+    let members = async {
+        let status = mirror(subject).await;
+        let ports = match &status {
+            Ok(status) => peer_ports(&status.network.peers).await,
+            Err(_) => Vec::new(),
+        };
+        (status, ports)
+    };
+    let ((namespace, reaches, answers), (names, cluster_name), runtime, (mirror, peer_ports)) =
+        tokio::join!(asked, names(&subject.dns), node::runtime(subject), members);
     let report = runtime.as_ref().and_then(|runtime| runtime.report.as_deref().ok().cloned());
     let root = subject.configure.as_ref().map_or_else(|| "/".into(), |options| options.root.clone());
     let labels = subject.pod_labels.clone();
@@ -98,27 +105,24 @@ async fn names(dns: &[String]) -> (Vec<(String, Found)>, Option<Found>) {
     (all, Some(cluster_name))
 }
 
-type PeerPorts = Vec<(String, Result<(), String>)>;
-
-/// What the mirror says of itself, and whether the members that it knows are reached.
-async fn mirror(subject: &Subject) -> (Result<Box<admin::Status>, String>, PeerPorts) {
-    let Some(address) = subject.admin else { return (Err("`admin.listen` is empty".to_owned()), Vec::new()) };
-    let status = match timeout(LIMIT, admin::fetch(address)).await {
-        Ok(Ok(status)) => Box::new(status),
+async fn mirror(subject: &Subject) -> Result<Box<admin::Status>, String> {
+    let Some(address) = subject.admin else { return Err("`admin.listen` is empty".to_owned()) };
+    match timeout(LIMIT, admin::fetch(address)).await {
+        Ok(Ok(status)) => Ok(Box::new(status)),
         // The first line; the rest is a hint for another command.
-        Ok(Err(error)) => {
-            return (Err(error.to_string().lines().next().unwrap_or_default().to_owned()), Vec::new());
-        }
-        Err(_) => return (Err(format!("{address} did not answer within {LIMIT:?}")), Vec::new()),
-    };
+        Ok(Err(error)) => Err(error.to_string().lines().next().unwrap_or_default().to_owned()),
+        Err(_) => Err(format!("{address} did not answer within {LIMIT:?}")),
+    }
+}
+
+/// Whether some of the members that live are reached where they give content, by their names.
+async fn peer_ports(peers: &[PeerStatus]) -> Vec<(String, Result<(), String>)> {
     let is_member = |peer: &&PeerStatus| peer.state == Some(MemberState::Alive) && !peer.transfer.is_empty();
-    let members = status.network.peers.iter().filter(is_member).take(MEMBERS);
-    let tries = members.map(async |peer| {
+    let tries = peers.iter().filter(is_member).take(MEMBERS).map(async |peer| {
         let name = if peer.node.is_empty() { &peer.id } else { &peer.node };
         (name.clone(), peer_port(&peer.transfer).await)
     });
-    let ports = join_all(tries).await;
-    (Ok(status), ports)
+    join_all(tries).await
 }
 
 /// Whether one of a member's addresses takes a connection.

@@ -36,11 +36,20 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
+/// The objects that a rendering has.
+pub(crate) fn parse(rendering: &str) -> Vec<Value> {
+    let documents: Vec<Option<Value>> = serde_saphyr::from_multiple(rendering).unwrap();
+    documents.into_iter().flatten().filter(|object| !object.is_null()).collect()
+}
+
 /// The objects of a file of `deploy/manifests`.
 fn objects(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap();
-    let documents: Vec<Option<Value>> = serde_saphyr::from_multiple(&text).unwrap();
-    documents.into_iter().flatten().filter(|object| !object.is_null()).collect()
+    parse(&fs::read_to_string(path).unwrap())
+}
+
+/// Peili's configuration among them.
+fn config_of(objects: &[Value]) -> &str {
+    objects.iter().find_map(|object| object["data"]["config.yaml"].as_str()).unwrap()
 }
 
 fn all() -> Vec<(String, Vec<Value>)> {
@@ -50,14 +59,11 @@ fn all() -> Vec<(String, Vec<Value>)> {
 }
 
 async fn renderings() {
-    let removal = (chart::rendering("removal"), chart::render_removal().unwrap());
-    let mut expected = vec![(chart::guide(), chart::render_guide().unwrap()), removal];
     for preset in chart::presets().unwrap() {
         chart::lint(&preset).unwrap();
-        expected.push((chart::rendering(&preset), chart::render_preset(&preset).unwrap()));
     }
     let mut known: BTreeSet<_> = BTreeSet::from([chart::rendering("namespace")]);
-    for (path, text) in expected {
+    for (path, text) in chart::renderings().unwrap() {
         let is_right = fs::read_to_string(&path).is_ok_and(|found| found == text);
         assert!(is_right, "{} is not what the chart gives: `cargo xtask render` writes it", path.display());
         known.insert(path);
@@ -115,8 +121,7 @@ async fn odd_values() {
     let values = chart::values("default").display().to_string();
     let rendered = |changes: &str| {
         let text = chart::render(&["--values", &values, "--set", changes]).unwrap();
-        let documents: Vec<Option<Value>> = serde_saphyr::from_multiple(&text).unwrap();
-        documents.into_iter().flatten().find(|object| object["kind"] == "DaemonSet").unwrap()
+        parse(&text).into_iter().find(|object| object["kind"] == "DaemonSet").unwrap()
     };
     // Names of volumes are labels of DNS, whatever a ConfigMap is called.
     let long = "a.".repeat(40) + "b";
@@ -140,9 +145,8 @@ async fn odd_values() {
 async fn configurations() {
     let scratch = Scratch::new().unwrap();
     for (preset, objects) in all() {
-        let config = objects.iter().find_map(|object| object["data"]["config.yaml"].as_str()).unwrap();
         let path = scratch.path().join(format!("{preset}.yaml"));
-        fs::write(&path, config).unwrap();
+        fs::write(&path, config_of(&objects)).unwrap();
         let mut check = Command::new(peili_lab::node::binary().unwrap());
         check.args(["config", "check", "--config"]).arg(&path);
         let output = check
@@ -166,8 +170,7 @@ async fn configurations() {
 async fn settings() {
     let mut checked = 0;
     for (preset, objects) in all() {
-        let config = objects.iter().find_map(|object| object["data"]["config.yaml"].as_str()).unwrap();
-        let config: Value = serde_saphyr::from_str(config).unwrap();
+        let config: Value = serde_saphyr::from_str(config_of(&objects)).unwrap();
         let lists =
             ["registry", "trust", "election"].map(|world| config["policies"][world].as_array().cloned());
         for policy in lists.into_iter().flatten().flatten() {

@@ -75,11 +75,12 @@ impl Doctor {
         doctor
     }
 
-    /// Where a node runs, and as it is configured.
+    /// Where a node runs, as it is configured, with the files that it sees.
     pub(crate) fn of(plan: &Plan) -> Self {
         let mut doctor = Self::new(&json!({}));
         doctor.config = plan.config.clone();
         doctor.namespace = plan.namespace.clone();
+        doctor.files = plan.files().to_vec();
         doctor
     }
 
@@ -97,7 +98,7 @@ impl Doctor {
     }
 
     /// Lets it see `text` at `at`. Takes root.
-    pub(crate) fn with_file(mut self, at: &'static str, text: &str) -> Self {
+    fn with_file(mut self, at: &'static str, text: &str) -> Self {
         let path = self.scratch.path().join(at.trim_start_matches('/').replace('/', "-"));
         std::fs::write(&path, text).unwrap();
         self.files.push((path, at));

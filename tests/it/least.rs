@@ -15,6 +15,7 @@ use peili_lab::{Dns, Image, Node, Origin, Requirement, chart, http, wait};
 use serde_json::{Value, json};
 
 use crate::Case;
+use crate::chart::parse;
 use crate::cli::layout;
 use crate::cluster::REGISTRY;
 use crate::coordination::Cluster;
@@ -103,9 +104,9 @@ fn rules_of(policy: &Value, network: &Network) -> Vec<Rule> {
     rules
 }
 
-/// Lets a namespace send and receive what the rules allow, and answers to it, and nothing else. It remembers no connections, so that a rule that
+/// Lets the mirrors send and receive what the rules allow, and answers to it, and nothing else. It remembers no connections, so that a rule that
 /// is taken away counts for those that there are, too.
-fn enforce(namespace: &Namespace, rules: &[Rule]) {
+fn enforce(network: &Network, rules: &[Rule]) {
     let mut text = "*filter\n:INPUT DROP [0:0]\n:OUTPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\n".to_owned();
     for rule in rules {
         let (there, back) = if rule.sends { ("OUTPUT -d", "INPUT -s") } else { ("INPUT -s", "OUTPUT -d") };
@@ -122,12 +123,14 @@ fn enforce(namespace: &Namespace, rules: &[Rule]) {
         }
     }
     text.push_str("COMMIT\n");
-    let restored = namespace.run(|| {
-        let mut command = Command::new("iptables-restore").stdin(Stdio::piped()).spawn()?;
-        command.stdin.take().unwrap().write_all(text.as_bytes())?;
-        command.wait()
-    });
-    assert!(restored.unwrap().unwrap().success(), "{text}");
+    for place in network.nodes.iter().take(MIRRORS) {
+        let restored = place.namespace.run(|| {
+            let mut command = Command::new("iptables-restore").stdin(Stdio::piped()).spawn()?;
+            command.stdin.take().unwrap().write_all(text.as_bytes())?;
+            command.wait()
+        });
+        assert!(restored.unwrap().unwrap().success(), "{text}");
+    }
 }
 
 /// What a fleet has to be able to do.
@@ -136,8 +139,6 @@ struct Fleet {
     images: Vec<Image>,
     network: Network,
     origin: SocketAddr,
-    /// As the nodes have it.
-    resolver: String,
 }
 
 impl Fleet {
@@ -208,8 +209,7 @@ impl Fleet {
 
     async fn says(&self, rule: &str, expected: &[&str]) {
         for node in &self.nodes {
-            let doctor = Doctor::of(&node.plan).with_file("/etc/resolv.conf", &self.resolver);
-            doctor.finds(&format!("without {rule}"), expected).await;
+            Doctor::of(&node.plan).finds(&format!("without {rule}"), expected).await;
         }
     }
 }
@@ -242,10 +242,8 @@ async fn rules() {
     );
     let values = chart::values("default").display().to_string();
     let rendered = chart::render(&["--values", &values, "--set", &set]).unwrap();
-    let objects: Vec<Option<Value>> = serde_saphyr::from_multiple(&rendered).unwrap();
-    let mut policies =
-        objects.into_iter().flatten().filter(|object| object["kind"] == "CiliumClusterwideNetworkPolicy");
-    let policy = policies.next().unwrap();
+    let mut objects = parse(&rendered).into_iter();
+    let policy = objects.find(|object| object["kind"] == "CiliumClusterwideNetworkPolicy").unwrap();
     // Of all nodes: Cilium has no label of kubernetes.io to choose by.
     assert_eq!(policy["spec"]["nodeSelector"], json!({}));
     assert_eq!(policy["spec"]["enableDefaultDeny"], json!({"ingress": true, "egress": true}));
@@ -271,18 +269,12 @@ async fn rules() {
         plans.push(plan);
         images.push(image);
     }
-    for place in network.nodes.iter().take(MIRRORS) {
-        enforce(&place.namespace, &rules);
-    }
+    enforce(&network, &rules);
     let mut nodes = Vec::new();
     for plan in plans {
         nodes.push(plan.start().await.unwrap());
     }
-    let resolver = format!(
-        "nameserver {}\nsearch peili.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n",
-        dns.address()
-    );
-    let fleet = Fleet { nodes, images, network, origin: origin.address(), resolver };
+    let fleet = Fleet { nodes, images, network, origin: origin.address() };
     fleet.comes_to("with all rules", &[]).await;
 
     // What breaks (who sees no other member has the mode `alone`), and what doctor says on the nodes, which cannot know what others do not reach here.
@@ -301,14 +293,10 @@ async fn rules() {
     assert_eq!(names, expected.map(|(name, _, _)| name));
     for (name, breaks, says) in expected {
         let without: Vec<Rule> = rules.iter().filter(|rule| rule.name != name).cloned().collect();
-        for place in fleet.network.nodes.iter().take(MIRRORS) {
-            enforce(&place.namespace, &without);
-        }
+        enforce(&fleet.network, &without);
         fleet.comes_to(name, breaks).await;
         fleet.says(name, says).await;
-        for place in fleet.network.nodes.iter().take(MIRRORS) {
-            enforce(&place.namespace, &rules);
-        }
+        enforce(&fleet.network, &rules);
         fleet.comes_to(&format!("{name} again"), &[]).await;
     }
     fleet.says("nothing", &[]).await;

@@ -90,7 +90,10 @@ labels:
 {{- if and $values.prometheusRule.enabled (not $values.metrics.expose) -}}
 {{- fail "prometheusRule.enabled: without metrics that Prometheus reaches its alert PeiliAbsent would never end. Say metrics.expose=true" -}}
 {{- end -}}
-{{- if and $values.runtime.configure $values.runtime.configFolder (not (hasPrefix (printf "%s/" $values.runtime.configFolder) $values.runtime.hostsFolder)) -}}
+{{- if and $values.runtime.configure (not $values.runtime.configFolder) -}}
+{{- fail "runtime.configure without runtime.configFolder: name containerd's folder, or say runtime.configure=false" -}}
+{{- end -}}
+{{- if and $values.runtime.configure (not (hasPrefix (printf "%s/" $values.runtime.configFolder) $values.runtime.hostsFolder)) -}}
 {{- fail (printf "runtime.hostsFolder is %s, outside of runtime.configFolder %s, in which alone `configure` writes: name a folder that holds both, or say runtime.configure=false" $values.runtime.hostsFolder $values.runtime.configFolder) -}}
 {{- end -}}
 {{- range $key, $value := dict "admin.listen" "ports.admin and metrics.expose" "registry.listen" "ports.registry" "network.listen" "ports.control" "transfer.listen" "ports.peer" "node.data-dir" "dataFolder" "upstream.hosts-dirs" "runtime.hostsFolder" "store.socket" "runtime.socket" "store.content-root" "runtime.contentRoot" "election.backend" "election.backend" -}}
@@ -105,9 +108,6 @@ labels:
 {{- end -}}
 {{- if lt (len (uniq $ports)) (len $ports) -}}
 {{- fail "ports: two of them are the same" -}}
-{{- end -}}
-{{- if and $values.runtime.configure (not $values.runtime.configFolder) -}}
-{{- fail "runtime.configure without runtime.configFolder: name containerd's folder, or say runtime.configure=false" -}}
 {{- end -}}
 {{- end -}}
 
@@ -198,4 +198,17 @@ args:
   - --data-dir={{ .Values.dataFolder }}
   - --config-path={{ .Values.runtime.hostsFolder }}
   - --mirror=http://127.0.0.1:{{ .Values.ports.registry }}
+{{- end -}}
+
+{{/* Metadata of what runs before a release is deleted: the root, and the hook's weight. */}}
+{{- define "peili.hook" -}}
+{{- $root := first . -}}
+name: {{ printf "%s-cleanup" (include "peili.name" $root) | quote }}
+namespace: {{ $root.Release.Namespace | quote }}
+labels:
+  {{- include "peili.labels" $root | nindent 2 }}
+annotations:
+  helm.sh/hook: pre-delete
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+  helm.sh/hook-weight: {{ last . | quote }}
 {{- end -}}

@@ -113,16 +113,14 @@ fn peer_ports(facts: &Facts, found: &mut Found) {
         .filter_map(|(name, answer)| Some((name.as_str(), answer.as_ref().err()?.as_str())))
         .collect();
     let all = facts.peer_ports.len();
-    if failed.is_empty() || failed.len() < all {
+    if all == 0 {
+        return;
+    }
+    if failed.len() < all {
         let missing: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
         let but =
             if missing.is_empty() { String::new() } else { format!(", not that of {}", missing.join(", ")) };
-        if all > 0 {
-            found.note(format!(
-                "mirror: the peer ports of {} of {all} members answer{but}",
-                all - missing.len()
-            ));
-        }
+        found.note(format!("mirror: the peer ports of {} of {all} members answer{but}", all - missing.len()));
         return;
     }
     let fix = "let the nodes reach each other at the peer port (`transfer.listen`, TCP 5002) and not only at the control plane: until then \

@@ -62,20 +62,15 @@ fn files(options: &Options) -> (Result<Box<Report>, Unseen>, Vec<String>) {
         Error::Owned(..) => Unseen::Owned(error.to_string()),
         error => Unseen::Unreadable(error.to_string()),
     });
+    let here = |path: &Path| options.root.join(path.strip_prefix("/").unwrap_or(path));
     // A pod sees of the node what is mounted: that there is no file of containerd says nothing there.
-    let is_absent = |node: &configure::Node| {
-        let file = node.config.strip_prefix("/").unwrap_or(&node.config);
-        !options.root.join(file).exists()
-    };
+    let is_absent = |node: &configure::Node| !here(&node.config).exists();
     let is_unseen = |report: &Report| in_pod() && report.node.as_ref().is_some_and(is_absent);
     let report =
         report.and_then(|report| if is_unseen(&report) { Err(Unseen::NoRuntime) } else { Ok(report) });
     let folders = report.as_ref().ok().and_then(|report| report.node.as_ref());
     let folders = folders.map(|node| node.config_path.as_slice()).unwrap_or_default();
-    let is_missing = |folder: &&std::path::PathBuf| {
-        let here = options.root.join(folder.strip_prefix("/").unwrap_or(folder));
-        matches!(std::fs::metadata(here), Err(error) if error.kind() == io::ErrorKind::NotFound)
-    };
+    let is_missing = |folder: &&std::path::PathBuf| matches!(std::fs::metadata(here(folder)), Err(error) if error.kind() == io::ErrorKind::NotFound);
     let missing: Vec<_> =
         folders.iter().filter(is_missing).map(|folder| folder.display().to_string()).collect();
     // containerd passes over those of a list that are not there.
