@@ -58,7 +58,7 @@ pub(super) fn install() {
         "setup: Kubernetes {VERSION}: integration tests elect leaders by a real API server, and run on a cluster"
     );
     println!(
-        "setup: it is built from Debian's source, which takes six to eleven minutes on two cores, and 2 GiB meanwhile"
+        "setup: it is built from Debian's source, which takes four to eleven minutes on two cores, and 2 GiB meanwhile"
     );
     let began = Instant::now();
     match get(&folder) {
