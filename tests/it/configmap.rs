@@ -47,14 +47,14 @@ pub(crate) fn cases() -> Vec<Case> {
     let long = Duration::from_secs(240);
     vec![
         Case::new("configmap::the_lock_is_one_as_the_lease_is", &server, alike),
-        Case::new("configmap::one_leads_and_soon_another", &server, one_leads).within(long).alone(),
+        Case::new("configmap::one_leads_and_soon_another", &server, one_leads).within(long).timed(),
         Case::new("configmap::what_is_missing_is_named", &server, named),
         Case::new("configmap::peili_and_an_elector_of_old_alternate", &server, || alternate(false))
             .within(long)
-            .alone(),
+            .timed(),
         Case::new("configmap::peili_and_an_elector_of_both_alternate", &server, || alternate(true))
             .within(long)
-            .alone(),
+            .timed(),
         Case::new("configmap::nodes_go_from_the_lock_of_old_to_the_lease", &nodes, migrate).within(long),
     ]
 }

@@ -35,10 +35,10 @@ pub(crate) fn cases() -> Vec<Case> {
     let long = Duration::from_secs(240);
     vec![
         Case::new("coordination::the_lock_in_memory_and_the_one_of_a_server_are_alike", &server, alike),
-        Case::new("coordination::one_leads_and_soon_another", &server, one_leads).within(long).alone(),
+        Case::new("coordination::one_leads_and_soon_another", &server, one_leads).within(long).timed(),
         Case::new("coordination::what_is_wrong_is_named", &server, named).within(long),
         Case::new("coordination::a_role_may_be_limited_to_the_one_object", &server, limited),
-        Case::new("coordination::five_hundred_nodes_ask_little", &server, many).within(long).alone(),
+        Case::new("coordination::five_hundred_nodes_ask_little", &server, many).within(long).timed(),
     ]
 }
 

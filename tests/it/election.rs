@@ -21,7 +21,7 @@ const MOVED: Duration = Duration::from_secs(5);
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("election::owners_are_agreed_on_and_move", &[], agreed),
-        Case::new("election::policies_rank_where_all_have_them", &[Requirement::Policies], ranked).alone(),
+        Case::new("election::policies_rank_where_all_have_them", &[Requirement::Policies], ranked).timed(),
         Case::new("election::the_configuration_can_name_them", &[], named),
     ]
 }

@@ -89,7 +89,7 @@ fn timed<F: Future<Output = Result<(), Slow>> + 'static>(
         }
         panic!("too slow in all attempts: {slow:#?}");
     };
-    Case::new(name, requirements, run).alone()
+    Case::new(name, requirements, run).timed()
 }
 
 /// Compares a pull with the control, and prints what the fault added.

@@ -10,7 +10,7 @@
 
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -40,18 +40,34 @@ mod zone;
 
 /// What a case may take unless it says otherwise: it starts containerds, on a machine that does other things too.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Cases at once: each is several processes, which wait more than they work. `--test-threads` overrides it.
+/// What runs at once, however many threads there are: each case is several processes, which wait more than they work. `--test-threads`
+/// lessens it.
 const AT_ONCE: usize = 3;
 
-/// Held for writing by a case that measures, and for reading by all others.
-static MACHINE: RwLock<()> = RwLock::new(());
+/// Beside whom a case may run. In this order they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Beside {
+    /// All others of its kind: it has time.
+    Others,
+    /// Those that look at the clock too, and wait nearly all of their time (measured: two cores idle for nine tenths of it).
+    Watchers,
+    /// Nobody: it measures what the machine can do.
+    Nobody,
+}
+
+/// How many of each kind run.
+static MACHINE: Mutex<[usize; 3]> = Mutex::new([0; 3]);
+static ENDED: Condvar = Condvar::new();
+
+/// A place on the machine, until it is dropped.
+struct Place(Beside);
 
 /// One test.
 struct Case {
     name: String,
     requirements: Vec<Requirement>,
     limit: Duration,
-    alone: bool,
+    beside: Beside,
     run: Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>,
 }
 
@@ -64,7 +80,7 @@ impl Case {
     ) -> Self {
         let requirements = requirements.to_vec();
         let run = Box::new(|| Box::pin(run()) as Pin<Box<dyn Future<Output = ()>>>);
-        Self { name: name.into(), requirements, limit: LIMIT, alone: false, run }
+        Self { name: name.into(), requirements, limit: LIMIT, beside: Beside::Others, run }
     }
 
     /// Lets it take longer, or less long, than [`LIMIT`].
@@ -73,25 +89,25 @@ impl Case {
         self
     }
 
+    /// Lets only a few run beside it, none of which works much: it looks at the clock.
+    fn timed(mut self) -> Self {
+        self.beside = Beside::Watchers;
+        self
+    }
+
     /// Lets no other case run at the same time: it measures.
     fn alone(mut self) -> Self {
-        self.alone = true;
+        self.beside = Beside::Nobody;
         self
     }
 
     fn into_trial(self, is_wanted: impl Fn(&Trial) -> bool) -> Trial {
-        let Self { name, requirements, limit, alone, run } = self;
+        let Self { name, requirements, limit, beside, run } = self;
         let missing = require(&requirements).err();
         let ignored = missing.is_some();
         let of = name.clone();
         let run = move || {
-            // A case that failed leaves nothing behind that the next one could trip over.
-            let (_writing, _reading);
-            if alone {
-                _writing = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-            } else {
-                _reading = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-            }
+            let _place = Place::take(beside);
             let began = Instant::now();
             execute(limit, run)?;
             println!("{of} took {:.1} s", began.elapsed().as_secs_f64());
@@ -102,6 +118,30 @@ impl Case {
             report(trial.name(), &reason);
         }
         trial
+    }
+}
+
+impl Place {
+    /// Waits until it may run.
+    fn take(beside: Beside) -> Self {
+        // A case that failed leaves nothing behind that the next one could trip over.
+        let mut running = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = if beside == Beside::Nobody { 1 } else { AT_ONCE };
+        let may = |running: &[usize; 3]| {
+            running.iter().sum::<usize>() == running[beside as usize] && running[beside as usize] < most
+        };
+        while !may(&running) {
+            running = ENDED.wait(running).unwrap_or_else(PoisonError::into_inner);
+        }
+        running[beside as usize] += 1;
+        Self(beside)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        MACHINE.lock().unwrap_or_else(PoisonError::into_inner)[self.0 as usize] -= 1;
+        ENDED.notify_all();
     }
 }
 
@@ -128,8 +168,8 @@ fn main() -> ExitCode {
     cases.extend(network::cases());
     cases.extend(policies::cases());
     cases.extend(pulls::cases());
-    // One that runs alone waits for all that run, and lets none begin.
-    cases.sort_by_key(|case| case.alone);
+    // Of a kind those that last begin first: else the last of them is waited for by an idle machine.
+    cases.sort_by_key(|case| (case.beside, std::cmp::Reverse(case.limit)));
     let is_wanted = |trial: &Trial| !arguments.list && !arguments.is_filtered_out(trial);
     let trials = cases.into_iter().map(|case| case.into_trial(is_wanted)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()

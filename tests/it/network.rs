@@ -37,13 +37,13 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("network::six_nodes_idle", &needs, idling).alone(),
         Case::new("network::six_nodes_are_upgraded_and_rolled_back", &with_next, upgrade::upgrade)
             .within(4 * MINUTE)
-            .alone(),
+            .timed(),
         Case::new("network::a_partition_heals", &filtered, faults::partition).within(4 * MINUTE),
         Case::new("network::a_third_dies_at_once", &filtered[..2], faults::deaths),
         Case::new("network::sources_that_come_late", &[], faults::late_source),
         Case::new("network::joined_by_whatever_says_where_others_are", &filtered, names::matrix)
             .within(4 * MINUTE)
-            .alone(),
+            .timed(),
         Case::new("network::one_who_lives_is_found_among_5000_addresses", &filtered[..2], names::needle)
             .within(4 * MINUTE),
         Case::new("network::a_name_with_5000_addresses", &[Requirement::Root], faults::many_addresses),

@@ -46,12 +46,12 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("seed::blocked_from_before_the_start", &needs, || blocked(Kind::Lease, outage()))
             .within(long)
-            .alone(),
+            .timed(),
         Case::new("seed::blocked_from_before_the_start_with_the_lock_of_old", &needs, || {
             blocked(Kind::ConfigMap, outage().min(SHORT))
         })
         .within(long)
-        .alone(),
+        .timed(),
         Case::new("seed::one_node_is_cut_off_and_others_know", &needs, cut_off).within(long),
         Case::new("seed::the_lock_names_a_dead_leader", &needs, dead_leader).within(long),
         Case::new("seed::rights_and_objects_come_late", &needs, late).within(long),

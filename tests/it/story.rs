@@ -21,7 +21,7 @@ const OUTAGE: &str = "30";
 
 pub(crate) fn cases() -> Vec<Case> {
     let needs = [Requirement::Cluster, Requirement::Helm, Requirement::Prometheus, Requirement::Policies];
-    vec![Case::new("story::a_cluster_without_its_api_server", &needs, played).within(LIMIT).alone()]
+    vec![Case::new("story::a_cluster_without_its_api_server", &needs, played).within(LIMIT).timed()]
 }
 
 /// The image of this build: as `cargo xtask image` makes it, but for the program, which is not linked statically here and has its libraries beside it.

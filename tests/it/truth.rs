@@ -42,10 +42,10 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("truth::each_way_to_be_cut_off_from_the_api_server_is_named", &needs, api)
             .within(long)
-            .alone(),
+            .timed(),
         Case::new("truth::each_way_to_be_cut_off_from_peers_is_seen_by_both_sides", &needs[..3], peers)
             .within(long)
-            .alone(),
+            .timed(),
     ]
 }
 

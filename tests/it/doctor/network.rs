@@ -22,7 +22,7 @@ pub(super) fn cases() -> Vec<Case> {
     let needs = [Requirement::Root, Requirement::Iproute2, Requirement::Iptables, Requirement::Kubernetes];
     let long = Duration::from_secs(150);
     vec![
-        Case::new("doctor::each_way_to_be_cut_off_has_its_verdict", &needs, ways).within(long).alone(),
+        Case::new("doctor::each_way_to_be_cut_off_has_its_verdict", &needs, ways).within(long).timed(),
         Case::new("doctor::name_servers_are_told_apart", &needs[..3], names),
     ]
 }
