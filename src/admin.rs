@@ -21,11 +21,12 @@ use futures::FutureExt as _;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::listener::{self, Body, Limits, NotLoopback, Sockets, check_loopback};
+use crate::listener::{self, Body, Clients, Limits, NotLoopback, Sockets};
 use crate::store::Health;
 use crate::watchdog::Watchdog;
 
@@ -51,10 +52,10 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// Addresses. All that are not loopback need `allow-wide`.
+    /// Addresses. Those that are not loopback need other `clients`.
     pub listen: Vec<SocketAddr>,
-    /// Allow addresses that are not loopback: whoever reaches them sees peers, addresses and the names of images.
-    pub allow_wide: bool,
+    /// Who may connect: who does sees peers, addresses and the names of images.
+    pub clients: Clients,
 }
 
 /// What is shown; `app` knows where it comes from. None of the functions may block.
@@ -94,17 +95,16 @@ impl Config {
     /// # Errors
     /// An address that is not loopback, without leave.
     pub fn check(&self) -> Result<(), NotLoopback> {
-        check_loopback(
+        self.clients.check(
             &self.listen,
-            self.allow_wide,
-            (LISTEN, "admin.allow-wide"),
+            (LISTEN, "admin.clients"),
             "whoever reaches it sees peers, addresses and the names of images",
         )
     }
 
-    /// Whether going from this configuration to `new` needs new sockets.
+    /// Whether going from this configuration to `new` needs a restart.
     pub fn needs_restart(&self, new: &Self) -> bool {
-        self.listen != new.listen
+        self.listen != new.listen || self.clients != new.clients
     }
 
     /// Binds the configured addresses. Must be called within a tokio runtime.
@@ -118,12 +118,12 @@ impl Config {
 
 impl Server {
     /// Serves `sources` on `sockets`. Its accept loops are hearts of `watchdog`: probes depend on them.
-    pub fn start(sockets: Sockets, sources: Sources, watchdog: Option<&Watchdog>) -> Self {
+    pub fn start(sockets: Sockets, config: &Config, sources: Sources, watchdog: Option<&Watchdog>) -> Self {
         let handler: listener::Handler = Arc::new(move |request| {
             let response = sources.answer(&request);
             std::future::ready(response).boxed()
         });
-        let limits = Limits::new(CONNECTIONS);
+        let limits = Limits::new(config.clients.admission(Counter::default()), CONNECTIONS);
         Self { listener: listener::Server::start(sockets, limits, &handler, "admin accept", watchdog) }
     }
 
@@ -194,7 +194,7 @@ fn document(
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: vec![([127, 0, 0, 1], 5003).into()], allow_wide: false }
+        Self { listen: vec![([127, 0, 0, 1], 5003).into()], clients: Clients::Loopback }
     }
 }
 

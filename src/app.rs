@@ -309,6 +309,7 @@ impl App {
             mirror,
             network: network.clone(),
             served: registry_metrics,
+            clients: registry.admission().clone(),
             to_peers: mirror_metrics,
             causes,
             policies: Arc::clone(&policies),
@@ -331,7 +332,7 @@ impl App {
             status: Arc::new(move || report.status()),
             metrics: Arc::new(all_metrics),
         };
-        let admin = admin::Server::start(admin_sockets, sources, Some(&watchdog));
+        let admin = admin::Server::start(admin_sockets, &config.admin, sources, Some(&watchdog));
         let mut vitals = Vitals::start(watchdog);
         vitals.add("store", move || stored.is_running());
         vitals.add("network", {

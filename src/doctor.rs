@@ -16,14 +16,15 @@ pub mod place;
 mod probe;
 mod render;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::{cluster, configure, election, store};
+use crate::listener::Clients;
+use crate::{cluster, configure, election, registry, store};
 use code::{Code, Confidence, Severity};
 use fix::Manifest;
 use place::Place;
@@ -52,6 +53,8 @@ pub struct Subject {
     pub pod_labels: PathBuf,
     /// Where the mirror that runs here is asked; `None`: nowhere.
     pub admin: Option<SocketAddr>,
+    /// The node's address with the registry's port, in a pod with a network of its own: who is at its hostPort is not to be reached there.
+    pub host_port: Option<SocketAddr>,
     /// Whether the API server is asked anything, beyond whether there is a way to it.
     pub asks: bool,
     /// What the mirror knows, where it is that mirror that looks; `None`: it does not, or it reaches the API server.
@@ -92,6 +95,7 @@ impl Subject {
     pub fn new(config: Config, options: Option<configure::Options>) -> Self {
         Self {
             ports: Ports::new(&config),
+            host_port: host_port(&config.registry),
             cluster: config.kubernetes,
             election: config.election,
             dns: config.network.dns,
@@ -104,6 +108,14 @@ impl Subject {
             configure: options,
         }
     }
+}
+
+/// `HOST_IP` with the registry's port, where the registry is for the node alone and this is not the node's own network.
+fn host_port(config: &registry::Config) -> Option<SocketAddr> {
+    let address = |name| std::env::var(name).ok()?.parse::<IpAddr>().ok();
+    let (pod, host) = (address("POD_IP")?, address("HOST_IP")?);
+    let port = config.listen.first()?.port();
+    (config.clients == Clients::Node && pod != host).then_some(SocketAddr::new(host, port))
 }
 
 impl Ports {

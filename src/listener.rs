@@ -1,6 +1,7 @@
 //! Small HTTP/1.1 servers on a few addresses: bind, accept, bound, drain. What `registry` and `admin` share.
 //!
 //! It knows nothing of what is served. It keeps these rules for both:
+//! - who may not connect is closed before a byte is read ([`Clients`]);
 //! - the accept loop survives exhausted descriptors, and beats for the watchdog;
 //! - connections, heads and pauses of a client are bounded, and so is what a slow reader holds in memory;
 //! - a connection too many gets one quick answer, marked as [`Overloaded`], rather than silence;
@@ -10,6 +11,7 @@
 mod accept;
 mod bind;
 mod body;
+mod clients;
 mod connection;
 mod socket;
 
@@ -27,8 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::watchdog::Watchdog;
 
-pub use bind::{BindError, NotLoopback, Sockets, check_loopback};
+pub use bind::{BindError, NotLoopback, Sockets};
 pub use body::Body;
+pub use clients::{Admission, Clients};
 
 /// Connections beyond the limit that are answered at once.
 const OVERLOADED: usize = 64;
@@ -44,9 +47,11 @@ pub type Handler = Arc<dyn Fn(Parts) -> BoxFuture<'static, Response<Body>> + Sen
 #[derive(Clone, Copy, Debug)]
 pub struct Overloaded;
 
-/// What a server's clients may take.
+/// Who a server's clients are, and what they may take.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Who they are.
+    pub admission: Admission,
     /// Connections at once. [`OVERLOADED`] more are answered as [`Overloaded`]; beyond those they are closed as they
     /// come, which is quicker for a client than to wait.
     pub connections: usize,
@@ -67,12 +72,12 @@ pub struct Server {
 }
 
 impl Limits {
-    /// Limits of a server of this node for `connections` clients.
+    /// Limits of a server of this node for `connections` clients whom `admission` admits.
     ///
     /// Idle connections: Go's default transport keeps its own for 90 s, and a server that closes first makes a retry.
     /// Writes: a runtime that unpacks to a slow disk pauses for long.
-    pub fn new(connections: usize) -> Self {
-        Self { connections, head: Duration::from_secs(120), write: Duration::from_secs(300), malformed: None }
+    pub fn new(admission: Admission, connections: usize) -> Self {
+        Self { admission, connections, head: Duration::from_secs(120), write: Duration::from_secs(300), malformed: None }
     }
 }
 

@@ -23,7 +23,7 @@ use futures::FutureExt as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::listener::{self, Limits, NotLoopback, Sockets, check_loopback};
+use crate::listener::{self, Admission, Clients, Limits, NotLoopback, Sockets};
 use crate::mirror::{Answer, BlobRequest, Mirror, NotHere, Refusal, Target};
 use crate::oci::{self, Digest, Name, Tag};
 use crate::telemetry::Causes;
@@ -101,10 +101,10 @@ impl Backend for Mirror {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// Addresses that the runtime asks. Loopback stops pods without host networking; all others need `allow-wide`.
+    /// Addresses that the runtime asks. Loopback stops pods without host networking; others need other `clients`.
     pub listen: Vec<SocketAddr>,
-    /// Allow addresses that are not loopback: whoever reaches them reads every image that this node and its peers hold.
-    pub allow_wide: bool,
+    /// Who may connect: who does reads every image that this node and its peers hold.
+    pub clients: Clients,
     /// The registry of a request that names none (neither `ns` nor a host in its path).
     pub default_registry: String,
     /// Tag lists and referrers: `upstream` answers 404 so that the runtime asks upstream, `held` lists what is held
@@ -153,6 +153,7 @@ pub enum ConfigError {
 pub struct Server {
     listener: listener::Server,
     settings: Arc<ArcSwap<handler::Settings>>,
+    admission: Admission,
 }
 
 impl Config {
@@ -161,18 +162,17 @@ impl Config {
     /// # Errors
     /// The first value that cannot be.
     pub fn check(&self) -> Result<(), ConfigError> {
-        check_loopback(
+        self.clients.check(
             &self.listen,
-            self.allow_wide,
-            (LISTEN, "registry.allow-wide"),
+            (LISTEN, "registry.clients"),
             "whoever reaches it reads every image that this node and its peers hold, without a password",
         )?;
         handler::Settings::new(self).map(drop)
     }
 
-    /// Whether going from this configuration to `new` needs new sockets; all else is applied live.
+    /// Whether going from this configuration to `new` needs a restart; all else is applied live.
     pub fn needs_restart(&self, new: &Self) -> bool {
-        self.listen != new.listen
+        self.listen != new.listen || self.clients != new.clients
     }
 
     /// Binds the configured addresses. Must be called within a tokio runtime.
@@ -198,14 +198,15 @@ impl Server {
         watchdog: Option<&Watchdog>,
     ) -> Result<Self, ConfigError> {
         let settings = Arc::new(ArcSwap::from_pointee(handler::Settings::new(config)?));
+        let admission = config.clients.admission(metrics.refused.clone());
         let handler =
             Arc::new(handler::Handler { settings: Arc::clone(&settings), backend, metrics, causes });
         let handler: listener::Handler =
             Arc::new(move |request| Arc::clone(&handler).answer(request).boxed());
-        let mut limits = Limits::new(CONNECTIONS);
+        let mut limits = Limits::new(admission.clone(), CONNECTIONS);
         limits.malformed = Some(respond::malformed());
         let listener = listener::Server::start(sockets, limits, &handler, "registry accept", watchdog);
-        Ok(Self { listener, settings })
+        Ok(Self { listener, settings, admission })
     }
 
     /// The addresses that are bound, with their real ports.
@@ -213,7 +214,12 @@ impl Server {
         self.listener.addresses()
     }
 
-    /// Applies what can be changed while running: all but `listen` and `allow-wide`.
+    /// Who may connect, and who was turned away.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    /// Applies what can be changed while running: all but `listen` and `clients`.
     ///
     /// # Errors
     /// A value that cannot be; the old ones stay.
@@ -232,7 +238,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![([127, 0, 0, 1], 5000).into(), (std::net::Ipv6Addr::LOCALHOST, 5000).into()],
-            allow_wide: false,
+            clients: Clients::Loopback,
             default_registry: "docker.io".into(),
             lists: Lists::Upstream,
             manifest_deadline: Duration::from_secs(1),

@@ -42,7 +42,8 @@ const GRAPH: &[(&str, &[&str])] = &[
         "mirror", "registry", "admin", "listener", "watchdog", "telemetry", "pull",
     ]),
     // Looks at what the others do; `oci` for digests. Only a task of its own in `app` stands on it, which nothing waits for.
-    ("doctor", &["oci", "store", "network", "election", "cluster", "admin", "config", "configure"]),
+    // `registry` and `listener` for who may connect to it.
+    ("doctor", &["oci", "store", "network", "election", "cluster", "admin", "config", "configure", "registry", "listener"]),
     // The only one that names adapters.
     ("app", &[
         "oci", "store", "network", "transfer", "upstream", "trust", "policy", "election", "cluster",

@@ -203,6 +203,11 @@ impl Plan {
         }
     }
 
+    /// Lets it have a variable more in its environment.
+    pub fn set_environment(&mut self, name: &'static str, value: impl ToString) {
+        self.environment.push((name, value.to_string().into()));
+    }
+
     /// Lets another program be started from now on, as an upgrade does.
     pub fn set_binary(&mut self, binary: PathBuf) {
         self.binary = binary;

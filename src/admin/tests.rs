@@ -256,7 +256,7 @@ fn start() -> Admin {
             all
         }),
     };
-    Admin { server: Server::start(config.bind().unwrap(), sources, None), ready }
+    Admin { server: Server::start(config.bind().unwrap(), &config, sources, None), ready }
 }
 
 #[tokio::test]

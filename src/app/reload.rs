@@ -78,7 +78,7 @@ fn in_force(old: &Config, new: Config) -> Config {
         admin: old.admin,
         registry: registry::Config {
             listen: old.registry.listen,
-            allow_wide: old.registry.allow_wide,
+            clients: old.registry.clients,
             default_registry: old.registry.default_registry,
             ..new.registry
         },
@@ -121,7 +121,7 @@ mod tests {
 node: {name: a, zone: z, pod-labels: /x, data-dir: /x, drain: 1s, identity-recovery: true}
 store: {source: layout:/x, socket: /x, namespaces: [a], content-root: /x}
 registry:
-  {listen: ['0.0.0.0:1'], allow-wide: true, default-registry: r.test, lists: held, manifest-deadline: 2s,
+  {listen: ['0.0.0.0:1'], clients: all, default-registry: r.test, lists: held, manifest-deadline: 2s,
   blob-deadline: 2s}
 mirror:
   {private: [a/b], tags-peers-first: [a/b], verify: false, segment: 1MiB, prefetch-budget: 64MiB, stall: 3s,
@@ -141,7 +141,7 @@ election:
   {backend: static, nodes: [a], introducers: 2, labels: {a: b}, lease: {name: b, times: compat},
   configmap: {name: c, hold: both}}
 kubernetes: {service: 'a:1', endpoints: ['https://a.test'], credentials: /x, namespace: a, read-node: true}
-admin: {listen: ['0.0.0.0:4'], allow-wide: true}
+admin: {listen: ['0.0.0.0:4'], clients: all}
 log: {level: debug, format: json}
 ";
 

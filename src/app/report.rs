@@ -1,10 +1,12 @@
 //! What `/status` says of this node: each part is asked, and nothing is kept.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::admin::{self, Status};
 use crate::cluster::Coordinator;
 use crate::election::Election;
+use crate::listener::Admission;
 use crate::mirror::{self, Mirror};
 use crate::network::Network as _;
 use crate::network::swarm::SwarmNetwork;
@@ -18,6 +20,9 @@ use crate::upstream::{self, Upstreams as _};
 
 use super::diagnosing::Diagnosing;
 use super::zone::Zone;
+
+/// For so long `/status` names who was turned away by the registry.
+const STRANGERS: Duration = Duration::from_secs(600);
 
 /// What is wrong beside what the parts say of themselves.
 #[derive(Debug, Default)]
@@ -38,6 +43,7 @@ pub(super) struct Report {
     pub(super) served: registry::Metrics,
     pub(super) to_peers: mirror::Metrics,
     pub(super) causes: Arc<Causes>,
+    pub(super) clients: Admission,
     pub(super) policies: Arc<Policies>,
     pub(super) election: Election,
     pub(super) coordinator: Option<Arc<Coordinator>>,
@@ -68,6 +74,11 @@ impl Report {
         problems.extend(self.gate.problems());
         problems.extend(network.problems.iter().map(|problem| format!("network: {problem}")));
         problems.extend(self.mirror.advisory_denials());
+        if let (count, Some(from)) = self.clients.strangers(STRANGERS) {
+            problems.push(format!(
+                "registry: closed {count} connections that do not come from this node, the last from {from} (`registry.clients`)"
+            ));
+        }
         let known = self.upstreams.known();
         problems.extend(known.iter().filter_map(|known| {
             let problem = known.state.problem.as_ref()?;

@@ -12,6 +12,7 @@ use super::error::Fault;
 use super::tree::Node;
 use crate::cluster;
 use crate::election::{self, Backend};
+use crate::listener::Clients;
 use crate::network::admission::certificate::is_cluster;
 use crate::network::facts;
 use crate::oci::{Patterns, Registry, Repository};
@@ -116,12 +117,13 @@ impl Check<'_> {
     }
 
     fn serving(&mut self, config: &Config) {
-        let hint = "whoever reaches the address reads every image of this node and its peers; if you want that, \
-                    set registry.allow-wide: true";
-        self.listen("registry.listen", &config.registry.listen, Some((config.registry.allow_wide, hint)));
-        let hint = "whoever reaches the address sees peers, addresses and names of images; if you want that, set \
-                    admin.allow-wide: true";
-        self.listen("admin.listen", &config.admin.listen, Some((config.admin.allow_wide, hint)));
+        let hint = "whoever reaches the address reads every image of this node and its peers; in a pod with a \
+                    network of its own set registry.clients: node; if you want that, set registry.clients: all";
+        let is_wide = |clients| clients != Clients::Loopback;
+        self.listen("registry.listen", &config.registry.listen, Some((is_wide(config.registry.clients), hint)));
+        let hint = "whoever reaches the address sees peers, addresses and names of images; in a pod with a \
+                    network of its own set admin.clients: node; if you want that, set admin.clients: all";
+        self.listen("admin.listen", &config.admin.listen, Some((is_wide(config.admin.clients), hint)));
         self.listen("network.listen", &config.network.listen, None);
         self.listen("transfer.listen", &config.transfer.listen, None);
         let registry = &config.registry;

@@ -74,7 +74,7 @@ fn errors_show_the_place() {
       |
     4 |   listen: ["0.0.0.0:5000"]
       |            ^^^^^^^^^^^^^^
-    hint: whoever reaches the address reads every image of this node and its peers; if you want that, set registry.allow-wide: true
+    hint: whoever reaches the address reads every image of this node and its peers; in a pod with a network of its own set registry.clients: node; if you want that, set registry.clients: all
     "#);
     assert_snapshot!(error("mirror:\n  verify: true\n  verify: false\n"), @r#"
     c.yaml:3:3: the key `verify` is there twice

@@ -113,6 +113,7 @@ codes! {
     RegistryIgnored "registry-ignored" Problem "containerd does not read the folder of registry hosts"
     RegistryFile "registry-file-missing" Problem "a file that a hosts.toml names is not there, so that pulls fail"
     RegistryUnreadable "registry-unreadable" Problem "containerd's configuration cannot be read"
+    RegistryWide "registry-port-wide" Warning "the registry's hostPort is open at the node's address too: only where connections come from keeps others out"
     LayersDiscarded "layers-discarded" Warning "containerd forgets layers once they are unpacked, so that this node has none to give"
     MirrorAlone "mirror-alone" Warning "the mirror that runs here knows no other member"
     PeerPort "peer-port-unreachable" Warning "members are known, and none of those that were tried is reached at its peer port"

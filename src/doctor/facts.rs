@@ -1,5 +1,6 @@
 //! What the probes found, before anybody judges it. No opinions here.
 
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use crate::admin::Status;
@@ -41,6 +42,8 @@ pub struct Facts {
     pub mirror: Result<Box<Status>, String>,
     /// Peer ports of some live members that the mirror knows, by the members' names, and why one is not reached.
     pub peer_ports: Vec<(String, Result<(), String>)>,
+    /// The registry's port at the node's address, behind which nobody should be, and whether Peili answers there; `None`: not looked at.
+    pub host_port: Option<(SocketAddr, bool)>,
 }
 
 /// What the configuration needs of the Kubernetes API.

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use futures::future::join_all;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -25,6 +26,8 @@ const NAMES: usize = 8;
 /// Members that are tried, and addresses of each.
 const MEMBERS: usize = 8;
 const ADDRESSES: usize = 4;
+/// Bytes of an answer that are read.
+const ANSWER: u64 = 1024;
 /// A name that the DNS of each cluster knows.
 const CLUSTER_NAME: &str = "kubernetes.default.svc";
 
@@ -60,8 +63,12 @@ pub(super) async fn look(subject: &Subject) -> Facts {
         };
         (status, ports)
     };
-    let ((namespace, reaches, answers), (names, cluster_name), runtime, (mirror, peer_ports)) =
-        tokio::join!(asked, names(&subject.dns), node::runtime(subject), members);
+    let host_port = async {
+        let address = subject.host_port?;
+        Some((address, timeout(LIMIT, is_peili(address)).await.is_ok_and(|answer| answer)))
+    };
+    let ((namespace, reaches, answers), (names, cluster_name), runtime, (mirror, peer_ports), host_port) =
+        tokio::join!(asked, names(&subject.dns), node::runtime(subject), members, host_port);
     let report = runtime.as_ref().and_then(|runtime| runtime.report.as_deref().ok().cloned());
     let root = subject.configure.as_ref().map_or_else(|| "/".into(), |options| options.root.clone());
     let labels = subject.pod_labels.clone();
@@ -86,7 +93,20 @@ pub(super) async fn look(subject: &Subject) -> Facts {
         runtime,
         mirror,
         peer_ports,
+        host_port,
     }
+}
+
+/// Whether a registry of Peili answers at `address`: by the reason phrase of what it has not.
+async fn is_peili(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return false };
+    if stream.write_all(b"GET /v2/peili HTTP/1.1\r\nhost: peili\r\nconnection: close\r\n\r\n").await.is_err() {
+        return false;
+    }
+    let mut answer = Vec::new();
+    // What was read counts, however it ends.
+    let _ = stream.take(ANSWER).read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).contains("(peili: ")
 }
 
 type Found = Result<usize, Unresolved>;

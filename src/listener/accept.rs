@@ -58,7 +58,11 @@ impl Accept {
                 accepted = listener.accept() => accepted,
             };
             let problem = match accepted {
-                Ok((stream, _)) => self.take(stream, &mut connections),
+                Ok((stream, from)) if self.limits.admission.admits(from.ip(), self.name) => {
+                    self.take(stream, &mut connections)
+                }
+                // Dropped: closed.
+                Ok(_) => continue,
                 Err(error) => refuse(&error, &listener, &mut self.spare).await,
             };
             self.report(&mut trouble, problem);

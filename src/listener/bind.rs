@@ -40,15 +40,15 @@ pub enum BindError {
 /// An address that others than this node's own processes reach, without leave.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{setting}`: {address} is not a loopback address: {risk}\nhint: use 127.0.0.1 or [::1], or set `{allow}: true` to take the risk"
+    "`{setting}`: {address} is not a loopback address: {risk}\nhint: use 127.0.0.1 or [::1], or set `{clients}`: `node` in a pod with a network of its own, `all` to take the risk"
 )]
 pub struct NotLoopback {
     /// The address.
     pub address: SocketAddr,
     /// The setting that names it.
     pub setting: &'static str,
-    /// The setting that would allow it.
-    pub allow: &'static str,
+    /// The setting that says who may connect.
+    pub clients: &'static str,
     /// What it would mean.
     pub risk: &'static str,
 }
@@ -107,28 +107,6 @@ impl Sockets {
     pub fn into_listeners(self) -> impl Iterator<Item = TcpListener> {
         self.0.into_iter().map(|(_, listener)| listener)
     }
-}
-
-/// Checks that all of `addresses` are loopback, unless they need not be: then it is logged what that means.
-///
-/// # Errors
-/// The first address that is not.
-pub fn check_loopback(
-    addresses: &[SocketAddr],
-    allowed: bool,
-    (setting, allow): (&'static str, &'static str),
-    risk: &'static str,
-) -> Result<(), NotLoopback> {
-    for &address in addresses {
-        if address.ip().to_canonical().is_loopback() {
-            continue;
-        }
-        if !allowed {
-            return Err(NotLoopback { address, setting, allow, risk });
-        }
-        tracing::warn!(%address, setting, risk, "an address is not loopback");
-    }
-    Ok(())
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::StreamExt as _;
 use futures::future::FutureExt as _;
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -90,7 +91,7 @@ fn start(limits: Limits, answer: impl Fn(Parts) -> Body + Send + Sync + 'static)
 fn limits() -> Limits {
     Limits {
         malformed: Some("HTTP/1.1 404 malformed\r\ncontent-length: 2\r\n\r\nno".into()),
-        ..Limits::new(8)
+        ..Limits::new(Clients::Loopback.admission(Counter::default()), 8)
     }
 }
 
@@ -306,19 +307,20 @@ async fn an_address_in_use_is_named_with_a_hint() {
 
 #[test]
 fn only_loopback_without_leave() {
-    let check = |address: &str, allowed| {
-        check_loopback(&[address.parse().unwrap()], allowed, ("a.listen", "a.allow-wide"), "all can read")
+    let check = |address: &str, clients: Clients| {
+        clients.check(&[address.parse().unwrap()], ("a.listen", "a.clients"), "all can read")
     };
     for address in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
-        assert_eq!(check(address, false), Ok(()), "{address}");
+        assert_eq!(check(address, Clients::Loopback), Ok(()), "{address}");
     }
     for address in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1", "[fe80::1]:1"] {
-        assert!(check(address, false).is_err(), "{address}");
-        assert_eq!(check(address, true), Ok(()), "{address}");
+        assert!(check(address, Clients::Loopback).is_err(), "{address}");
+        assert_eq!(check(address, Clients::Node), Ok(()), "{address}");
+        assert_eq!(check(address, Clients::All), Ok(()), "{address}");
     }
-    insta::assert_snapshot!(check("0.0.0.0:1", false).unwrap_err(), @r"
+    insta::assert_snapshot!(check("0.0.0.0:1", Clients::Loopback).unwrap_err(), @r"
     `a.listen`: 0.0.0.0:1 is not a loopback address: all can read
-    hint: use 127.0.0.1 or [::1], or set `a.allow-wide: true` to take the risk
+    hint: use 127.0.0.1 or [::1], or set `a.clients`: `node` in a pod with a network of its own, `all` to take the risk
     ");
 }
 

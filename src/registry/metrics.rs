@@ -21,6 +21,7 @@ pub struct Metrics {
     upstream: Counter,
     until_header: Family<DurationLabels, Histogram, fn() -> Histogram>,
     pub(super) in_flight: Gauge,
+    pub(super) refused: Counter,
     totals: std::sync::Arc<Totals>,
 }
 
@@ -121,6 +122,12 @@ impl Metrics {
         );
         let in_flight = Gauge::default();
         registry.register("in_flight", "Requests whose answers are not complete", in_flight.clone());
+        let refused = Counter::default();
+        registry.register(
+            "connections_refused",
+            "Connections that were closed before a request, since they do not come from this node (`registry.clients`)",
+            refused.clone(),
+        );
         Self {
             requests,
             local: bytes.get_or_create_owned(&BytesLabels { source: "local" }),
@@ -128,6 +135,7 @@ impl Metrics {
             upstream: bytes.get_or_create_owned(&BytesLabels { source: "upstream" }),
             until_header,
             in_flight,
+            refused,
             totals: std::sync::Arc::default(),
         }
     }

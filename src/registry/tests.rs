@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::listener::Clients;
 use crate::listener::tests::{Reply, SOON, ask, eventually, raw};
 use crate::mirror::{NotHere, Source};
 use crate::oci::{ByteRange, Descriptor, MANIFEST_MEDIA_TYPES};
@@ -517,7 +518,7 @@ async fn configuration_is_checked_and_applied_live() {
     };
     assert_eq!(check(|_| ()), Ok(()));
     assert!(matches!(check(|c| c.listen = vec![([0, 0, 0, 0], 0).into()]), Err(ConfigError::NotLoopback(_))));
-    let wide = |c: &mut Config| (c.listen, c.allow_wide) = (vec![([0, 0, 0, 0], 0).into()], true);
+    let wide = |c: &mut Config| (c.listen, c.clients) = (vec![([0, 0, 0, 0], 0).into()], Clients::All);
     assert_eq!(check(wide), Ok(()));
     assert!(matches!(check(|c| c.default_registry = "a b".into()), Err(ConfigError::DefaultRegistry(_))));
     let zero = check(|c| c.manifest_deadline = Duration::ZERO).unwrap_err();

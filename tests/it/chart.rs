@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::{apps, batch, coordination, core, flowcontrol, rbac};
+use k8s_openapi::api::{apps, batch, coordination, core, flowcontrol, networking, rbac};
 use peili_lab::kubernetes::{Options, Rule};
 use peili_lab::scratch::Scratch;
 use peili_lab::{ApiServer, Requirement, chart};
@@ -54,7 +54,7 @@ fn config_of(objects: &[Value]) -> &str {
 
 fn all() -> Vec<(String, Vec<Value>)> {
     let presets = chart::presets().unwrap();
-    assert!(presets.len() >= 11, "{presets:?}");
+    assert!(presets.len() >= 13, "{presets:?}");
     presets.into_iter().map(|preset| (preset.clone(), objects(&chart::rendering(&preset)))).collect()
 }
 
@@ -93,6 +93,8 @@ async fn wrong_values() {
     refused(&["runtime.registries={*.example.com}"], "at '/runtime/registries/0'");
     refused(&["runtime.hostsFolder=/a:/b"], "at '/runtime/hostsFolder'");
     refused(&["runtime.socket=/containerd.sock"], "at '/runtime/socket'");
+    refused(&["networkMode=none"], "one of 'host', 'pod'");
+    refused(&["networkPolicy.ports={0}"], "at '/networkPolicy/ports/0'");
     refused(&["name=007"], "at '/name'");
     refused(&["dataFolder=var"], "at '/dataFolder'");
     // Where two do not go together.
@@ -106,7 +108,11 @@ async fn wrong_values() {
     refused(&["rbac.lease=none"], "say election.backend=gossip");
     refused(&["runtime.hostsFolder=/etc/docker/certs.d"], "name a folder that holds both");
     refused(&["ports.peer=5001"], "two of them are the same");
-    refused(&["config.admin.listen={127.0.0.1:6000}"], "say ports.admin and metrics.expose");
+    refused(&["config.admin.listen={127.0.0.1:6000}"], "say ports.admin, metrics.expose and networkMode");
+    refused(&["config.registry.clients=all"], "say networkMode");
+    refused(&["networkPolicy.kind=kubernetes"], "no such policy counts for pods with host networking");
+    refused(&["networkMode=pod", "ciliumHostFirewall.enabled=true"], "Say networkPolicy.kind=cilium");
+    refused(&["ports.registry=30500"], "is a NodePort");
     refused(&["config.node.data-dir=/x"], "say dataFolder");
     refused(&["runtime.configFolder="], "name containerd's folder");
     let error =
@@ -160,7 +166,7 @@ async fn configurations() {
         // The key's Secret is not on this machine; nothing else is worth a warning.
         for line in error.lines().filter(|line| !line.is_empty()) {
             let is_known = line.starts_with("warning: cluster key /etc/peili/cluster-key/")
-                || preset == "monitored" && line.contains("admin.allow-wide");
+                || preset == "monitored" && line.contains("admin.clients");
             assert!(is_known, "{preset}: {line}");
         }
     }
@@ -234,6 +240,7 @@ async fn fields() {
                 "ServiceAccount" => read::<core::v1::ServiceAccount>(&object),
                 "DaemonSet" => read::<apps::v1::DaemonSet>(&object),
                 "Job" => read::<batch::v1::Job>(&object),
+                "NetworkPolicy" => read::<networking::v1::NetworkPolicy>(&object),
                 "Lease" => read::<coordination::v1::Lease>(&object),
                 "Role" => read::<rbac::v1::Role>(&object),
                 "RoleBinding" => read::<rbac::v1::RoleBinding>(&object),
@@ -242,7 +249,7 @@ async fn fields() {
                 "FlowSchema" => read::<flowcontrol::v1::FlowSchema>(&object),
                 "PriorityLevelConfiguration" => read::<flowcontrol::v1::PriorityLevelConfiguration>(&object),
                 // Of others, whose types are not at hand.
-                "PodMonitor" | "PrometheusRule" | "CiliumClusterwideNetworkPolicy" => continue,
+                "PodMonitor" | "PrometheusRule" | "CiliumClusterwideNetworkPolicy" | "CiliumNetworkPolicy" => continue,
                 kind => panic!("{preset} has a {kind}"),
             };
             let lost = lost(&object, &read, kind);
@@ -250,7 +257,7 @@ async fn fields() {
             kinds.insert(kind.to_owned());
         }
     }
-    assert!(kinds.len() >= 12, "{kinds:?}");
+    assert!(kinds.len() >= 13, "{kinds:?}");
 }
 
 /// The rules of the rendered Role of the mirror, each as `verb group/resource/name`.
@@ -378,6 +385,7 @@ fn path(object: &Value) -> String {
     let kind = object["kind"].as_str().unwrap();
     let plural = match kind {
         "FlowSchema" => "flowschemas".to_owned(),
+        "NetworkPolicy" => "networkpolicies".to_owned(),
         kind => format!("{}s", kind.to_lowercase()),
     };
     match object["metadata"]["namespace"].as_str() {
@@ -388,7 +396,7 @@ fn path(object: &Value) -> String {
 
 async fn taken() {
     let mut options = Options::on_loopback();
-    options.flags.push("--runtime-config=batch/v1=true".into());
+    options.flags.push("--runtime-config=batch/v1=true,networking.k8s.io/v1=true".into());
     let server = ApiServer::start(options).await.unwrap();
     println!("kube-apiserver {}", server.version());
     let post = async |object: &Value, query: &str| {

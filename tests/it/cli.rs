@@ -135,7 +135,7 @@ async fn configuration() {
     check("mirror:\n  segment: 4MiB\n", 0, "").await;
     check("mirror:\n  segmnt: 4MiB\n", 2, "peili.yaml:2:3").await;
     check("mirror:\n  segment: 1GiB\n", 2, "64KiB to 64MiB").await;
-    check("registry:\n  listen: [0.0.0.0:5000]\n", 2, "allow-wide").await;
+    check("registry:\n  listen: [0.0.0.0:5000]\n", 2, "registry.clients").await;
     check("mirror: [", 2, "peili.yaml").await;
     let output = peili(&["run", "--config", file]).await;
     assert_eq!(output.status.code(), Some(2), "a wrong file ends the start too");

@@ -263,7 +263,7 @@ async fn rules() {
         plan.merge(&json!({
             "network": {"cluster-key": [key], "dns": ["peers.peili.svc:5001"]},
             "kubernetes": {"service": format!("{}:6443", server.address()), "credentials": credentials},
-            "admin": {"listen": ["0.0.0.0:5003"], "allow-wide": true},
+            "admin": {"listen": ["0.0.0.0:5003"], "clients": "all"},
         }));
         plan.set_resolver(dns.address()).unwrap();
         plans.push(plan);

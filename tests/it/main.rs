@@ -19,6 +19,7 @@ use peili_lab::{Requirement, require};
 mod admission;
 mod chart;
 mod cli;
+mod clients;
 mod cluster;
 mod configmap;
 mod configure;
@@ -152,6 +153,7 @@ fn main() -> ExitCode {
     cases.extend(chart::cases());
     cases.extend(least::cases());
     cases.extend(cli::cases());
+    cases.extend(clients::cases());
     cases.extend(configmap::cases());
     cases.extend(configure::cases());
     cases.extend(coordination::cases());

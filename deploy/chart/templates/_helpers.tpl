@@ -85,7 +85,7 @@ labels:
 {{- fail (printf "rbac.lease=none with election.backend=%s, which asks the API server: say election.backend=gossip" $values.election.backend) -}}
 {{- end -}}
 {{- if and $values.podMonitor.enabled (not $values.metrics.expose) -}}
-{{- fail "podMonitor.enabled: metrics are on the node's loopback, where Prometheus does not reach them. Say metrics.expose=true, and who may reach the admin port by a firewall" -}}
+{{- fail "podMonitor.enabled: metrics are for the node alone, and Prometheus does not reach them. Say metrics.expose=true, and who may reach the admin port by a firewall or a policy" -}}
 {{- end -}}
 {{- if and $values.prometheusRule.enabled (not $values.metrics.expose) -}}
 {{- fail "prometheusRule.enabled: without metrics that Prometheus reaches its alert PeiliAbsent would never end. Say metrics.expose=true" -}}
@@ -96,11 +96,20 @@ labels:
 {{- if and $values.runtime.configure (not (hasPrefix (printf "%s/" $values.runtime.configFolder) $values.runtime.hostsFolder)) -}}
 {{- fail (printf "runtime.hostsFolder is %s, outside of runtime.configFolder %s, in which alone `configure` writes: name a folder that holds both, or say runtime.configure=false" $values.runtime.hostsFolder $values.runtime.configFolder) -}}
 {{- end -}}
-{{- range $key, $value := dict "admin.listen" "ports.admin and metrics.expose" "registry.listen" "ports.registry" "network.listen" "ports.control" "transfer.listen" "ports.peer" "node.data-dir" "dataFolder" "upstream.hosts-dirs" "runtime.hostsFolder" "store.socket" "runtime.socket" "store.content-root" "runtime.contentRoot" "election.backend" "election.backend" -}}
+{{- range $key, $value := dict "admin.listen" "ports.admin, metrics.expose and networkMode" "admin.clients" "metrics.expose and networkMode" "registry.listen" "ports.registry and networkMode" "registry.clients" "networkMode" "network.listen" "ports.control" "transfer.listen" "ports.peer" "node.data-dir" "dataFolder" "upstream.hosts-dirs" "runtime.hostsFolder" "store.socket" "runtime.socket" "store.content-root" "runtime.contentRoot" "election.backend" "election.backend" -}}
 {{- $path := splitList "." $key -}}
 {{- if hasKey (get $values.config (first $path) | default dict) (last $path) -}}
 {{- fail (printf "config.%s: the chart sets it, and what else goes by it: say %s" $key $value) -}}
 {{- end -}}
+{{- end -}}
+{{- if and (eq $values.networkMode "pod") $values.ciliumHostFirewall.enabled -}}
+{{- fail "ciliumHostFirewall.enabled with networkMode=pod: its rules are about nodes. Say networkPolicy.kind=cilium" -}}
+{{- end -}}
+{{- if and (eq $values.networkMode "host") (ne $values.networkPolicy.kind "none") -}}
+{{- fail (printf "networkPolicy.kind=%s with networkMode=host: no such policy counts for pods with host networking. Say ciliumHostFirewall.enabled=true, or open the ports in the nodes' firewall" $values.networkPolicy.kind) -}}
+{{- end -}}
+{{- if and (ge (int $values.ports.registry) 30000) (le (int $values.ports.registry) 32767) -}}
+{{- fail (printf "ports.registry=%d is a NodePort (30000 to 32767), which kube-proxy may take: choose another" (int $values.ports.registry)) -}}
 {{- end -}}
 {{- $ports := list -}}
 {{- range $port := $values.ports -}}
@@ -125,12 +134,14 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* What each pod of a node is: host networking, root, no more rights than that. */}}
+{{/* What each pod is: in which network, root, no more rights than that. */}}
 {{- define "peili.pod" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
+{{- if eq .Values.networkMode "host" }}
 hostNetwork: true
 dnsPolicy: ClusterFirstWithHostNet
+{{- end }}
 {{- with .Values.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}

@@ -13,6 +13,7 @@ const PROBLEMS: usize = 16;
 pub(super) fn judge(facts: &Facts, found: &mut Found) {
     names(facts, found);
     mirror(facts, found);
+    host_port(facts, found);
 }
 
 /// One verdict for all names: they are asked of the same servers.
@@ -103,6 +104,21 @@ fn mirror(facts: &Facts, found: &mut Found) {
         let fix = "see what is wrong with the runtime; `peili status` shows when it is over";
         found.say(Verdict::new(Code::MirrorStore, Confidence::High, fix).seen(reason.as_str()));
     }
+}
+
+/// A hostPort with `hostIP: 127.0.0.1` is for the node's own processes, where the network plugin heeds that.
+fn host_port(facts: &Facts, found: &mut Found) {
+    let Some((address, answers)) = facts.host_port else { return };
+    if !answers {
+        return found.note(format!("registry: not reached at {address}, as it should be"));
+    }
+    let fix = format!(
+        "use a network plugin that heeds `hostIP` of a hostPort, keep port {} of the nodes closed by their firewall, or use host networking \
+         (`networkMode: host` of the chart)",
+        address.port()
+    );
+    let verdict = Verdict::new(Code::RegistryWide, Confidence::High, fix);
+    found.say(verdict.seen(format!("Peili answers at {address}")).or("the hostPort has no `hostIP: 127.0.0.1`"));
 }
 
 /// Members hear of each other by the control plane; content comes by another port. One that is not reached may be on its way down.

@@ -93,6 +93,7 @@ fn well() -> Facts {
         }),
         mirror: Err("nothing listens".into()),
         peer_ports: Vec::new(),
+        host_port: None,
     }
 }
 
@@ -467,6 +468,16 @@ const ROWS: &[Row] = &[
             mirror(f, |s| s.election.mode = "lease".into());
             f.peer_ports = vec![("a".into(), Err("x".into())), ("b".into(), Ok(()))];
         },
+        &[],
+    ),
+    (
+        "the hostPort is open to others",
+        |f| f.host_port = Some(("10.0.0.1:5000".parse().unwrap(), true)),
+        &[Code::RegistryWide],
+    ),
+    (
+        "the hostPort is for the node alone",
+        |f| f.host_port = Some(("10.0.0.1:5000".parse().unwrap(), false)),
         &[],
     ),
     (
