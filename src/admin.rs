@@ -36,7 +36,7 @@ pub use explain::{
     yield_role,
 };
 pub use render::{render, render_election, render_explained, render_peer, render_pull};
-pub use status::{Diagnosis, Node, Served, Status, Store, StoreHealth, Upstream, Verdict};
+pub use status::{AskedRegistry, Diagnosis, Node, Served, Status, Store, StoreHealth, Upstream, Verdict};
 
 /// The setting that names the addresses, as messages name it.
 const LISTEN: &str = "admin.listen";

@@ -317,6 +317,7 @@ impl App {
             coordinator,
             diagnosing,
             upstreams: upstreams.clone(),
+            prober: Arc::clone(&prober),
             gate: Arc::clone(&gate),
             problems: Arc::clone(&problems),
         };

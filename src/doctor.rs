@@ -43,6 +43,8 @@ pub struct Subject {
     pub cluster: cluster::Config,
     /// `election`
     pub election: election::Config,
+    /// `upstream.hosts-dirs`
+    pub hosts: Vec<PathBuf>,
     /// `network.dns`
     pub dns: Vec<String>,
     /// `store`
@@ -98,6 +100,7 @@ impl Subject {
             host_port: host_port(&config.registry),
             cluster: config.kubernetes,
             election: config.election,
+            hosts: config.upstream.hosts_dirs,
             dns: config.network.dns,
             store: config.store,
             node: config.node.name,

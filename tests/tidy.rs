@@ -42,8 +42,8 @@ const GRAPH: &[(&str, &[&str])] = &[
         "mirror", "registry", "admin", "listener", "watchdog", "telemetry", "pull",
     ]),
     // Looks at what the others do; `oci` for digests. Only a task of its own in `app` stands on it, which nothing waits for.
-    // `registry` and `listener` for who may connect to it.
-    ("doctor", &["oci", "store", "network", "election", "cluster", "admin", "config", "configure", "registry", "listener"]),
+    // `registry` and `listener` for who may connect to it, `upstream` for the ports of registries.
+    ("doctor", &["oci", "store", "network", "election", "cluster", "admin", "config", "configure", "registry", "listener", "upstream"]),
     // The only one that names adapters.
     ("app", &[
         "oci", "store", "network", "transfer", "upstream", "trust", "policy", "election", "cluster",

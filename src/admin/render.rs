@@ -133,6 +133,16 @@ fn heading(page: &mut Page, status: &Status, now: u64) {
     if let Some(election) = election::line(&status.election) {
         page.line("Election ", &election);
     }
+    let silent: Vec<&str> = status
+        .registries
+        .iter()
+        .filter(|registry| !registry.answers)
+        .map(|registry| registry.name.as_str())
+        .collect();
+    if !silent.is_empty() {
+        let all = status.registries.len();
+        page.line("Registry ", &format!("{} of {all} asked lately do not answer: {}", silent.len(), silent.join(", ")));
+    }
     for (index, upstream) in status.upstreams.iter().enumerate() {
         let health = match upstream.health {
             Health::Unknown => "not asked yet",

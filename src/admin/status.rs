@@ -28,6 +28,8 @@ pub struct Status {
     pub election: election::Status,
     /// The upstreams of the configuration, in their order.
     pub upstreams: Vec<Upstream>,
+    /// Registries whose tags were asked for lately, and whether they answer this node; the latest first.
+    pub registries: Vec<AskedRegistry>,
     /// What it gave, and where that came from.
     pub served: Served,
     /// What this node found when it last looked why its elections are degraded.
@@ -96,6 +98,16 @@ pub struct Upstream {
     pub health: oci::Health,
     /// Milliseconds from a request to the head of its answer, smoothed.
     pub latency_millis: Option<u64>,
+}
+
+/// A registry of the runtime's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AskedRegistry {
+    /// Its host, as images name it.
+    pub name: String,
+    /// Whether one of the hosts that stand for it answered the last probe.
+    pub answers: bool,
 }
 
 /// What a node found when it looked for what is wrong, as `peili doctor` does.

@@ -92,6 +92,10 @@ fn sample() -> Status {
             health: crate::oci::Health::Healthy,
             latency_millis: Some(12),
         }],
+        registries: vec![
+            AskedRegistry { name: "r.io".into(), answers: false },
+            AskedRegistry { name: "docker.io".into(), answers: true },
+        ],
         served: Served {
             local: Amount { requests: 10, bytes: 1 << 20 },
             from_peers: Amount { requests: 4, bytes: 3 << 30 },
@@ -122,6 +126,7 @@ fn status_for_people() {
     Admits   members of cluster default by key 0123456789abcdef; own certificate good for 12h
     Policies allow-list (registry) (monitored only): allows 2 globs
     Election gossip; introducers: worker-2
+    Registry 1 of 2 asked lately do not answer: r.io
     Upstream corp: healthy, 12 ms
 
     Problems

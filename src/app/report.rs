@@ -16,10 +16,15 @@ use crate::store::{Health, Watcher};
 use crate::telemetry::Causes;
 use crate::trust::PinnedTrust;
 use crate::upstream::named::Named;
+use crate::upstream::probe::Prober;
 use crate::upstream::{self, Upstreams as _};
 
 use super::diagnosing::Diagnosing;
 use super::zone::Zone;
+
+/// Registries that `/status` names, and for how long after they were asked for.
+const REGISTRIES: usize = 16;
+const ASKED: Duration = Duration::from_secs(600);
 
 /// For so long `/status` names who was turned away by the registry.
 const STRANGERS: Duration = Duration::from_secs(600);
@@ -49,6 +54,7 @@ pub(super) struct Report {
     pub(super) coordinator: Option<Arc<Coordinator>>,
     pub(super) diagnosing: Arc<Diagnosing>,
     pub(super) upstreams: Named,
+    pub(super) prober: Arc<Prober>,
     pub(super) gate: Arc<PinnedTrust>,
     pub(super) problems: Arc<Problems>,
 }
@@ -110,6 +116,12 @@ impl Report {
             network,
             policies: self.policies.loaded(),
             election: self.election.status(),
+            registries: self
+                .prober
+                .asked(ASKED, REGISTRIES)
+                .into_iter()
+                .map(|(registry, answers)| admin::AskedRegistry { name: registry.to_string(), answers })
+                .collect(),
             upstreams: known.iter().map(upstream_status).collect(),
             served: admin::Served::new(&self.served.served(), Amount { requests, bytes }),
             diagnosis: self.diagnosing.status(),

@@ -115,6 +115,7 @@ codes! {
     RegistryUnreadable "registry-unreadable" Problem "containerd's configuration cannot be read"
     RegistryWide "registry-port-wide" Warning "the registry's hostPort is open at the node's address too: only where connections come from keeps others out"
     LayersDiscarded "layers-discarded" Warning "containerd forgets layers once they are unpacked, so that this node has none to give"
+    RegistriesSilent "registries-silent" Warning "none of the registries that pulls asked for lately answers this node, so that peers are asked about their tags"
     MirrorAlone "mirror-alone" Warning "the mirror that runs here knows no other member"
     PeerPort "peer-port-unreachable" Warning "members are known, and none of those that were tried is reached at its peer port"
     MirrorStore "mirror-store" Problem "the mirror that runs here cannot follow its store"

@@ -36,6 +36,8 @@ pub struct Facts {
     pub names: Vec<(String, Result<usize, Unresolved>)>,
     /// A name that each cluster's DNS knows, where there are names to be compared with.
     pub cluster_name: Option<Result<usize, Unresolved>>,
+    /// Ports of the registries' hosts that the runtime is configured with.
+    pub registries: Vec<u16>,
     /// The runtime of this node; `None`: the store is no containerd.
     pub runtime: Option<Runtime>,
     /// What the mirror that runs here says of itself; an error: why there is none.

@@ -17,6 +17,7 @@ use super::place::Place;
 use super::{Subject, Told};
 use crate::network::swarm::{Unresolved, resolve};
 use crate::network::{MemberState, PeerStatus};
+use crate::upstream::hosts;
 use crate::{admin, cluster};
 
 /// For one probe.
@@ -63,12 +64,14 @@ pub(super) async fn look(subject: &Subject) -> Facts {
         };
         (status, ports)
     };
+    let hosts = subject.hosts.clone();
+    let registries = timeout(LIMIT, spawn_blocking(move || hosts::ports(&hosts)));
     let host_port = async {
         let address = subject.host_port?;
         Some((address, timeout(LIMIT, is_peili(address)).await.is_ok_and(|answer| answer)))
     };
-    let ((namespace, reaches, answers), (names, cluster_name), runtime, (mirror, peer_ports), host_port) =
-        tokio::join!(asked, names(&subject.dns), node::runtime(subject), members, host_port);
+    let ((namespace, reaches, answers), (names, cluster_name), runtime, (mirror, peer_ports), host_port, registries) =
+        tokio::join!(asked, names(&subject.dns), node::runtime(subject), members, host_port, registries);
     let report = runtime.as_ref().and_then(|runtime| runtime.report.as_deref().ok().cloned());
     let root = subject.configure.as_ref().map_or_else(|| "/".into(), |options| options.root.clone());
     let labels = subject.pod_labels.clone();
@@ -90,6 +93,7 @@ pub(super) async fn look(subject: &Subject) -> Facts {
         answers,
         names,
         cluster_name,
+        registries: registries.ok().and_then(Result::ok).unwrap_or_default(),
         runtime,
         mirror,
         peer_ports,

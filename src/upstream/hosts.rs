@@ -9,11 +9,14 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use reqwest::Url;
 
 use crate::oci::Registry;
 
@@ -23,6 +26,8 @@ pub use parse::{document, line};
 const FILE_LIMIT: u64 = 1 << 20;
 /// Hosts in one `hosts.toml`. containerd has no limit; a pull asks them one after the other.
 const HOST_LIMIT: usize = 100;
+/// Registries whose ports are looked for.
+const REGISTRY_LIMIT: usize = 256;
 /// Files in a folder of certificates that are looked at.
 const FOLDER_LIMIT: usize = 10_000;
 
@@ -82,6 +87,23 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+}
+
+/// TCP ports of the hosts that are configured in `dirs` for any registry, each once; of [`REGISTRY_LIMIT`] registries at most. What cannot be
+/// read is left out.
+pub fn ports(dirs: &[PathBuf]) -> Vec<u16> {
+    let folders = dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten().take(REGISTRY_LIMIT);
+    let registry = |folder: fs::DirEntry| {
+        let name = folder.file_name().into_string().ok()?;
+        // `host_port_`, as containerd has it too.
+        let with_port = name.strip_suffix('_').and_then(|name| name.rsplit_once('_'));
+        with_port.map_or(name.clone(), |(host, port)| format!("{host}:{port}")).parse::<Registry>().ok()
+    };
+    let names = folders.filter_map(registry);
+    let hosts = names.flat_map(|registry| load(dirs, &registry).unwrap_or_default());
+    let port = |host: Host| Url::parse(&host.url).ok()?.port_or_known_default();
+    let ports: BTreeSet<u16> = hosts.filter_map(port).collect();
+    ports.into_iter().collect()
 }
 
 /// The hosts that a pull from `registry` asks, in order. `dirs` are the folders of `config_path`.

@@ -79,6 +79,18 @@ impl Prober {
         self.shared.origins.clear();
     }
 
+    /// The registries that were asked for in the last `recent`, with what their last probe found, the latest first; at most `limit`.
+    pub fn asked(&self, recent: Duration, limit: usize) -> Vec<(Registry, bool)> {
+        let entries = lock(&self.shared.entries);
+        let known = entries.iter().filter_map(|(registry, entry)| {
+            let (answers, _) = (*entry.answer.borrow())?;
+            (entry.used.elapsed() < recent).then(|| (entry.used, registry.clone(), answers))
+        });
+        let mut known: Vec<_> = known.collect();
+        known.sort_by(|one, other| other.0.cmp(&one.0));
+        known.into_iter().take(limit).map(|(_, registry, answers)| (registry, answers)).collect()
+    }
+
     fn config(&self) -> Config {
         lock(&self.shared.config).clone()
     }

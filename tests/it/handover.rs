@@ -41,7 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("handover::a_leader_makes_room_for_another_policy_and_for_no_fault", &needs, made)
             .within(long)
             // A ranking that takes too long is one that failed, and others compile policies.
-            .timed(),
+            .alone(),
     ]
 }
 

@@ -173,8 +173,10 @@ impl Fleet {
                 broken.insert("content");
             }
             let place = &self.network.nodes[number];
-            // As the runtime of this node would pull from it.
-            if !reaches(&place.namespace, self.origin) {
+            // While it answers, its tags are left to it.
+            let path = format!("/v2/library/unknown/manifests/1?ns={}", self.origin);
+            let is_left = node.fetch(&path).await.unwrap().text().contains("tag-upstream");
+            if !is_left || !reaches(&place.namespace, self.origin) {
                 broken.insert("registry");
             }
             let outside = &self.network.nodes[OUTSIDE].namespace;
@@ -249,6 +251,10 @@ async fn rules() {
     assert_eq!(policy["spec"]["enableDefaultDeny"], json!({"ingress": true, "egress": true}));
     let rules = rules_of(&policy, &network);
 
+    let hosts = scratch.path().join("hosts");
+    let of_origin = hosts.join(origin.address().to_string());
+    std::fs::create_dir_all(&of_origin).unwrap();
+    std::fs::write(of_origin.join("hosts.toml"), format!("server = \"http://{}\"\n", origin.address())).unwrap();
     let key = scratch.path().join("cluster.key");
     std::fs::write(&key, "a key of the cluster for tests, 32 bytes at least").unwrap();
     let (mut plans, mut images) = (Vec::new(), Vec::new());
@@ -264,6 +270,7 @@ async fn rules() {
             "network": {"cluster-key": [key], "dns": ["peers.peili.svc:5001"]},
             "kubernetes": {"service": format!("{}:6443", server.address()), "credentials": credentials},
             "admin": {"listen": ["0.0.0.0:5003"], "clients": "all"},
+            "upstream": {"hosts-dirs": [hosts], "cache": "2s"},
         }));
         plan.set_resolver(dns.address()).unwrap();
         plans.push(plan);
@@ -277,7 +284,7 @@ async fn rules() {
     let fleet = Fleet { nodes, images, network, origin: origin.address() };
     fleet.comes_to("with all rules", &[]).await;
 
-    // What breaks (who sees no other member has the mode `alone`), and what doctor says on the nodes, which cannot know what others do not reach here.
+    // What breaks (who sees no other member has the mode `alone`), and what doctor says on the nodes, which cannot know that Prometheus does not reach them.
     let expected: [(&str, &[&str], &[&str]); 9] = [
         ("ingress remote-node 5001/tcp", &["members", "content", "lease"], &["mirror-alone"]),
         ("ingress remote-node 5002/tcp", &["content"], &["peer-port-unreachable"]),
@@ -287,7 +294,7 @@ async fn rules() {
         ("egress kube-apiserver", &["lease"], &["api-unreachable"]),
         ("egress kube-dns 53/udp", &["names"], &["dns-silent"]),
         ("egress kube-dns 53/tcp", &["names"], &["dns-failing"]),
-        ("egress registries", &["registry"], &[]),
+        ("egress registries", &["registry"], &["registries-silent"]),
     ];
     let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
     assert_eq!(names, expected.map(|(name, _, _)| name));

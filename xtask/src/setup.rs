@@ -2,8 +2,8 @@
 //!
 //! Programs that exist in this machine's package archive are installed. containerds go into the tool cache instead: all
 //! three generations are wanted side by side, and none of them as a service. They are Go programs, so those of other
-//! Debian suites run here. The Kubernetes API server goes there too ([`kubernetes`]), Helm
-//! ([`helm`]) and Prometheus ([`prometheus`]).
+//! Debian suites run here. Kubernetes goes there too ([`kubernetes`]), Helm and kube-router
+//! ([`modules`]) and Prometheus ([`prometheus`]).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,8 @@ use self::archive::Archive;
 use crate::{cargo, target};
 
 mod archive;
-mod helm;
 mod kubernetes;
+mod modules;
 mod prometheus;
 
 /// A package, the program by which it is recognised, and what it is for.
@@ -42,7 +42,7 @@ const BUILD: [Package; 2] = [
     Package { name: "build-essential", program: "cc", reason: "the build compiles the cryptography library" },
 ];
 
-const TESTS: [Package; 10] = [
+const TESTS: [Package; 11] = [
     Package {
         name: "iproute2",
         program: "ip",
@@ -57,6 +57,7 @@ const TESTS: [Package; 10] = [
         reason: "integration tests pull with a client that sends no `ns`",
     },
     Package { name: "dnsmasq-base", program: "dnsmasq", reason: "names of Services in the cluster" },
+    Package { name: "ipset", program: "ipset", reason: "kube-router keeps addresses of pods in sets of the kernel" },
     Package { name: "jq", program: "jq", reason: "the cluster's scripts read the API's answers" },
     Package { name: "curl", program: "curl", reason: "the cluster's scripts ask over HTTP" },
     Package { name: "openssl", program: "openssl", reason: "the cluster's certificates" },
@@ -97,7 +98,7 @@ pub(crate) fn install() -> Result<()> {
         }
     }
     kubernetes::install();
-    helm::install();
+    modules::install(&[modules::HELM, modules::KUBE_ROUTER]);
     prometheus::install();
     components();
     Ok(())
@@ -118,7 +119,7 @@ pub(crate) fn install_for_policies() {
 
 /// Installs what rendering the chart needs.
 pub(crate) fn install_for_chart() {
-    helm::install();
+    modules::install(&[modules::HELM]);
 }
 
 /// Whether policies can be built.

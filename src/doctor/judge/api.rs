@@ -310,7 +310,13 @@ fn let_through(facts: &Facts) -> String {
 /// Only where they count.
 fn policies(facts: &Facts, ports: &Ports) -> Vec<fix::Manifest> {
     match (&facts.namespace, facts.place.network) {
-        (Ok(namespace), Network::Pod) => fix::policies(namespace, &facts.place, ports),
+        (Ok(namespace), Network::Pod) => {
+            let mut ports = ports.clone();
+            ports.out.extend(&facts.registries);
+            ports.out.sort_unstable();
+            ports.out.dedup();
+            fix::policies(namespace, &facts.place, &ports)
+        }
         _ => Vec::new(),
     }
 }

@@ -4,7 +4,7 @@ use super::super::Verdict;
 use super::super::code::{Code, Confidence};
 use super::super::facts::Facts;
 use super::Found;
-use crate::admin::StoreHealth;
+use crate::admin::{AskedRegistry, StoreHealth};
 use crate::network::swarm::Unresolved;
 
 /// Of those that the mirror names: it may be another program that answers.
@@ -97,6 +97,7 @@ fn mirror(facts: &Facts, found: &mut Found) {
         );
     }
     peer_ports(facts, found);
+    registries(&status.registries, found);
     let is_explained = facts.runtime.as_ref().is_some_and(|runtime| runtime.version.is_err());
     if let StoreHealth::Degraded { reason } = &status.store.health
         && !is_explained
@@ -119,6 +120,29 @@ fn host_port(facts: &Facts, found: &mut Found) {
     );
     let verdict = Verdict::new(Code::RegistryWide, Confidence::High, fix);
     found.say(verdict.seen(format!("Peili answers at {address}")).or("the hostPort has no `hostIP: 127.0.0.1`"));
+}
+
+/// One that is down is its own matter; that all are is this node's, or the cluster's.
+fn registries(asked: &[AskedRegistry], found: &mut Found) {
+    let names = |answers: bool| -> Vec<&str> {
+        asked.iter().filter(|one| one.answers == answers).map(|one| one.name.as_str()).collect()
+    };
+    let (answer, silent) = (names(true), names(false));
+    if silent.is_empty() {
+        return;
+    }
+    if !answer.is_empty() {
+        return found.note(format!("registries: {} answer, {} do not", answer.join(", "), silent.join(", ")));
+    }
+    let fix = "let this node reach its registries (egress of policies and firewalls, DNS, `HTTPS_PROXY`); where there is to be no way to them, \
+               say so: `mirror.tags-peers-first`";
+    let verdict = Verdict::new(Code::RegistriesSilent, Confidence::Medium, fix);
+    found.say(
+        verdict
+            .seen(silent.join(", "))
+            .or("a policy or a firewall lets nothing through to registries")
+            .or("the registries are down, or fail with 5xx or 429"),
+    );
 }
 
 /// Members hear of each other by the control plane; content comes by another port. One that is not reached may be on its way down.

@@ -13,7 +13,7 @@ use super::super::facts::{
 use super::super::place::{Cni, Inside, Network, Place};
 use super::super::{CAUSES, Ports};
 use super::judge;
-use crate::admin::{Status, StoreHealth};
+use crate::admin::{AskedRegistry, Status, StoreHealth};
 use crate::cluster::{
     Account, Cause, Fault, Handshake, Kind, Obstacle, Origin, Reach, Refusal, Right, Write,
 };
@@ -92,6 +92,7 @@ fn well() -> Facts {
             missing: Vec::new(),
         }),
         mirror: Err("nothing listens".into()),
+        registries: Vec::new(),
         peer_ports: Vec::new(),
         host_port: None,
     }
@@ -142,6 +143,10 @@ fn finds(facts: &mut Facts, code: configure::Code) {
     let report = runtime(facts).report.as_mut().unwrap();
     report.ready = !code.stops();
     report.findings.push(finding);
+}
+
+fn asked(name: &str, answers: bool) -> AskedRegistry {
+    AskedRegistry { name: name.into(), answers }
 }
 
 fn mirror(facts: &mut Facts, change: fn(&mut Status)) {
@@ -468,6 +473,16 @@ const ROWS: &[Row] = &[
             mirror(f, |s| s.election.mode = "lease".into());
             f.peer_ports = vec![("a".into(), Err("x".into())), ("b".into(), Ok(()))];
         },
+        &[],
+    ),
+    (
+        "no registry answers",
+        |f| mirror(f, |s| s.registries = vec![asked("a.test", false), asked("b.test", false)]),
+        &[Code::RegistriesSilent],
+    ),
+    (
+        "one registry does not answer",
+        |f| mirror(f, |s| s.registries = vec![asked("a.test", false), asked("b.test", true)]),
         &[],
     ),
     (
