@@ -52,7 +52,7 @@ pub struct Overloaded;
 pub struct Limits {
     /// Who they are.
     pub admission: Admission,
-    /// Connections at once. [`OVERLOADED`] more are answered as [`Overloaded`]; beyond those they are closed as they
+    /// Connections at once, half of them at most of others than this node. [`OVERLOADED`] more are answered as [`Overloaded`]; beyond those they are closed as they
     /// come, which is quicker for a client than to wait.
     pub connections: usize,
     /// A request's head must be complete this long after its connection, or the answer before, is through. Also
@@ -93,6 +93,7 @@ impl Server {
         let stop = CancellationToken::new();
         let slots = Arc::new(Semaphore::new(limits.connections));
         let overloaded = Arc::new(Semaphore::new(OVERLOADED));
+        let others = Arc::new(Semaphore::new((limits.connections / 2).max(1)));
         let limits = Arc::new(limits);
         let addresses = sockets.addresses();
         let mut loops = JoinSet::new();
@@ -101,6 +102,7 @@ impl Server {
                 name,
                 slots: Arc::clone(&slots),
                 overloaded: Arc::clone(&overloaded),
+                others: Arc::clone(&others),
                 limits: Arc::clone(&limits),
                 handler: Arc::clone(handler),
                 stop: stop.clone(),

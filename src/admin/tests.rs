@@ -173,6 +173,7 @@ fn status_on_a_narrow_terminal() {
     Policies allow-list (registry) (monitored only):
              allows 2 globs
     Election gossip; introducers: worker-2
+    Registry 1 of 2 asked lately do not answer: r.io
     Upstream corp: healthy, 12 ms
 
     Problems

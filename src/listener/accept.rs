@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::clients::Client;
 use super::{Handler, Limits, connection};
 use crate::watchdog::{BEAT, Heart};
 
@@ -26,6 +27,8 @@ pub(super) struct Accept {
     pub(super) name: &'static str,
     pub(super) slots: Arc<Semaphore>,
     pub(super) overloaded: Arc<Semaphore>,
+    /// The share of those who are not this node.
+    pub(super) others: Arc<Semaphore>,
     pub(super) limits: Arc<Limits>,
     pub(super) handler: Handler,
     pub(super) stop: CancellationToken,
@@ -58,11 +61,11 @@ impl Accept {
                 accepted = listener.accept() => accepted,
             };
             let problem = match accepted {
-                Ok((stream, from)) if self.limits.admission.admits(from.ip(), self.name) => {
-                    self.take(stream, &mut connections)
-                }
-                // Dropped: closed.
-                Ok(_) => continue,
+                Ok((stream, from)) => match self.limits.admission.admits(from.ip(), self.name) {
+                    Some(client) => self.take(stream, client, &mut connections),
+                    // Dropped: closed.
+                    None => continue,
+                },
                 Err(error) => refuse(&error, &listener, &mut self.spare).await,
             };
             self.report(&mut trouble, problem);
@@ -71,7 +74,18 @@ impl Accept {
         while connections.join_next().await.is_some() {}
     }
 
-    fn take(&self, stream: TcpStream, connections: &mut JoinSet<()>) -> Option<&'static str> {
+    fn take(
+        &self,
+        stream: TcpStream,
+        client: Client,
+        connections: &mut JoinSet<()>,
+    ) -> Option<&'static str> {
+        // Whatever others do, this node's own come in: probes above all.
+        let share = match client {
+            Client::Own => None,
+            Client::Other => Some(Arc::clone(&self.others).try_acquire_owned()),
+        };
+        let Ok(share) = share.transpose() else { return Some(TOO_MANY) };
         let slot = Arc::clone(&self.slots).try_acquire_owned();
         let overloaded = slot.is_err();
         let Ok(slot) = slot.or_else(|_| Arc::clone(&self.overloaded).try_acquire_owned()) else {
@@ -81,7 +95,7 @@ impl Accept {
             (Arc::clone(&self.limits), Arc::clone(&self.handler), self.stop.clone());
         connections.spawn(async move {
             connection::serve(stream, &limits, handler, &stop, overloaded).await;
-            drop(slot);
+            drop((slot, share));
         });
         overloaded.then_some(TOO_MANY)
     }

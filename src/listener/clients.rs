@@ -46,6 +46,15 @@ struct Inner {
     strangers: Mutex<Strangers>,
 }
 
+/// Whom a connection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Client {
+    /// This node.
+    Own,
+    /// Another who may.
+    Other,
+}
+
 /// Who was turned away, and when that was logged.
 #[derive(Clone, Copy, Debug, Default)]
 struct Strangers {
@@ -76,7 +85,8 @@ impl Clients {
 
     /// Reads the routes of this network and `HOST_IP` where it needs them: those of a pod do not change. `refused` counts whom it turns away.
     pub fn admission(self, refused: Counter) -> Admission {
-        let node = if self == Self::Node { node() } else { Vec::new() };
+        // Those of a pod's node have a share of their own where all may come: kubelet's probes do.
+        let node = if self == Self::Loopback { Vec::new() } else { node() };
         if self == Self::Node {
             tracing::info!(?node, "addresses of this node, whose connections are taken beside those of loopback");
         }
@@ -85,16 +95,16 @@ impl Clients {
 }
 
 impl Admission {
-    /// Whether a connection from `from` is taken; one that is not is counted, and logged once a minute.
-    pub(super) fn admits(&self, from: IpAddr, server: &'static str) -> bool {
+    /// Who connects from `from`; `None`: nobody who may, which is counted, and logged once a minute.
+    pub(super) fn admits(&self, from: IpAddr, server: &'static str) -> Option<Client> {
         let from = from.to_canonical();
-        let is_taken = match self.0.clients {
-            Clients::All => true,
-            _ if from.is_loopback() => true,
-            Clients::Loopback => false,
-            Clients::Node => self.0.node.contains(&from),
+        let is_own = from.is_loopback() || self.0.node.contains(&from);
+        let client = match self.0.clients {
+            _ if is_own => Some(Client::Own),
+            Clients::All => Some(Client::Other),
+            _ => None,
         };
-        if !is_taken {
+        if client.is_none() {
             let now = Instant::now();
             let mut strangers = self.0.strangers.lock().unwrap_or_else(PoisonError::into_inner);
             self.0.refused.inc();
@@ -106,7 +116,7 @@ impl Admission {
                 tracing::warn!(server, %from, ?clients, all, "closed a connection that does not come from this node");
             }
         }
-        is_taken
+        client
     }
 
     /// Connections that were closed, and where the last one came from if it was in the last `recent`.
@@ -162,7 +172,8 @@ mod tests {
     use super::*;
 
     fn admission(clients: Clients, node: &[&str]) -> Admission {
-        let node = node.iter().map(|address| address.parse().unwrap()).collect();
+        let node = node.iter().filter(|_| clients != Clients::Loopback);
+        let node = node.map(|address| address.parse().unwrap()).collect();
         Admission(Arc::new(Inner { clients, node, refused: Counter::default(), strangers: Mutex::default() }))
     }
 
@@ -184,7 +195,7 @@ mod tests {
         for (from, expected) in cases {
             let admits = all.map(|clients| {
                 let admission = admission(clients, &["10.244.1.1", "192.168.0.7"]);
-                let admits = admission.admits(from.parse().unwrap(), "test");
+                let admits = admission.admits(from.parse().unwrap(), "test").is_some();
                 let (count, last) = admission.strangers(QUIET);
                 assert_eq!((count == 0, last.is_none()), (admits, admits), "{from}");
                 admits

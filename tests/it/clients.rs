@@ -19,6 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("clients::loopback_is_closed_to_neighbours", &needs, neighbours),
         Case::new("clients::a_pod_serves_its_node_alone", &needs, pod),
+        Case::new("clients::whoever_connects_probes_come_in", &needs, probes),
     ]
 }
 
@@ -119,4 +120,30 @@ async fn pod() {
         .await;
     let fix = found.verdict("registry-port-wide")["fix"].as_str().unwrap().to_owned();
     assert!(fix.contains(&format!("port {}", node.plan.ports.registry)), "{fix}");
+}
+
+/// Others hold all the connections that they get to an admin port that is open to them; the node's own probes are answered.
+async fn probes() {
+    let network = Network::new(2, Addresses::V4).unwrap();
+    let [here, other] = &network.nodes[..] else { unreachable!() };
+    let scratch = Scratch::new().unwrap();
+    layout(scratch.path(), &[]);
+    let store = format!("layout:{}", scratch.path().display());
+    let mut plan = Plan::in_namespace("here", &store, &here.namespace, here.address()).unwrap();
+    let admin = plan.ports.admin;
+    plan.merge(&json!({"admin": {"listen": [format!("0.0.0.0:{admin}")], "clients": "all"}}));
+    let node = plan.start().await.unwrap();
+    let address = SocketAddr::new(here.address(), admin);
+    assert!(http::get(Some(&other.namespace), address, "/metrics").await.is_ok(), "it is open to others");
+    let held = other.namespace.run(|| {
+        let connections = (0..300).map(|_| std::net::TcpStream::connect(address));
+        connections.collect::<Vec<_>>()
+    });
+    let held = held.unwrap();
+    assert!(held.iter().all(Result::is_ok));
+    for _ in 0..20 {
+        assert_eq!(node.admin("/livez").await.unwrap().status, 200);
+    }
+    assert!(http::get(Some(&other.namespace), address, "/metrics").await.is_err(), "others have no place left");
+    drop(held);
 }

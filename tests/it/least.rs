@@ -176,8 +176,12 @@ impl Fleet {
             // While it answers, its tags are left to it.
             let path = format!("/v2/library/unknown/manifests/1?ns={}", self.origin);
             let is_left = node.fetch(&path).await.unwrap().text().contains("tag-upstream");
-            if !is_left || !reaches(&place.namespace, self.origin) {
+            if !is_left {
                 broken.insert("registry");
+            }
+            // As the runtime of this node would pull from it.
+            if !reaches(&place.namespace, self.origin) {
+                broken.insert("pulls");
             }
             let outside = &self.network.nodes[OUTSIDE].namespace;
             let metrics = SocketAddr::new(place.address(), node.plan.ports.admin);
@@ -294,7 +298,7 @@ async fn rules() {
         ("egress kube-apiserver", &["lease"], &["api-unreachable"]),
         ("egress kube-dns 53/udp", &["names"], &["dns-silent"]),
         ("egress kube-dns 53/tcp", &["names"], &["dns-failing"]),
-        ("egress registries", &["registry"], &["registries-silent"]),
+        ("egress registries", &["pulls", "registry"], &["registries-silent"]),
     ];
     let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
     assert_eq!(names, expected.map(|(name, _, _)| name));
