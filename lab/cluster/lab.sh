@@ -22,7 +22,10 @@
 #   lab.sh block-pod N IP drop|reject   cut the API server off for one pod of a node's CNI bridge
 #   lab.sh blocked N             packets and bytes that those rules of node N have dropped
 #   lab.sh unblock N
+#   lab.sh link N down|up               take node N's interface down, with its routes, and up again
 #   lab.sh power-off N | power-on N     the whole node at once, as if its plug were pulled
+#   lab.sh hosts N                      write node N's hosts.toml anew, as its distribution would
+#   A manifest in $LAB/N/static is a static pod of node N: kubelet runs it without being told by an API server.
 #   lab.sh pause | resume        freeze and thaw the whole cluster (cgroup freezer)
 #   lab.sh memory                resident memory by program
 #
@@ -148,6 +151,7 @@ on() { # MACHINE CMD...
 }
 power_off() {
   local m=$1 p d
+  [ "$m" = cp ] || ip -n "$PREFIX-cp" link set "$m" down 2>/dev/null || true   # nobody hears its sockets end
   for p in "$(cat "$LAB/$m/pid" 2>/dev/null)" "$(cat "$LAB/$m/unshare.pid" 2>/dev/null)"; do
     [ -n "$p" ] && grep -qsF "$LAB" "/proc/$p/cmdline" "/proc/$p/environ" && kill -9 "$p" 2>/dev/null || true
   done
@@ -234,10 +238,17 @@ certificates() {
   for n in $(nodes); do cert "$n" "/O=system:nodes/CN=system:node:$n" "IP:$(ip_of "$n"),DNS:$n"; kubeconfig "$n"; done
 }
 
+hosts() { # MACHINE: images.lab is the registry on cp. Peili puts itself in front; containerd reads it at each pull.
+  local d=$LAB/$1/fs-etc-containerd/certs.d/images.lab
+  mkdir -p "$d"
+  # (containerd 1.6 and 1.7 throw away a file that has `server` and no [host] table.)
+  printf 'server = "http://%s"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' "$REG" "$REG" > "$d/hosts.toml"
+}
+
 # ---- configuration of a node ------------------------------------------------------------------------------------------
 configure_node() {
   local m=$1 i=${1#n} c=$LAB/$1/fs-etc-containerd
-  mkdir -p "$c/certs.d/images.lab" "$LAB/$m/fs-etc-cni/net.d"
+  mkdir -p "$c" "$LAB/$m/fs-etc-cni/net.d" "$LAB/$m/static"
   cat > "$c/config.toml" <<TOML
 version = 2
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
@@ -255,9 +266,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
       BinaryName = "$RUNC"
 TOML
-  # images.lab: the registry on cp. A test puts [host."http://127.0.0.1:PORT"] for a mirror on the node in front; containerd reads it at
-  # each pull. (containerd 1.6 and 1.7 throw away a file that has `server` and no [host] table.)
-  printf 'server = "http://%s"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' "$REG" "$REG" > "$c/certs.d/images.lab/hosts.toml"
+  hosts "$m"
   cat > "$LAB/$m/fs-etc-cni/net.d/10-lab.conflist" <<JSON
 {"cniVersion": "0.4.0", "name": "lab", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
@@ -278,6 +287,7 @@ enforceNodeAllocatable: [pods]
 failSwapOn: false
 nodeStatusUpdateFrequency: 4s
 nodeStatusReportFrequency: 1m
+staticPodPath: $LAB/$m/static
 syncFrequency: 10s   # kubelet 1.20 acts on a failed startup probe only at its next sync: one minute by default
 oomScoreAdj: 0
 resolvConf: /etc/resolv.conf
@@ -301,15 +311,18 @@ network() {
     ip -n "$PREFIX-$n" link set lo up
     ip -n "$PREFIX-$n" link add eth0 type veth peer name "$n" netns "$PREFIX-cp"
     ip -n "$PREFIX-$n" addr add "$(ip_of "$n")/24" dev eth0
-    ip -n "$PREFIX-$n" link set eth0 up
     ip -n "$PREFIX-cp" link set "$n" master br0 up
-    ip -n "$PREFIX-$n" route add default via "$API"
     ip -n "$PREFIX-$n" route add unreachable 169.254.0.0/16   # else kubelet waits 11 s for a cloud's metadata service
     ip -n "$PREFIX-cp" route add "$NET.$i.0/24" via "$(ip_of "$n")"
+    link "$n" up
   done
-  for n in $(nodes); do for i in $(nodes); do
-    [ "$n" = "$i" ] || ip -n "$PREFIX-$n" route add "$NET.${i#n}.0/24" via "$(ip_of "$i")"
-  done; done
+}
+link() { # MACHINE down|up: going down the kernel takes its routes away, and whoever manages the network sets them again
+  local i
+  ip -n "$PREFIX-$1" link set eth0 "$2"
+  [ "$2" = up ] || return 0
+  ip -n "$PREFIX-$1" route add default via "$API"
+  for i in $(nodes); do [ "$1" = "$i" ] || ip -n "$PREFIX-$1" route add "$NET.${i#n}.0/24" via "$(ip_of "$i")"; done
 }
 
 # ---- names: a stand-in for cluster DNS ------------------------------------------------------------------------------------
@@ -403,6 +416,7 @@ check() { # prints what is missing; 0 if nothing is
 # ---- the cluster ----------------------------------------------------------------------------------------------------------
 start_node() {
   boot "$1"
+  ip -n "$PREFIX-cp" link set "$1" up
   svc "$1" start containerd
   wait_for 20 "containerd on $1" on "$1" "$CONTAINERD_BIN/ctr" version
   svc "$1" start kubelet; svc "$1" start proxy
@@ -482,7 +496,7 @@ if [ "${1:-}" != __init ] && [ -f "$LAB/env" ]; then
   [ -O "$LAB/env" ] || die "$LAB/env is somebody else's"
   set -a; . "$LAB/env"; set +a; NODES=${LAB_NODES:-3}; PREFIX=${LAB_PREFIX:-pc}; NET=${LAB_NET:-10.97}; API=$NET.0.1; REG=$API:5000; fi
 case ${1:-} in
-  up|down|check|memory|image|load|blocked|unblock|svc|on|__init|__names) "$@" ;;
+  up|down|check|memory|image|load|blocked|unblock|link|hosts|svc|on|__init|__names) "$@" ;;
   block-service) rule_service "$2" ;;
   kubectl) shift; kc "$@" ;;
   pause) freeze FROZEN ;;

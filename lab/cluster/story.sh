@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Stories on a real cluster: lab.sh brings one up, the chart is deployed, each act is played on it, the chart is removed.
+#
+#   story.sh [seed] [faults]     these acts; both, if none is named
+#
+# seed: a mirror whose API server is taken away goes on, and says why; one whose probe waits for a leader is killed by kubelet.
+# faults: what else fails or comes late: an update, the API server, a node, its network, containerd, DNS, the Lease, the folder of hosts.
+#
+# Given by the environment:
+#   K8S_BIN CONTAINERD_BIN ...   as for lab.sh, with all of LAB_*
+#   IMAGE            OCI archive with Peili's image (`cargo xtask image` makes it)
+#   HELM, CHART      helm (default: from PATH), and the chart (default: deploy/chart of this project)
+#   PROMETHEUS       prometheus (default: from PATH): it scrapes by the chart's PodMonitor
+#   STORY_LOG        folder for logs, kept (default: none are kept unless a step fails; then it says where)
+#   STORY_VALUES     file with further values of the chart
+#   STORY_KEEP=      not empty: leave the cluster up
+#   SEED_HOLD=60     seconds for which the mirror has no API server, in each of the seed's two ways
+# Prints one line for each step, `ok STEP (SECONDS s): WHAT WAS SEEN`, and ends with 0 if all held; 1: `FAILED STEP: WHY`; 3: something
+# is missing, said in one line, and nothing was run.
+set -Eeuo pipefail
+ACTS=(seed faults); [ $# = 0 ] || ACTS=("$@")
+for act in "${ACTS[@]}"; do [[ $act =~ ^(seed|faults)$ ]] || { echo "no act $act: seed, faults"; exit 2; }; done
+. "$(dirname "$(readlink -f "$0")")/steps.sh"
+"$HERE/lab.sh" check || exit 3
+[ -f "${IMAGE:-}" ] || missing "IMAGE, an archive of Peili's image"
+command -v "$HELM" > /dev/null || missing helm
+command -v "$PROMETHEUS" > /dev/null || [[ " ${ACTS[*]} " != *" seed "* ]] || missing prometheus
+
+begin
+for act in "${ACTS[@]}"; do . "$HERE/$act.sh"; done
+removed
+echo "all held, $SECONDS s in all"
