@@ -13,7 +13,7 @@
 #   lab.sh kubectl ARGS...       kubectl as cluster-admin
 #   lab.sh on M CMD...           run CMD on machine M (cp, n1, ...)
 #   lab.sh svc M start|stop|kill|restart|status SERVICE
-#                                cp: etcd apiserver scheduler controllers registry dns names; nodes: containerd kubelet proxy
+#                                cp: etcd apiserver scheduler controllers registry dns names; nodes: containerd kubelet proxy, and policy (not started by `up`)
 #   lab.sh image NAME:TAG ROOTFS CONFIG_JSON [import]
 #                                make an image of a folder; push it to the registry on cp, or import it on every node
 #   lab.sh load ARCHIVE NAME:TAG import an image's OCI archive on every node, by this name
@@ -33,6 +33,7 @@
 #   K8S_BIN         folder with kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl etcd
 #                   docker-registry runc, and cni/ with bridge host-local loopback portmap (`cargo xtask setup` makes it)
 #   CONTAINERD_BIN  folder with containerd containerd-shim-runc-v2 ctr      (1.6 or 1.7: kubelet 1.20 speaks CRI v1alpha2)
+#   KUBE_ROUTER     kube-router, for the service `policy`; needs ipset
 #   ETCD CNI_BIN RUNC REGISTRY DNSMASQ   each of these from elsewhere (default: of K8S_BIN; dnsmasq from PATH)
 #   LAB             state folder (default: $TMPDIR/peili-cluster-$UID), not below /etc /opt /run /var/lib /var/log, not on an overlay
 #   LAB_NODES=3     LAB_PREFIX=pc (names of the network namespaces)   LAB_NET=10.97 (x.0.0/24 nodes, x.N.0/24 pods of node N)
@@ -188,6 +189,9 @@ command_of() { # MACHINE SERVICE -> array CMD
         ${LAB_KUBELET_ARGS:-}) ;;
     proxy) CMD=("$K8S_BIN/kube-proxy" --kubeconfig="$k/proxy.conf" --hostname-override="$m" --proxy-mode=iptables --cluster-cidr="$NET.0.0/16"
         --oom-score-adj=0 --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0s --conntrack-tcp-timeout-close-wait=0s) ;;
+    # Enforces NetworkPolicies, and nothing else of what it can. Other chains are its own, but it takes INPUT, FORWARD and OUTPUT first.
+    policy) CMD=("${KUBE_ROUTER:?names kube-router}" --kubeconfig="$k/admin.conf" --hostname-override="$m" --run-firewall=true --run-router=false
+        --run-service-proxy=false --service-cluster-ip-range="$SVC_NET.0/24" --health-port=0) ;;
     *) die "no service $2" ;;
   esac
 }
@@ -427,7 +431,7 @@ up() {
   [ ! -e "$LAB/cp/pid" ] || die "already up in $LAB"
   local t0=$SECONDS n
   mkdir -p "$LAB/cp/names" "$LAB/pause.root"
-  for n in K8S_BIN CONTAINERD_BIN ETCD CNI_BIN RUNC REGISTRY DNSMASQ ${!LAB_*}; do printf '%s=%q\n' "$n" "${!n}"; done > "$LAB/env"
+  for n in K8S_BIN CONTAINERD_BIN KUBE_ROUTER ETCD CNI_BIN RUNC REGISTRY DNSMASQ ${!LAB_*}; do printf '%s=%q\n' "$n" "${!n:-}"; done > "$LAB/env"
   cc -Os -static -s -xc -o "$LAB/pause" - <<'C'
 #include <signal.h>
 #include <sys/wait.h>

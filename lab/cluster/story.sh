@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Stories on a real cluster: lab.sh brings one up, the chart is deployed, each act is played on it, the chart is removed.
 #
-#   story.sh [seed] [faults]     these acts; both, if none is named
+#   story.sh [seed] [faults] [pods]     these acts; all, if none is named
 #
 # seed: a mirror whose API server is taken away goes on, and says why; one whose probe waits for a leader is killed by kubelet.
+# pods: the same mirror in networks of its pods' own, and NetworkPolicies.
 # faults: what else fails or comes late: an update, the API server, a node, its network, containerd, DNS, the Lease, the folder of hosts.
 #
 # Given by the environment:
@@ -18,8 +19,8 @@
 # Prints one line for each step, `ok STEP (SECONDS s): WHAT WAS SEEN`, and ends with 0 if all held; 1: `FAILED STEP: WHY`; 3: something
 # is missing, said in one line, and nothing was run.
 set -Eeuo pipefail
-ACTS=(seed faults); [ $# = 0 ] || ACTS=("$@")
-for act in "${ACTS[@]}"; do [[ $act =~ ^(seed|faults)$ ]] || { echo "no act $act: seed, faults"; exit 2; }; done
+ACTS=(seed faults pods); [ $# = 0 ] || ACTS=("$@")
+for act in "${ACTS[@]}"; do [[ $act =~ ^(seed|faults|pods)$ ]] || { echo "no act $act: seed, faults, pods"; exit 2; }; done
 . "$(dirname "$(readlink -f "$0")")/steps.sh"
 "$HERE/lab.sh" check || exit 3
 [ -f "${IMAGE:-}" ] || missing "IMAGE, an archive of Peili's image"

@@ -79,14 +79,21 @@ impl Prober {
         self.shared.origins.clear();
     }
 
-    /// The registries that were asked for in the last `recent`, with what their last probe found, the latest first; at most `limit`.
+    /// The registries that were asked for in the last `recent`, with what their last probe found, the latest first; at most `limit`. One that
+    /// did not answer is probed anew, so that who looks again sees that it does.
     pub fn asked(&self, recent: Duration, limit: usize) -> Vec<(Registry, bool)> {
-        let entries = lock(&self.shared.entries);
-        let known = entries.iter().filter_map(|(registry, entry)| {
-            let (answers, _) = (*entry.answer.borrow())?;
-            (entry.used.elapsed() < recent).then(|| (entry.used, registry.clone(), answers))
-        });
-        let mut known: Vec<_> = known.collect();
+        let config = self.config();
+        let mut known = Vec::new();
+        for (registry, entry) in lock(&self.shared.entries).iter_mut() {
+            let Some((answers, _)) = *entry.answer.borrow() else { continue };
+            if entry.used.elapsed() >= recent {
+                continue;
+            }
+            if !answers && known.len() < limit {
+                self.renew(registry, entry, &config);
+            }
+            known.push((entry.used, registry.clone(), answers));
+        }
         known.sort_by(|one, other| other.0.cmp(&one.0));
         known.into_iter().take(limit).map(|(_, registry, answers)| (registry, answers)).collect()
     }
@@ -110,19 +117,22 @@ impl Prober {
             Entry { used: now, answer, sender: Arc::new(sender), running: false }
         });
         entry.used = now;
-        let age = entry.answer.borrow().map(|(_, at)| now.duration_since(at));
-        // Renewed in the last quarter of its life, so that a registry in use is always known.
-        let due = age.is_none_or(|age| age >= config.cache * 3 / 4);
-        let answer = entry.answer.clone();
-        if due && !entry.running {
-            entry.running = true;
-            let (shared, sender) = (Arc::clone(&self.shared), Arc::clone(&entry.sender));
-            let (registry, config) = (registry.clone(), config.clone());
-            let mut tasks = lock(&self.tasks);
-            while tasks.try_join_next().is_some() {}
-            tasks.spawn(async move { run(&shared, registry, config, &sender).await });
+        self.renew(registry, entry, config);
+        entry.answer.clone()
+    }
+
+    /// Lets a probe run if the answer is in the last quarter of its life, so that a registry in use is always known.
+    fn renew(&self, registry: &Registry, entry: &mut Entry, config: &Config) {
+        let age = entry.answer.borrow().map(|(_, at)| at.elapsed());
+        if entry.running || age.is_some_and(|age| age < config.cache * 3 / 4) {
+            return;
         }
-        answer
+        entry.running = true;
+        let (shared, sender) = (Arc::clone(&self.shared), Arc::clone(&entry.sender));
+        let (registry, config) = (registry.clone(), config.clone());
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move { run(&shared, registry, config, &sender).await });
     }
 }
 
