@@ -59,6 +59,8 @@ pub enum Requirement {
     NextVersion,
     /// The components of `plugins/` (`cargo xtask test` builds them).
     Policies,
+    /// clang 19, and a C library of WebAssembly.
+    C,
     /// A compiler that has the target of policies.
     WasmTarget,
     /// A compiler that has not, and what it needs to build the standard library for it.
@@ -143,6 +145,7 @@ impl fmt::Display for Requirement {
                 f.write_str("the program of the next version, which `cargo xtask test` builds")
             }
             Self::Policies => f.write_str("the policies' components, which `cargo xtask plugins` builds"),
+            Self::C => f.write_str("clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32"),
             Self::WasmTarget => f.write_str("rustup's target wasm32-unknown-unknown"),
             Self::Helm => f.write_str("Helm 3"),
             Self::Promtool => f.write_str("promtool"),
@@ -172,6 +175,7 @@ impl Requirement {
             Self::Policies => {
                 policies::SHIPPED.iter().chain(&policies::FOR_TESTS).all(|name| policy(name).is_file())
             }
+            Self::C => clang().is_some(),
             Self::WasmTarget => wasm_target().is_some(),
             Self::Helm => helm().is_some(),
             Self::Promtool => prometheus("promtool").is_some(),
@@ -225,6 +229,14 @@ pub fn faketime() -> Option<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
     let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
     libraries.filter(|path| path.is_file()).min()
+}
+
+/// clang 19, where it can make WebAssembly of C that uses a C library.
+pub fn clang() -> Option<PathBuf> {
+    let library = Path::new("/usr/lib/wasm32-wasi/libc.a");
+    let builtins = Path::new("/usr/lib/llvm-19/lib/clang/19/lib/wasi/libclang_rt.builtins-wasm32.a");
+    let has_all = library.is_file() && builtins.is_file() && program("wasm-ld-19").is_some();
+    program("clang-19").filter(|_| has_all)
 }
 
 /// The folder of the programs of the toolchain in use, if that has the target of policies.
