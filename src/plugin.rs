@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::oci::Digest;
 use crate::policy::{self, Policies};
 
+pub use crate::policy::Data;
 pub use crate::policy::cases::Tested;
 pub use bench::{Measured, bench};
 pub use build::{BuildError, build};
@@ -114,18 +115,46 @@ impl Component {
     }
 }
 
+/// What a component is asked with.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// Its settings.
+    pub settings: serde_json::Value,
+    /// The files that it gets.
+    pub data: Vec<Data>,
+}
+
+impl From<serde_json::Value> for Given {
+    fn from(settings: serde_json::Value) -> Self {
+        Self { settings, data: Vec::new() }
+    }
+}
+
+impl Given {
+    /// The file `path` under this name; it is read when the component is loaded.
+    pub fn file(name: &str, path: &Path) -> Data {
+        Data { name: name.into(), path: whole(path), sha256: None, content: None }
+    }
+}
+
+/// A node reads from folders that its configuration names whole; here any way to the file will do.
+fn whole(path: &Path) -> PathBuf {
+    let whole = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    whole.unwrap_or_else(|_| path.to_owned())
+}
+
 /// Text of a component, fit to be printed in one line.
 pub fn printable(text: &str) -> String {
     policy::clean(text, 256)
 }
 
-/// Loads `path` with `settings` as a node would, and tells what it is.
+/// Loads `path` with what it is given as a node would, and tells what it is.
 ///
 /// # Errors
 /// Why a node would not take it.
-pub fn check(path: &Path, settings: serde_json::Value) -> Result<Component, policy::LoadError> {
+pub fn check(path: &Path, given: Given) -> Result<Component, policy::LoadError> {
     let candidate = Candidate::read(path);
-    let policies = candidate.load(settings)?;
+    let policies = candidate.load(given)?;
     let summary = policies.loaded().into_iter().next().map(|loaded| loaded.summary);
     Ok(Component { summary, ..Component::of(path, &candidate.bytes) })
 }
@@ -162,9 +191,7 @@ struct Candidate {
 
 impl Candidate {
     fn read(path: &Path) -> Self {
-        // A node reads from folders that its configuration names whole; here any way to the file will do.
-        let whole = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
-        let path = whole.unwrap_or_else(|_| path.to_owned());
+        let path = whole(path);
         Self { bytes: policy::read(&path).unwrap_or_default(), path }
     }
 
@@ -174,23 +201,18 @@ impl Candidate {
     }
 
     /// A chain of this policy alone, in the world that it is of.
-    fn load(&self, settings: serde_json::Value) -> Result<Policies, policy::LoadError> {
+    fn load(&self, given: Given) -> Result<Policies, policy::LoadError> {
         let policies = Policies::new(policy::Node::default(), policy::metrics::Metrics::default());
-        policies.apply(&self.alone(settings))?;
+        policies.apply(&self.alone(given))?;
         Ok(policies)
     }
 
     /// The configuration of such a chain. The file is read again when it is loaded, so these bytes are pinned.
-    fn alone(&self, settings: serde_json::Value) -> policy::Config {
+    fn alone(&self, given: Given) -> policy::Config {
         let plugin = policy::Plugin {
-            name: "policy".into(),
-            path: self.path.clone(),
             sha256: (!self.bytes.is_empty()).then(|| Digest::sha256(&self.bytes).hex()),
-            settings,
-            mode: policy::Mode::default(),
-            failure: policy::Failing::default(),
-            lines: policy::Lines::default(),
-            cases: None,
+            data: given.data,
+            ..policy::Plugin::new("policy", &self.path, given.settings)
         };
         let mut config = policy::Config::default();
         // Of none that can be told: loading says so.
@@ -215,7 +237,7 @@ mod tests {
         std::fs::write(&path, "one").unwrap();
         let candidate = Candidate::read(&path);
         std::fs::write(&path, "another").unwrap();
-        let error = candidate.load(serde_json::json!({})).err().unwrap();
+        let error = candidate.load(serde_json::json!({}).into()).err().unwrap();
         assert_eq!(error.stage, policy::Stage::Pin, "{error}");
     }
 

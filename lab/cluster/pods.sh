@@ -80,8 +80,8 @@ ok "applied $(paste -sd' ' "$LOG/fix-applied") as doctor printed it: mode lease,
 
 step policy
 # The same by the chart's own policy, from the start.
-helm upgrade peili "$CHART" --reuse-values --set 'networkPolicy.kind=kubernetes,networkPolicy.ports={443,6443,5000}' > "$LOG/upgraded"
 kc delete -f "$LOG/fix-pods.yaml" > /dev/null
+helm upgrade peili "$CHART" --reuse-values --set 'networkPolicy.kind=kubernetes,networkPolicy.ports={443,6443,5000}' > "$LOG/upgraded"
 kc delete pods -n $NS -l "$OURS" --wait=false > /dev/null
 within 90 "mirrors Ready" all_ready $NS "$OURS"
 within 30 "a policy in force for them" enforced

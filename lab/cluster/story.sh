@@ -11,6 +11,7 @@
 #   K8S_BIN CONTAINERD_BIN ...   as for lab.sh, with all of LAB_*
 #   IMAGE            OCI archive with Peili's image (`cargo xtask image` makes it)
 #   HELM, CHART      helm (default: from PATH), and the chart (default: deploy/chart of this project)
+#   KUBE_ROUTER      kube-router, for the act pods
 #   PROMETHEUS       prometheus (default: from PATH): it scrapes by the chart's PodMonitor
 #   STORY_LOG        folder for logs, kept (default: none are kept unless a step fails; then it says where)
 #   STORY_VALUES     file with further values of the chart
@@ -25,6 +26,7 @@ for act in "${ACTS[@]}"; do [[ $act =~ ^(seed|faults|pods)$ ]] || { echo "no act
 "$HERE/lab.sh" check || exit 3
 [ -f "${IMAGE:-}" ] || missing "IMAGE, an archive of Peili's image"
 command -v "$HELM" > /dev/null || missing helm
+[[ " ${ACTS[*]} " != *" pods "* ]] || command -v "${KUBE_ROUTER:-}" ipset > /dev/null || missing "KUBE_ROUTER (a kube-router), ipset"
 command -v "$PROMETHEUS" > /dev/null || [[ " ${ACTS[*]} " != *" seed "* ]] || missing prometheus
 
 begin

@@ -51,6 +51,8 @@ pub enum Requirement {
     SystemdAnalyze,
     /// `helm` of generation 3.
     Helm,
+    /// `kube-router`, and `ipset`.
+    KubeRouter,
     /// `promtool`.
     Promtool,
     /// `prometheus`.
@@ -59,6 +61,8 @@ pub enum Requirement {
     NextVersion,
     /// The components of `plugins/` (`cargo xtask test` builds them).
     Policies,
+    /// clang 19, and a C library of WebAssembly.
+    C,
     /// A compiler that has the target of policies.
     WasmTarget,
     /// A compiler that has not, and what it needs to build the standard library for it.
@@ -143,8 +147,10 @@ impl fmt::Display for Requirement {
                 f.write_str("the program of the next version, which `cargo xtask test` builds")
             }
             Self::Policies => f.write_str("the policies' components, which `cargo xtask plugins` builds"),
+            Self::C => f.write_str("clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32"),
             Self::WasmTarget => f.write_str("rustup's target wasm32-unknown-unknown"),
             Self::Helm => f.write_str("Helm 3"),
+            Self::KubeRouter => f.write_str("kube-router and ipset"),
             Self::Promtool => f.write_str("promtool"),
             Self::Prometheus => f.write_str("Prometheus"),
             Self::WasmSources => f.write_str("rustc-web, cargo-web, rust-web-src and lld-19"),
@@ -172,8 +178,10 @@ impl Requirement {
             Self::Policies => {
                 policies::SHIPPED.iter().chain(&policies::FOR_TESTS).all(|name| policy(name).is_file())
             }
+            Self::C => clang().is_some(),
             Self::WasmTarget => wasm_target().is_some(),
             Self::Helm => helm().is_some(),
+            Self::KubeRouter => kube_router().is_some() && program("ipset").is_some(),
             Self::Promtool => prometheus("promtool").is_some(),
             Self::Prometheus => prometheus("prometheus").is_some(),
             Self::WasmSources => wasm_sources().is_some(),
@@ -225,6 +233,14 @@ pub fn faketime() -> Option<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
     let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
     libraries.filter(|path| path.is_file()).min()
+}
+
+/// clang 19, where it can make WebAssembly of C that uses a C library.
+pub fn clang() -> Option<PathBuf> {
+    let library = Path::new("/usr/lib/wasm32-wasi/libc.a");
+    let builtins = Path::new("/usr/lib/llvm-19/lib/clang/19/lib/wasi/libclang_rt.builtins-wasm32.a");
+    let has_all = library.is_file() && builtins.is_file() && program("wasm-ld-19").is_some();
+    program("clang-19").filter(|_| has_all)
 }
 
 /// The folder of the programs of the toolchain in use, if that has the target of policies.
@@ -299,6 +315,12 @@ pub fn helm() -> Option<PathBuf> {
     let found = program("helm")?;
     let output = std::process::Command::new(&found).args(["version", "--short"]).output().ok()?;
     output.stdout.starts_with(b"v3.").then_some(found)
+}
+
+/// kube-router: from the tool cache, else the machine's own.
+pub fn kube_router() -> Option<PathBuf> {
+    let cached = tools().join("kube-router");
+    cached.is_file().then_some(cached).or_else(|| program("kube-router"))
 }
 
 /// A program of Prometheus: from the tool cache, else the machine's own.

@@ -74,6 +74,7 @@ fn sample() -> Status {
             world: "registry".into(),
             name: "allow-list".into(),
             sha256: "ab".repeat(32),
+            data: std::collections::BTreeMap::new(),
             summary: "allows 2 globs".into(),
             mode: policy::Mode::Monitor,
             failure: policy::Failing::Deny,

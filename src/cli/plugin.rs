@@ -58,10 +58,13 @@ pub(super) enum Plugin {
     ///
     /// Also says which ways into a cluster are open to a component of its size.
     #[command(after_help = "Examples:\n  peili plugin check allow-list.wasm\n  \
-        peili plugin check allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}'\n\nExit codes: 0 a node would take it, 1 it would not, 2 wrong usage.")]
+        peili plugin check allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}'\n  \
+        peili plugin check allow-list.wasm --settings '{\"allow-data\": [\"images\"]}' --data images=images.txt\n\nExit codes: 0 a node would take it, 1 it would not, 2 wrong usage.")]
     Check {
         #[command(flatten)]
         subject: Subject,
+        #[command(flatten)]
+        data: Data,
     },
 
     /// Ask a policy the questions of a file, and compare its verdicts with those that are expected
@@ -92,6 +95,8 @@ pub(super) enum Plugin {
     Run {
         #[command(flatten)]
         subject: Subject,
+        #[command(flatten)]
+        data: Data,
         /// The question, as YAML or JSON
         request: String,
     },
@@ -115,6 +120,9 @@ pub(super) enum Plugin {
         /// Settings as JSON
         #[arg(long, default_value = "{}", conflicts_with = "config")]
         settings: String,
+        /// A file that the policy gets under this name; once for each
+        #[arg(long, value_name = "NAME=FILE", value_parser = parse_data, conflicts_with = "config")]
+        data: Vec<plugin::Data>,
         /// Name that the policy has in the log [default: the file's, or that of a policy that was alone]
         #[arg(long, conflicts_with = "config")]
         name: Option<String>,
@@ -163,6 +171,8 @@ pub(super) enum Plugin {
     Bench {
         #[command(flatten)]
         subject: Subject,
+        #[command(flatten)]
+        data: Data,
         /// The image that is asked about
         #[arg(default_value = "docker.io/library/nginx:1.27")]
         image: Reference,
@@ -217,6 +227,19 @@ pub(super) struct Subject {
     json: bool,
 }
 
+/// The files that it gets.
+#[derive(Args, Debug)]
+pub(super) struct Data {
+    /// A file that the policy gets under this name, as `data` of the configuration gives it; once for each
+    #[arg(long, value_name = "NAME=FILE", value_parser = parse_data)]
+    data: Vec<plugin::Data>,
+}
+
+fn parse_data(text: &str) -> Result<plugin::Data, String> {
+    let (name, path) = text.split_once('=').ok_or("it is not NAME=FILE, such as images=images.txt")?;
+    Ok(plugin::Given::file(name, Path::new(path)))
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum World {
     /// Which registries and repositories are mirrored
@@ -234,20 +257,22 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
         Plugin::Build { folder, out, json } => {
             show(&plugin::build(&folder, out.as_deref()).context("no component")?, json)
         }
-        Plugin::Check { subject } => {
-            let component = plugin::check(&subject.file, subject.settings()?);
+        Plugin::Check { subject, data } => {
+            let component = plugin::check(&subject.file, subject.given(data)?);
             show(&component.context("a node would refuse it")?, subject.json)
         }
         Plugin::Test { file, cases, json } => test(&file, &cases, json),
-        Plugin::Run { subject, request } => {
-            let answer = plugin::run(&subject.file, subject.settings()?, &request);
+        Plugin::Run { subject, data, request } => {
+            let answer = plugin::run(&subject.file, subject.given(data)?, &request);
             let answer = answer.context("it cannot be asked")?;
             if subject.json { print_json(&answer) } else { print(&format!("{}\n", answer.verdict)) }
         }
-        Plugin::Replay { decisions, file, settings, name, config, write_cases, json } => {
+        Plugin::Replay { decisions, file, settings, data, name, config, write_cases, json } => {
             let replay = match (file, config) {
-                (Some(file), _) => plugin::Replay::component(&file, parse_settings(&settings)?, name)
-                    .context("it cannot be asked")?,
+                (Some(file), _) => {
+                    let given = plugin::Given { settings: parse_settings(&settings)?, data };
+                    plugin::Replay::component(&file, given, name).context("it cannot be asked")?
+                }
                 (None, config) => {
                     plugin::Replay::configured(Inputs::new(config, Vec::new()).load()?.config.policies)
                 }
@@ -266,7 +291,7 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
             };
             diff(&compared, json)
         }
-        Plugin::Bench { subject, image, candidates } => bench(&subject, &image, candidates),
+        Plugin::Bench { subject, data, image, candidates } => bench(&subject, data, &image, candidates),
         Plugin::Inspect { file, json } => inspect(&file, json),
         Plugin::Manifest { subject, name, namespace } => {
             let made =
@@ -279,6 +304,10 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
 impl Subject {
     fn settings(&self) -> Result<Value, Failure> {
         parse_settings(&self.settings)
+    }
+
+    fn given(&self, data: Data) -> Result<plugin::Given, Failure> {
+        Ok(plugin::Given { settings: self.settings()?, data: data.data })
     }
 }
 
@@ -460,8 +489,8 @@ fn diff((count, differences): &(usize, Vec<plugin::Difference>), json: bool) -> 
     Ok(())
 }
 
-fn bench(subject: &Subject, image: &Reference, candidates: u32) -> Result<(), Failure> {
-    let measured = plugin::bench(&subject.file, subject.settings()?, image, candidates as usize);
+fn bench(subject: &Subject, data: Data, image: &Reference, candidates: u32) -> Result<(), Failure> {
+    let measured = plugin::bench(&subject.file, subject.given(data)?, image, candidates as usize);
     let measured = measured.context("a node would refuse it")?;
     if subject.json {
         return print_json(&measured);

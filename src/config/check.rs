@@ -16,12 +16,14 @@ use crate::listener::Clients;
 use crate::network::admission::certificate::is_cluster;
 use crate::network::facts;
 use crate::oci::{Patterns, Registry, Repository};
-use crate::policy::{Failing, Plugin};
+use crate::policy::{DATA_FILES, Failing, Limits, Plugin};
 use crate::store::containerd::is_namespace;
 use crate::store::layout::Spec;
 
 /// Policies of one world: each is asked at each request.
 const POLICY_LIMIT: usize = 16;
+/// What the policies of a chain have together; of the election world twice that.
+const CHAIN: Duration = Duration::from_millis(10);
 /// Peers that one file may name; the network of this version carries ten.
 const PEER_LIMIT: usize = 10_000;
 
@@ -274,6 +276,15 @@ impl Check<'_> {
             self.range("policies.decisions.max-size", decisions.max_size, low, high, "64KiB to 16GiB");
         }
         self.policies_of("policies.registry", &policies.registry, &policies.roots);
+        for (world, plugins, most) in [
+            ("registry", &policies.registry, CHAIN),
+            ("trust", &policies.trust, CHAIN),
+            ("election", &policies.election, 2 * CHAIN),
+        ] {
+            for (index, policy) in plugins.iter().enumerate() {
+                self.limits(&format!("policies.{world}[{index}].limits"), &policy.limits, most);
+            }
+        }
         let trust = "where it does not answer, a peer keeps what it was granted, and newcomers get nothing";
         let election = "where it does not answer, the built-in ranks";
         for (world, hint, plugins) in
@@ -301,6 +312,57 @@ impl Check<'_> {
         }
     }
 
+    /// What a policy may use is within what this host lets any have. `time`: what its chain has.
+    fn limits(&mut self, path: &str, limits: &Limits, time: Duration) {
+        let Limits { time: own, memory, verdict, log } = limits;
+        let is_within = |value: ByteSize, (low, high)| value >= low && value <= high;
+        let least = Limits::TIME_MIN;
+        if own.is_some_and(|own| own < least || own > time) {
+            let hint =
+                format!("all policies of this world have {} together", humantime::format_duration(time));
+            let message = format!(
+                "must be {} to {}",
+                humantime::format_duration(least),
+                humantime::format_duration(time)
+            );
+            self.fault(&format!("{path}.time"), message, Some(&hint));
+        }
+        if !is_within(*memory, Limits::MEMORY) {
+            let hint = "each of up to 16 instances may take as much; a policy that needs more is to be given less data";
+            self.fault(&format!("{path}.memory"), "must be 1MiB to 64MiB", Some(hint));
+        }
+        if !is_within(*verdict, Limits::VERDICT) {
+            let hint = "64KiB is the most that the contract has for a verdict; leave it out for that";
+            self.fault(&format!("{path}.verdict"), "must be 1KiB to 64KiB", Some(hint));
+        }
+        if *log > Limits::LOG_MAX {
+            let hint = "lines a second; 0 lets the policy write none";
+            self.fault(&format!("{path}.log"), format!("must be at most {}", Limits::LOG_MAX), Some(hint));
+        }
+    }
+
+    /// The files that a policy gets.
+    fn data(&mut self, path: &str, policy: &Plugin, roots: &[PathBuf]) {
+        if policy.data.len() > DATA_FILES {
+            let hint = "put what belongs together into one file";
+            self.fault(path, format!("more than {DATA_FILES} files"), Some(hint));
+        }
+        let mut seen = BTreeSet::new();
+        for (index, data) in policy.data.iter().enumerate() {
+            let path = |key: &str| format!("{path}[{index}].{key}");
+            self.name(&path("name"), &data.name, "images", &mut seen);
+            self.file(&path("path"), &data.path, "/etc/peili/policies/images.txt", roots);
+            self.digest(&path("sha256"), data.sha256.as_ref());
+        }
+    }
+
+    fn digest(&mut self, path: &str, digest: Option<&String>) {
+        let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|c| c.is_ascii_hexdigit());
+        if !digest.is_none_or(is_digest) {
+            self.fault(path, "must be 64 hexadecimal digits", Some("as sha256sum prints it"));
+        }
+    }
+
     fn policies_of(&mut self, world: &str, policies: &[Plugin], roots: &[PathBuf]) {
         if policies.len() > POLICY_LIMIT {
             self.fault(world, format!("more than {POLICY_LIMIT} policies"), None);
@@ -313,11 +375,8 @@ impl Check<'_> {
             if let Some(cases) = &policy.cases {
                 self.file(&path("cases"), cases, "/etc/peili/policies/allow-list.yaml", roots);
             }
-            let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|c| c.is_ascii_hexdigit());
-            if !policy.sha256.as_ref().is_none_or(is_digest) {
-                let hint = Some("as sha256sum prints it");
-                self.fault(&path("sha256"), "must be 64 hexadecimal digits", hint);
-            }
+            self.digest(&path("sha256"), policy.sha256.as_ref());
+            self.data(&path("data"), policy, roots);
             if !(policy.settings.is_null() || policy.settings.is_object()) {
                 self.fault(&path("settings"), "must be keys and values", None);
             }

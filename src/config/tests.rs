@@ -398,6 +398,59 @@ fn policies_of_all_worlds_are_checked() {
     }
 }
 
+/// Guards that no limit of a policy is beyond the host's, that its files are checked as components are, and that the line is named.
+#[test]
+fn limits_and_data_of_policies_are_checked() {
+    let parse = |world: &str, rest: &str| {
+        let text = format!("policies:\n  {world}:\n    - name: a\n      path: /x/a\n{rest}");
+        match Inputs::default().parse(Some(&text)) {
+            Ok(_) => Vec::new(),
+            Err(Error::Invalid(faults)) => faults,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let most = "      limits:\n        time: 10ms\n        memory: 64MiB\n        verdict: 64KiB\n        log: 100\n";
+    let longer = most.replace("10ms", "20ms");
+    for (world, is_longer) in [("registry", false), ("trust", false), ("election", true)] {
+        assert!(parse(world, most).is_empty(), "{world}");
+        let faults = parse(world, &longer);
+        assert_eq!(faults.is_empty(), is_longer, "{world}: {faults:?}");
+        for (limit, line, words) in [
+            ("time: 21ms", 6, "must be 1ms to "),
+            ("time: 500us", 6, "must be 1ms to "),
+            ("memory: 65MiB", 6, "must be 1MiB to 64MiB"),
+            ("memory: 1000KiB", 6, "must be 1MiB to 64MiB"),
+            ("verdict: 65KiB", 6, "must be 1KiB to 64KiB"),
+            ("log: 101", 6, "must be at most 100"),
+        ] {
+            let faults = parse(world, &format!("      limits:\n        {limit}\n"));
+            let [fault] = &faults[..] else { panic!("{world}: {limit}: {faults:?}") };
+            assert_eq!(fault.origin.line(), Some(line), "{fault:?}");
+            assert!(fault.message.contains(words) && fault.hint.is_some(), "{fault:?}");
+        }
+        let wrong = "      data:\n        - {name: 'a b', path: x/y, sha256: abc}\n        - {name: c, path: /x/c}\n        - {name: c, path: /x/c}\n";
+        let faults: Vec<_> =
+            parse(world, wrong).iter().map(|fault| (fault.origin.line(), fault.to_string())).collect();
+        for (line, part) in
+            [(6, "is not a name"), (6, "absolute path"), (6, "64 hexadecimal"), (8, "there twice")]
+        {
+            assert!(
+                faults.iter().any(|(at, fault)| *at == Some(line) && fault.contains(part)),
+                "{part}: {faults:?}"
+            );
+        }
+        let many: String =
+            (0..9).map(|number| format!("        - {{name: n{number}, path: /x/c}}\n")).collect();
+        let faults = parse(world, &format!("      data:\n{many}"));
+        assert!(faults.len() == 1 && faults[0].message.contains("more than 8 files"), "{faults:?}");
+        assert!(!parse(world, "      limits: {table: 1}\n").is_empty());
+    }
+    let text =
+        "policies:\n  roots: [/x]\n  registry: [{name: a, path: /x/a, data: [{name: b, path: /y/b}]}]\n";
+    let Err(Error::Invalid(faults)) = Inputs::default().parse(Some(text)) else { panic!() };
+    assert!(faults[0].message.contains("none of policies.roots") && faults.len() == 1, "{faults:?}");
+}
+
 /// What a policy refuses is named by the line of the file; what a flag says has none.
 #[test]
 fn settings_of_policies_know_their_lines() {

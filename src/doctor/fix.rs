@@ -11,6 +11,8 @@ use super::place::{Cni, Place};
 use crate::cluster::{Kind, Right};
 use crate::oci::Digest;
 
+/// Name of what is printed: not one that the chart renders, which Helm would refuse to take over.
+const POLICY: &str = "peili-allow";
 /// The cluster's DNS.
 const DNS: u16 = 53;
 
@@ -157,7 +159,7 @@ fn network_policy(namespace: &str, place: &Place, ports: &Ports) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {"name": "peili", "namespace": namespace},
+        "metadata": {"name": POLICY, "namespace": namespace},
         "spec": {
             "podSelector": labels(place),
             "policyTypes": ["Ingress", "Egress"],
@@ -188,7 +190,7 @@ fn cilium_policy(namespace: &str, place: &Place, ports: &Ports) -> Value {
     json!({
         "apiVersion": "cilium.io/v2",
         "kind": "CiliumNetworkPolicy",
-        "metadata": {"name": "peili", "namespace": namespace},
+        "metadata": {"name": POLICY, "namespace": namespace},
         "spec": {"endpointSelector": labels(place), "ingress": ingress, "egress": egress},
     })
 }
@@ -247,8 +249,8 @@ mod tests {
         let kinds = |cni| -> Vec<String> {
             policies("ns", &place(cni), &ports).iter().map(Manifest::contents).collect()
         };
-        assert_eq!(kinds(Cni::Unknown), ["NetworkPolicy peili"]);
-        assert_eq!(kinds(Cni::Cilium), ["CiliumNetworkPolicy peili"]);
+        assert_eq!(kinds(Cni::Unknown), ["NetworkPolicy peili-allow"]);
+        assert_eq!(kinds(Cni::Cilium), ["CiliumNetworkPolicy peili-allow"]);
         assert_eq!(kinds(Cni::PerhapsCilium).len(), 2);
         for manifest in policies("ns", &place(Cni::PerhapsCilium), &ports) {
             let text = manifest.text();

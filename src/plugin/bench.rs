@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use super::Candidate;
+use super::{Candidate, Given};
 use crate::oci::{Level, Reference as Image};
 use crate::policy::election::{self, ElectionPolicy, Role, RoleKind, Selection, View};
 use crate::policy::registry::{Availability, RegistryPolicy, Request, Requester, Way};
@@ -42,15 +42,10 @@ pub struct Measured {
 ///
 /// # Errors
 /// Why a node would not take it.
-pub fn bench(
-    path: &Path,
-    settings: serde_json::Value,
-    image: &Image,
-    candidates: usize,
-) -> Result<Measured, LoadError> {
+pub fn bench(path: &Path, given: Given, image: &Image, candidates: usize) -> Result<Measured, LoadError> {
     let began = Instant::now();
     let candidate = Candidate::read(path);
-    let policies = candidate.load(settings)?;
+    let policies = candidate.load(given)?;
     let load = began.elapsed();
     let measured = match candidate.world() {
         Some("trust") => {

@@ -6,15 +6,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::Value;
 
-use super::Candidate;
+use super::{Candidate, Given};
 use crate::policy::cases::{Asked, Case, File, Tested};
 use crate::policy::election::ElectionPolicy;
 use crate::policy::metrics::Metrics;
 use crate::policy::registry::RegistryPolicy;
 use crate::policy::trust::TrustPolicy;
-use crate::policy::{Config, LoadError, Node, Policies, Said};
+use crate::policy::{Config, Data, LoadError, Node, Policies, Said};
 
 /// Largest file of cases, in bytes.
 const SIZE_LIMIT: u64 = 4 << 20;
@@ -125,11 +124,11 @@ pub fn diff(old: &Path, new: &Path, cases: &Path) -> Result<(usize, Vec<Differen
 ///
 /// # Errors
 /// The request is none, or a node would not take the component with the settings.
-pub fn run(path: &Path, settings: Value, request: &str) -> Result<Answer, CasesError> {
+pub fn run(path: &Path, given: Given, request: &str) -> Result<Answer, CasesError> {
     let asked = Asked::parse(request).map_err(CasesError::Request)?;
     let here = Node { id: "here".into(), ..Node::default() };
     let subject = Subject::new(path, here)?;
-    let loaded = subject.policies.apply(&subject.candidate.alone(settings));
+    let loaded = subject.policies.apply(&subject.candidate.alone(given));
     loaded.map_err(|error| CasesError::Load { case: "the request".into(), error: error.into() })?;
     let said = subject.said(&asked).map_err(CasesError::Request)?;
     let Said { verdict, micros, .. } =
@@ -145,12 +144,19 @@ impl Subject {
         Ok(Self { candidate, world, policies })
     }
 
-    /// A fresh instance with the settings of a case.
+    /// A fresh instance with the settings of a case, and the data of its file.
     fn load(&self, case: &Case, file: &File) -> Result<(), CasesError> {
-        let settings = case.settings.as_ref().unwrap_or(&file.settings);
+        let settings = case.settings.as_ref().unwrap_or(&file.settings).clone();
+        let data = |(name, text): (&String, &String)| Data {
+            name: name.clone(),
+            path: PathBuf::new(),
+            sha256: None,
+            content: Some(text.as_bytes().into()),
+        };
+        let given = Given { settings, data: file.data.iter().map(data).collect() };
         // What is in force already is kept, with its instances: here they are to be new ones.
         let none = self.policies.apply(&Config::default());
-        let loaded = none.and_then(|()| self.policies.apply(&self.candidate.alone(settings.clone())));
+        let loaded = none.and_then(|()| self.policies.apply(&self.candidate.alone(given)));
         loaded.map_err(|error| CasesError::Load { case: case.name.clone(), error: error.into() })
     }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::cases::Difference;
-use super::{Candidate, CasesError, printable};
+use super::{Candidate, CasesError, Given, printable};
 use crate::policy::cases::{self, Asked, Who};
 use crate::policy::metrics::Metrics;
 use crate::policy::{Config, LINE_LIMIT, LoadError, Policies, Record, Said};
@@ -147,14 +147,15 @@ impl Replay {
     ///
     /// # Errors
     /// It is of no world that is recorded.
-    pub fn component(path: &Path, settings: Value, name: Option<String>) -> Result<Self, ReplayError> {
+    pub fn component(path: &Path, given: Given, name: Option<String>) -> Result<Self, ReplayError> {
         let candidate = Candidate::read(path);
         if !matches!(candidate.world(), Some("registry" | "trust")) {
             return Err(CasesError::World(path.to_owned()).into());
         }
         let stem = || path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let one = name.map_or_else(|| Name::Guessed(stem()), Name::Given);
-        Ok(Self { config: candidate.alone(settings.clone()), one: Some(one), settings })
+        let settings = given.settings.clone();
+        Ok(Self { config: candidate.alone(given), one: Some(one), settings })
     }
 
     /// With all policies of a configuration.
@@ -281,7 +282,7 @@ pub fn diff_decisions(
     settings: &Value,
     decisions: &Path,
 ) -> Result<(usize, Vec<Difference>), ReplayError> {
-    let [old, new] = [old, new].map(|path| Replay::component(path, settings.clone(), None));
+    let [old, new] = [old, new].map(|path| Replay::component(path, settings.clone().into(), None));
     let (old, new) = (old?, new?);
     let mut askers = [old.asker(), new.asker()];
     let mut differences = Vec::new();

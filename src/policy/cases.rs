@@ -7,6 +7,7 @@
 mod asked;
 mod view;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use serde_json::{Map, Value, json};
 use super::chain::Answers as _;
 use super::config;
 use super::election::{Election, View};
-use super::engine::{Abi, Policy, Refused};
+use super::engine::{Abi, Given, Policy, Refused};
 use super::registry::{Registry, Request as RegistryRequest};
 use super::trust::{Request as TrustRequest, Trust};
 use super::{Failure, Node};
@@ -52,6 +53,9 @@ pub struct File {
     /// Of all cases that have none of their own.
     #[serde(default)]
     pub settings: Value,
+    /// The files that the policy is given, by name: their text. None: in a node, those of its configuration.
+    #[serde(default)]
+    pub data: BTreeMap<String, String>,
     /// Registry world: those of the configuration, for all cases that have none of their own.
     #[serde(default)]
     upstreams: Vec<Known>,
@@ -137,13 +141,14 @@ pub(super) struct Failed {
     pub(super) is_passing: bool,
 }
 
-/// Asks a policy all that is in a file. `configure` makes one with these settings on this node; `settings`: what it is in
+/// Asks a policy all that is in a file. `configure` makes one that is given this on this node; `settings`, `given`: what it is in
 /// force with.
 pub(super) fn run<W: Asks>(
     file: &File,
     settings: &Value,
+    given: &Given,
     bounds: &Bounds,
-    configure: &impl Fn(String, &Node) -> Result<Policy<W>, Refused>,
+    configure: &impl Fn(Given, &Node) -> Result<Policy<W>, Refused>,
 ) -> Result<(), Failed> {
     let fails = |message: String| Failed { message, is_passing: false };
     let Bounds { cases: most, time } = *bounds;
@@ -152,6 +157,9 @@ pub(super) fn run<W: Asks>(
     }
     let (began, mut pace) = (Instant::now(), 1);
     let here = file.here();
+    let own = (!file.data.is_empty())
+        .then(|| file.data.iter().map(|(name, text)| (name.clone(), text.as_bytes().into())).collect());
+    let data = own.map_or_else(|| Arc::clone(&given.data), Arc::new);
     for case in &file.cases {
         let name = &case.name;
         if began.elapsed() >= time * pace {
@@ -161,8 +169,9 @@ pub(super) fn run<W: Asks>(
         let request = W::question(case).map_err(|reason| fails(format!("case `{name}`: {reason}")))?;
         let whole = if file.settings.is_null() { settings } else { &file.settings };
         let settings = config::json(case.settings.as_ref().unwrap_or(whole));
+        let given = Given { settings, data: Arc::clone(&data), ..given.clone() };
         let configured = || {
-            configure(settings.clone(), &here).map_err(|refused| Failed {
+            configure(given.clone(), &here).map_err(|refused| Failed {
                 message: format!("case `{name}`: {refused}"),
                 is_passing: refused.is_passing(),
             })

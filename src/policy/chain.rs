@@ -43,6 +43,8 @@ pub(super) struct Entry<W: World> {
     pub(super) name: Arc<str>,
     pub(super) mode: Mode,
     pub(super) failing: Failing,
+    /// The most that one answer may take.
+    pub(super) time: Option<Duration>,
     pub(super) policy: Box<dyn Answers<W>>,
     pub(super) metrics: PolicyMetrics,
     pub(super) quarantine: Quarantine,
@@ -146,8 +148,9 @@ impl<W: World> Chain<W> {
             let began = Instant::now();
             // One that takes all of its share leaves the others theirs.
             let left = u32::try_from(self.entries.len() - place).unwrap_or(u32::MAX);
-            let share = began + deadline.saturating_duration_since(began) / left;
-            let answer = entry.ask(request, share, input);
+            let share = deadline.saturating_duration_since(began) / left;
+            let share = entry.time.map_or(share, |time| share.min(time * self.pace));
+            let answer = entry.ask(request, began + share, input);
             see(entry, began.elapsed(), &answer);
             if entry.mode == Mode::Enforce {
                 W::add(&mut merge, &entry.name, answer, entry.failing);

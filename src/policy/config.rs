@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use schemars::JsonSchema;
@@ -101,6 +103,13 @@ pub struct Plugin {
     /// What it is configured with, as its own documentation says.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub settings: serde_json::Value,
+    /// Files that it gets beside its settings, by name: lists that somebody else keeps, or that are long. At most 8, of 1 MiB each. They are
+    /// read and followed as the component is: another content is another set of policies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<Data>,
+    /// What it may use.
+    #[serde(default, skip_serializing_if = "Limits::are_default")]
+    pub limits: Limits,
     /// Whether its verdicts count.
     #[serde(default)]
     pub mode: Mode,
@@ -115,6 +124,70 @@ pub struct Plugin {
     /// 1 MiB and 1,000 cases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cases: Option<PathBuf>,
+}
+
+/// A file for a policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Data {
+    /// By which the policy asks for it: lower-case letters, digits and `-`.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// SHA-256 that it must have, in hexadecimal. Without it any content is taken, also a file that was half written and left so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// What it has, where no file is read for it: cases bring their own.
+    #[serde(skip)]
+    pub content: Option<Arc<[u8]>>,
+}
+
+/// Files of one policy.
+pub const DATA_FILES: usize = 8;
+/// One of them, in bytes: a ConfigMap has no more.
+pub(super) const DATA_SIZE: u64 = 1 << 20;
+
+/// What a policy may use of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Limits {
+    /// What an answer may take at most, of the time that its chain has: 1ms to 10ms, in the election world to 20ms. Left out: its share of
+    /// what is left. Ten times that where policies are interpreted.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub time: Option<Duration>,
+    /// Memory of an instance, of which up to 16 are kept: 1MiB to 64MiB.
+    #[schemars(with = "String")]
+    pub memory: ByteSize,
+    /// What a verdict, or a line for the log, may take at most: 1KiB to 64KiB.
+    #[schemars(with = "String")]
+    pub verdict: ByteSize,
+    /// Lines a second that it may write into the log, after a burst of 32: 0 (none at all) to 100.
+    pub log: u32,
+}
+
+impl Limits {
+    /// Shortest time that can be told from none.
+    pub const TIME_MIN: Duration = Duration::from_millis(1);
+    /// Least and most memory.
+    pub const MEMORY: (ByteSize, ByteSize) = (ByteSize::mib(1), ByteSize::mib(64));
+    /// Least and most of a verdict; the most is the contract's.
+    pub const VERDICT: (ByteSize, ByteSize) = (ByteSize::kib(1), ByteSize::kib(64));
+    /// Most lines a second.
+    pub const LOG_MAX: u32 = 100;
+    /// Where nothing is said. The ranking profile names the memory.
+    pub(super) const DEFAULT: Self =
+        Self { time: None, memory: ByteSize::mib(16), verdict: Self::VERDICT.1, log: 10 };
+
+    fn are_default(&self) -> bool {
+        *self == Self::DEFAULT
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
 }
 
 /// The lines in which settings were said, by pointer (RFC 6901).
@@ -186,9 +259,33 @@ impl Config {
 }
 
 impl Plugin {
+    /// With nothing but a name, a component and settings.
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>, settings: serde_json::Value) -> Self {
+        Self {
+            name: name.into(),
+            path: path.into(),
+            sha256: None,
+            settings,
+            data: Vec::new(),
+            limits: Limits::DEFAULT,
+            mode: Mode::default(),
+            failure: Failing::default(),
+            lines: Lines::default(),
+            cases: None,
+        }
+    }
+
     /// What is read for it.
     pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
-        std::iter::once(self.path.as_path()).chain(self.cases.as_deref())
+        let data = self.data.iter().filter(|data| data.content.is_none()).map(|data| data.path.as_path());
+        std::iter::once(self.path.as_path()).chain(self.cases.as_deref()).chain(data)
+    }
+
+    /// What the file must hash to, if that is said.
+    pub(super) fn pin(&self, file: &Path) -> Option<&str> {
+        let own = (self.path == file).then_some(&self.sha256);
+        let data = self.data.iter().filter(|data| data.path == file).map(|data| &data.sha256);
+        own.into_iter().chain(data).find_map(Option::as_deref)
     }
 }
 

@@ -12,7 +12,7 @@ use aws_lc_rs::hmac;
 use serde_json::Value;
 
 use super::world::World;
-use super::{Config, Failing, Failure, Loaded, Mode, Plugin, Reason, Said, describe};
+use super::{Config, Failing, Failure, Limits, Loaded, Mode, Plugin, Reason, Said, describe};
 
 /// Largest weight that one policy gives (`wit/policy.wit`).
 pub const WEIGHT_MAX: u16 = 1000;
@@ -383,9 +383,17 @@ impl View {
 /// What the policies whose rankings count are, for [`hash`]; empty: there are none. `loaded` and `plugins` in the same order.
 pub(super) fn effective(loaded: &[Loaded], plugins: &[Plugin]) -> Vec<u8> {
     let counted = loaded.iter().zip(plugins).filter(|(_, plugin)| plugin.mode == Mode::Enforce);
-    let parts: Vec<Value> = counted
-        .map(|(loaded, plugin)| serde_json::json!([loaded.sha256, canonical(&plugin.settings)]))
-        .collect();
+    let part = |(loaded, plugin): (&Loaded, &Plugin)| {
+        let mut part = vec![loaded.sha256.clone().into(), canonical(&plugin.settings)];
+        let Limits { memory, verdict, .. } = plugin.limits;
+        let bounds = (memory, verdict);
+        // Who has neither carries the hash that it had before there were any.
+        if !loaded.data.is_empty() || bounds != (Limits::DEFAULT.memory, Limits::DEFAULT.verdict) {
+            part.push(serde_json::json!([loaded.data, memory.as_u64(), verdict.as_u64()]));
+        }
+        Value::Array(part)
+    };
+    let parts: Vec<Value> = counted.map(part).collect();
     if parts.is_empty() {
         return Vec::new();
     }

@@ -13,10 +13,12 @@ mod ticker;
 mod v0_1;
 mod wasi;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Store, Trap};
 
@@ -24,7 +26,7 @@ use self::host::{Host, Voice};
 use self::ticker::Ticker;
 use self::v0_1::Unconfigured;
 use super::chain::Answers;
-use super::{Failure, Node};
+use super::{Failure, Limits, Node};
 
 pub use embedded::{EMBEDDED_LIMIT, Embedded};
 pub(super) use inspect::Unfit;
@@ -32,17 +34,13 @@ pub use inspect::{Facts, SIZE_LIMIT, facts, world};
 pub(super) use profile::{Bound, Code};
 pub(super) use v0_1::Abi;
 
-/// Memory of one instance, in bytes.
-const MEMORY: usize = 16 << 20;
-/// Of memory and stack, which the profile of rankings names.
+/// The stack, which the profile of rankings names.
 #[cfg(test)]
-pub(super) const BOUNDS: (usize, usize) = (MEMORY, profile::STACK);
-/// What a call may make this process allocate: a verdict is at most 64 KiB by the contract.
-const HOST_BYTES: usize = 64 << 10;
+pub(super) const STACK: usize = profile::STACK;
 /// How long the first `configure` may take, on a machine that is busy.
 const CONFIGURE: Duration = Duration::from_secs(1);
 /// How long a new instance may take, since one is made while a request waits: half of what that has.
-pub(super) const READY: Duration = Duration::from_millis(5);
+const READY: Duration = Duration::from_millis(5);
 /// Instances that are made at first, to see how long it takes.
 const FIRST: usize = 3;
 /// Instances of one policy that are kept between calls: as many as ask at once.
@@ -70,6 +68,18 @@ impl<W: Abi> Clone for Compiled<W> {
     }
 }
 
+/// What a policy is made with beside its component, the same for each of its instances.
+#[derive(Clone, Debug)]
+pub(super) struct Given {
+    pub(super) name: Arc<str>,
+    pub(super) settings: String,
+    pub(super) data: Files,
+    pub(super) limits: Limits,
+}
+
+/// What the operator's files have, by the names that the policy knows.
+pub(super) type Files = Arc<BTreeMap<String, Arc<[u8]>>>;
+
 /// What is said once a policy is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Info {
@@ -82,8 +92,8 @@ pub(super) struct Info {
 pub(super) enum Refused {
     /// It does not like its settings: pointers and messages, escaped.
     Settings(Vec<(String, String)>),
-    /// Its instances are not ready in [`READY`].
-    Slow(Duration),
+    /// What an instance takes to be ready, and what it may.
+    Slow(Duration, Duration),
     /// What it keeps leaves it no memory.
     Large,
     /// It needs what this host has not got.
@@ -96,7 +106,7 @@ pub(super) struct Policy<W: Abi> {
     engine: Arc<Engine>,
     compiled: Compiled<W>,
     voice: Arc<Voice>,
-    settings: String,
+    given: Given,
     /// `None`: it is not told.
     here: Option<v0_1::Node>,
     warm: Mutex<Vec<Instance<W>>>,
@@ -146,18 +156,18 @@ impl<W: Abi> Policy<W> {
     pub(super) fn configure(
         engine: Arc<Engine>,
         compiled: Compiled<W>,
-        name: Arc<str>,
-        settings: String,
+        given: Given,
         here: &Node,
     ) -> Result<(Self, Info), Refused> {
-        let ready = READY * engine.pace;
-        let policy = Self::new(engine, compiled, name, settings, here);
+        let half = given.limits.time.map_or(READY, |time| time / 2);
+        let ready = half.min(READY) * engine.pace;
+        let policy = Self::new(engine, compiled, given, here);
         let (mut least, mut said) = (Duration::MAX, None);
         for _ in 0..FIRST {
             let began = Instant::now();
             let (instance, info) = policy.instance(began + CONFIGURE, W::fuel(None))?;
             least = least.min(began.elapsed());
-            if instance.is_large() {
+            if instance.store.data().is_large() {
                 return Err(Refused::Large);
             }
             policy.keep(instance);
@@ -165,7 +175,7 @@ impl<W: Abi> Policy<W> {
         }
         match said {
             Some(info) if least <= ready => Ok((policy, info)),
-            _ => Err(Refused::Slow(least)),
+            _ => Err(Refused::Slow(least, ready)),
         }
     }
 
@@ -173,26 +183,19 @@ impl<W: Abi> Policy<W> {
     pub(super) fn once(
         engine: Arc<Engine>,
         compiled: Compiled<W>,
-        name: Arc<str>,
-        settings: String,
+        given: Given,
         here: &Node,
     ) -> Result<Self, Refused> {
-        let policy = Self::new(engine, compiled, name, settings, here);
+        let policy = Self::new(engine, compiled, given, here);
         let (instance, _) = policy.instance(Instant::now() + CONFIGURE, W::fuel(None))?;
         policy.keep(instance);
         Ok(policy)
     }
 
-    fn new(
-        engine: Arc<Engine>,
-        compiled: Compiled<W>,
-        name: Arc<str>,
-        settings: String,
-        here: &Node,
-    ) -> Self {
-        let voice = Arc::new(Voice::new(name));
+    fn new(engine: Arc<Engine>, compiled: Compiled<W>, given: Given, here: &Node) -> Self {
+        let voice = Arc::new(Voice::new(Arc::clone(&given.name), given.limits.log));
         let here = (!W::IS_COMMON).then(|| here.into());
-        Self { engine, compiled, voice, settings, here, warm: Mutex::default() }
+        Self { engine, compiled, voice, given, here, warm: Mutex::default() }
     }
 
     /// How many times as long as machine code it may take.
@@ -203,9 +206,11 @@ impl<W: Abi> Policy<W> {
     /// A new instance, configured. `fuel`: for that and what follows.
     fn instance(&self, deadline: Instant, fuel: u64) -> Result<(Instance<W>, Info), Refused> {
         let _running = self.engine.ticker.run();
-        let mut store = Store::new(&self.engine.engine, Host::new(Arc::clone(&self.voice), MEMORY));
+        let Given { settings, data, limits, .. } = &self.given;
+        let host = Host::new(Arc::clone(&self.voice), bytes(limits.memory), Arc::clone(data));
+        let mut store = Store::new(&self.engine.engine, host);
         store.limiter(|host| host);
-        store.set_hostcall_fuel(HOST_BYTES);
+        store.set_hostcall_fuel(bytes(limits.verdict));
         store.epoch_deadline_trap();
         self.engine.ticker.limit(&mut store, deadline);
         let is_counted = self.engine.bound == Bound::Fuel;
@@ -214,7 +219,7 @@ impl<W: Abi> Policy<W> {
                 store.set_fuel(fuel)?;
             }
             let exports = W::instantiate(&self.compiled.pre, &mut store)?;
-            let info = W::configure(&exports, &mut store, &self.settings, self.here.as_ref())?;
+            let info = W::configure(&exports, &mut store, settings, self.here.as_ref())?;
             Ok((exports, info))
         };
         let made = catch_unwind(AssertUnwindSafe(make));
@@ -231,20 +236,13 @@ impl<W: Abi> Policy<W> {
     }
 
     fn keep(&self, instance: Instance<W>) {
-        if W::IS_COMMON || instance.calls >= CALLS || instance.is_large() {
+        if W::IS_COMMON || instance.calls >= CALLS || instance.store.data().is_large() {
             return;
         }
         let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
         if warm.len() < WARM {
             warm.push(instance);
         }
-    }
-}
-
-impl<W: Abi> Instance<W> {
-    /// Whether it has grown so much that a new one is better.
-    fn is_large(&self) -> bool {
-        self.store.data().memory() > MEMORY / 2
     }
 }
 
@@ -281,6 +279,11 @@ impl<W: Abi> Answers<W> for Policy<W> {
             Err(error) => Err(failure(&error, instance.store.data())),
         }
     }
+}
+
+/// Limits are far below what an address space has.
+fn bytes(limit: ByteSize) -> usize {
+    usize::try_from(limit.as_u64()).unwrap_or(usize::MAX)
 }
 
 fn failure(error: &wasmtime::Error, host: &Host) -> Failure {

@@ -42,6 +42,9 @@ pub struct Loaded {
     pub name: String,
     /// SHA-256 of its component.
     pub sha256: String,
+    /// SHA-256 of the files that it was given, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data: BTreeMap<String, String>,
     /// What it says of itself, escaped.
     pub summary: String,
     /// Whether its verdicts count.

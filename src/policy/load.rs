@@ -1,7 +1,7 @@
 //! From configuration and bytes to policies that can be asked: pin, size, world, compile, configure, cases. The bytes that are
 //! hashed are the bytes that are compiled; where they are from is `files`'.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use serde_json::Value;
 
 use super::cases::{self, Asks};
 use super::chain::{Answers, Entry, Quarantine};
-use super::config::json;
-use super::engine::{Abi, Compiled, Embedded, Engine, Policy, READY, Refused, SIZE_LIMIT, Unfit};
+use super::config::{DATA_SIZE, json};
+use super::engine::{Abi, Compiled, Embedded, Engine, Files, Given, Policy, Refused, SIZE_LIMIT, Unfit};
 use super::files::{Unread, Wanted};
 use super::generation::Loaded;
 use super::metrics::Metrics;
 use super::text::clean;
 use super::world::World;
-use super::{Config, Failure, Lines, Node, Plugin};
+use super::{Config, Data, Failure, Limits, Lines, Node, Plugin};
 use crate::oci::Digest;
 
 /// Longest message, in bytes.
@@ -56,7 +56,7 @@ pub enum Stage {
 pub struct LoadError {
     /// Its name in the configuration; empty: all of them together.
     pub policy: String,
-    /// Its file, or that of its cases.
+    /// Its file, or that of its cases or data.
     pub path: PathBuf,
     /// Where it ended.
     pub stage: Stage,
@@ -111,8 +111,8 @@ struct Fault {
     message: String,
     hint: Option<String>,
     is_passing: bool,
-    /// Of its cases, and not of the component.
-    is_of_cases: bool,
+    /// A file beside the component's that it is about.
+    file: Option<PathBuf>,
 }
 
 /// Stands for a policy that could not be loaded while there is nothing older.
@@ -157,6 +157,8 @@ pub(super) fn wanted(config: &Config) -> Vec<Wanted<'_>> {
     for plugin in config.plugins() {
         wanted.push(Wanted { path: &plugin.path, limit: SIZE_LIMIT });
         wanted.extend(plugin.cases.as_deref().map(|path| Wanted { path, limit: cases::SIZE_LIMIT }));
+        let data = plugin.data.iter().filter(|data| data.content.is_none());
+        wanted.extend(data.map(|data| Wanted { path: &data.path, limit: DATA_SIZE }));
     }
     wanted
 }
@@ -185,6 +187,7 @@ fn entry<W: World>(plugin: &Plugin, policy: Box<dyn Answers<W>>, metrics: &Metri
         name: plugin.name.as_str().into(),
         mode: plugin.mode,
         failing: plugin.failure,
+        time: plugin.limits.time,
         policy,
         metrics: metrics.of::<W>(&plugin.name),
         quarantine: Quarantine::default(),
@@ -199,13 +202,8 @@ fn load_one<W: Asks>(
     let file = |path: &Path| parts.files.get(path).map(Vec::as_slice).unwrap_or_default();
     let bytes = file(&plugin.path);
     let digest = Digest::sha256(bytes);
-    if let Some(pin) = &plugin.sha256
-        && !pin.eq_ignore_ascii_case(&digest.hex())
-    {
-        let message = format!("its SHA-256 is {}, and {pin} is pinned", digest.hex());
-        return Err(Fault::new(Stage::Pin, message)
-            .hint("mount the file that is pinned, or pin what sha256sum prints"));
-    }
+    pinned(plugin.sha256.as_deref(), &digest)?;
+    let (data, digests) = read_data(&plugin.data, file)?;
     let engine = if W::IS_COMMON { parts.counting } else { parts.engine };
     let (component, is_tested) = match known.get(&digest) {
         Some(known) => (known.compiled.clone(), known.is_tested),
@@ -228,29 +226,27 @@ fn load_one<W: Asks>(
         return Err(Fault::new(Stage::Configure, "its settings have more than 256 KiB".into()));
     }
     let name: Arc<str> = Arc::from(plugin.name.as_str());
-    let configure = |settings: String, here: &Node| {
-        Policy::configure(Arc::clone(engine), component.clone(), Arc::clone(&name), settings, here)
-    };
-    let (policy, info) = configure(settings, parts.here).map_err(|refused| Fault {
+    let given = Given { name, settings, data, limits: plugin.limits };
+    let made = Policy::configure(Arc::clone(engine), component.clone(), given.clone(), parts.here);
+    let (policy, info) = made.map_err(|refused| Fault {
         is_passing: refused.is_passing(),
         ..Fault::new(Stage::Configure, refused.within(&plugin.lines))
-            .hint("`peili plugin check FILE --settings JSON` tries settings")
+            .hint("`peili plugin check FILE --settings JSON --data NAME=FILE` tries them")
     })?;
-    let again = |settings: String, here: &Node| {
-        Policy::once(Arc::clone(engine), component.clone(), Arc::clone(&name), settings, here)
-    };
+    let again = |given: Given, here: &Node| Policy::once(Arc::clone(engine), component.clone(), given, here);
     if parts.self_tests && !is_tested {
-        self_test(bytes, &again)?;
+        let given = Given { data: Files::default(), limits: Limits::DEFAULT, ..given.clone() };
+        self_test(bytes, &given, &again)?;
         known.insert(digest, Known { compiled: component.clone(), is_tested: true });
     }
     if let Some(path) = &plugin.cases {
-        let of_cases = |message: String| Fault { is_of_cases: true, ..Fault::new(Stage::Cases, message) };
+        let of_cases = |message: String| Fault::new(Stage::Cases, message).of_file(path);
         let text = file(path);
         if text.len() as u64 > cases::SIZE_LIMIT {
             return Err(of_cases("the file of cases has more than 1 MiB".into()));
         }
         let cases = cases::File::parse(text).map_err(of_cases)?;
-        cases::run(&cases, &plugin.settings, &cases::OPERATOR, &again).map_err(|failed| Fault {
+        cases::run(&cases, &plugin.settings, &given, &cases::OPERATOR, &again).map_err(|failed| Fault {
             is_passing: failed.is_passing,
             ..of_cases(failed.message).hint("`peili plugin test FILE CASES` shows all that fail")
         })?;
@@ -259,6 +255,7 @@ fn load_one<W: Asks>(
         world: W::NAME.into(),
         name: plugin.name.clone(),
         sha256: digest.hex(),
+        data: digests,
         summary: info.summary,
         mode: plugin.mode,
         failure: plugin.failure,
@@ -266,15 +263,45 @@ fn load_one<W: Asks>(
     Ok((policy, loaded))
 }
 
-/// Asks what the component carries, with the settings that are in it.
+/// Whether these bytes are the ones that are pinned.
+fn pinned(pin: Option<&str>, digest: &Digest) -> Result<(), Fault> {
+    let Some(pin) = pin.filter(|pin| !pin.eq_ignore_ascii_case(&digest.hex())) else { return Ok(()) };
+    let message = format!("its SHA-256 is {}, and {pin} is pinned", digest.hex());
+    Err(Fault::new(Stage::Pin, message).hint("mount the file that is pinned, or pin what sha256sum prints"))
+}
+
+/// What a policy gets of files, and their digests.
+fn read_data<'f>(
+    all: &[Data],
+    file: impl Fn(&Path) -> &'f [u8],
+) -> Result<(Files, BTreeMap<String, String>), Fault> {
+    let (mut files, mut digests) = (BTreeMap::new(), BTreeMap::new());
+    for Data { name, path, sha256, content } in all {
+        let bytes = content.as_deref().unwrap_or_else(|| file(path));
+        if bytes.len() as u64 > DATA_SIZE {
+            let message = format!("the data `{name}` has more than 1 MiB");
+            return Err(Fault::new(Stage::Size, message)
+                .hint("a policy gets 8 files of 1 MiB at most; what is longer belongs into the component")
+                .of_file(path));
+        }
+        let digest = Digest::sha256(bytes);
+        pinned(sha256.as_deref(), &digest).map_err(|fault| fault.of_file(path))?;
+        files.insert(name.clone(), bytes.into());
+        digests.insert(name.clone(), digest.hex());
+    }
+    Ok((Arc::new(files), digests))
+}
+
+/// Asks what the component carries, with the settings and data that are in it.
 fn self_test<W: Asks>(
     bytes: &[u8],
-    configure: &impl Fn(String, &Node) -> Result<Policy<W>, Refused>,
+    given: &Given,
+    configure: &impl Fn(Given, &Node) -> Result<Policy<W>, Refused>,
 ) -> Result<(), Fault> {
     let fault = |message: String| Fault::new(Stage::SelfTest, message);
     let Some(text) = Embedded::of(bytes).map_err(fault)?.cases else { return Ok(()) };
     let cases = cases::File::parse(&text).map_err(|error| fault(format!("its own cases: {error}")))?;
-    cases::run(&cases, &Value::Null, &cases::AUTHOR, configure).map_err(|failed| Fault {
+    cases::run(&cases, &Value::Null, given, &cases::AUTHOR, configure).map_err(|failed| Fault {
         is_passing: failed.is_passing,
         ..fault(format!("of its own cases, {}", failed.message)).hint(
             "the component does not do what its author says; `peili plugin test FILE CASES` shows all that fail, and \
@@ -288,6 +315,7 @@ impl LoadError {
     pub(super) fn unread(config: &Config, unread: Unread, is_standing: bool) -> Self {
         let Unread { path, error, is_absent, hint } = unread;
         let policy = config.plugins().find(|plugin| plugin.files().any(|file| file == path));
+        let is_pinned = policy.is_some_and(|policy| policy.pin(&path).is_some());
         let hint = match (is_absent, is_standing) {
             (true, true) => {
                 Some("is its mount gone? To do without the policy, take it out of the configuration")
@@ -303,7 +331,7 @@ impl LoadError {
             hint: hint.map(Into::into),
             pending: false,
             is_passing: true,
-            may_wait: is_absent && !is_standing && policy.is_some_and(|policy| policy.sha256.is_some()),
+            may_wait: is_absent && !is_standing && is_pinned,
         }
     }
 }
@@ -327,7 +355,11 @@ impl fmt::Display for LoadError {
 impl Fault {
     fn new(stage: Stage, message: String) -> Self {
         // The bytes are what they are; that they are written anew is seen.
-        Self { stage, message, hint: None, is_passing: false, is_of_cases: false }
+        Self { stage, message, hint: None, is_passing: false, file: None }
+    }
+
+    fn of_file(self, path: &Path) -> Self {
+        Self { file: Some(path.to_owned()), ..self }
     }
 
     fn hint(self, hint: &str) -> Self {
@@ -335,11 +367,10 @@ impl Fault {
     }
 
     fn of(self, plugin: &Plugin) -> LoadError {
-        let Self { stage, message, hint, is_passing, is_of_cases } = self;
-        let path = if is_of_cases { plugin.cases.as_ref() } else { None };
+        let Self { stage, message, hint, is_passing, file } = self;
         LoadError {
             policy: plugin.name.clone(),
-            path: path.unwrap_or(&plugin.path).clone(),
+            path: file.unwrap_or_else(|| plugin.path.clone()),
             stage,
             // It may hold names from the component.
             message: clean(&message, MESSAGE),
@@ -368,7 +399,7 @@ impl Refused {
 
     /// Whether it may be the machine's fault, and pass.
     pub(super) fn is_passing(&self) -> bool {
-        matches!(self, Self::Slow(_) | Self::Failed(Failure::Time))
+        matches!(self, Self::Slow(..) | Self::Failed(Failure::Time))
     }
 }
 
@@ -376,13 +407,14 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Settings(_) => f.write_str(&self.within(&Lines::default())),
-            Self::Slow(took) => write!(
-                f,
-                "it takes {} ms to be configured, and a new instance must be ready in {}",
-                took.as_millis(),
-                READY.as_millis()
-            ),
-            Self::Large => f.write_str("its settings take more than half of its memory"),
+            Self::Slow(took, ready) => {
+                let [took, ready] = [took, ready].map(|time| time.as_secs_f64() * 1000.0);
+                write!(
+                    f,
+                    "it takes {took:.1} ms to be configured, and a new instance must be ready in {ready:.1}"
+                )
+            }
+            Self::Large => f.write_str("it takes more than half of its memory before it is asked anything"),
             Self::Requires(feature) => write!(f, "it needs `{feature}`, which this Peili has not got"),
             Self::Failed(failure) => write!(f, "{failure}"),
         }

@@ -33,7 +33,7 @@ pub(super) struct Sets {
     pub(super) election: Set<Election>,
     /// What [`election::EffectiveHash`] is made of; empty: no ranking counts.
     pub(super) effective: Vec<u8>,
-    /// What tells this set from others: its components, their order, settings, modes and failure verdicts.
+    /// What tells this set from others: its components, their order, settings, data, limits, modes and failure verdicts.
     pub(super) revision: String,
 }
 
@@ -168,7 +168,8 @@ impl Loader {
             .zip(config.plugins())
             .map(|(loaded, plugin)| {
                 let settings = plugin.settings.to_string();
-                (&loaded.world, &loaded.name, &loaded.sha256, settings, loaded.mode, loaded.failure)
+                let given = (settings, &loaded.data, plugin.limits);
+                (&loaded.world, &loaded.name, &loaded.sha256, given, loaded.mode, loaded.failure)
             })
             .collect();
         let revision = revision(&serde_json::to_vec(&described).unwrap_or_default());

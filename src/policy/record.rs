@@ -277,6 +277,7 @@ mod tests {
             name: format!("p{number}").into(),
             mode: if number == 0 { Mode::Monitor } else { Mode::Enforce },
             failing: crate::policy::Failing::Bypass,
+            time: None,
             policy: Box::new(Says(answer.clone())) as _,
             metrics: crate::policy::metrics::Metrics::default().of::<Registry>("p"),
             quarantine: crate::policy::chain::Quarantine::default(),

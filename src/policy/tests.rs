@@ -1,5 +1,7 @@
 //! The engine with real components, well-behaved and not; files that change; generations; chains.
 
+mod c;
+mod data;
 mod determinism;
 mod election;
 mod engine;

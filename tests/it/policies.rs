@@ -1,5 +1,6 @@
 //! Policies from mounted files decide what crosses the wire: pulls through CRI, counted at the origin and at both peers.
 
+mod data;
 mod newcomer;
 mod recorded;
 mod reload;
@@ -40,6 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(Case::new("policies::cases_of_the_shipped", &[Requirement::Policies], cases_of_the_shipped));
     cases.push(Case::new("policies::documented", &[Requirement::Policies], documented));
     cases.push(Case::new("policies::explained", &[Requirement::Policies], explained));
+    cases.extend(data::cases());
     cases.extend(newcomer::cases());
     cases.extend(recorded::cases());
     cases.extend(reload::cases());
@@ -88,6 +90,7 @@ async fn documented() {
         std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/policies.md"))
             .unwrap();
     let mut checked = Vec::new();
+    let empty = tempfile::NamedTempFile::new().unwrap();
     for block in text.split("```yaml\n").skip(1) {
         let config: Value = serde_saphyr::from_str(block.split("```").next().unwrap()).unwrap();
         let worlds = config["policies"].as_object().into_iter().flatten();
@@ -97,12 +100,15 @@ async fn documented() {
                 continue;
             }
             let name = plugin["name"].as_str().unwrap();
-            let output = std::process::Command::new(peili_lab::node::binary().unwrap())
-                .args(["plugin", "check"])
-                .arg(policy(name))
-                .args(["--settings", &plugin["settings"].to_string()])
-                .output()
-                .unwrap();
+            let mut command = std::process::Command::new(peili_lab::node::binary().unwrap());
+            command.args(["plugin", "check"]).arg(policy(name));
+            command.args(["--settings", &plugin["settings"].to_string()]);
+            // The files that it names are somebody else's: empty ones will do.
+            for data in plugin["data"].as_array().into_iter().flatten() {
+                let (name, path) = (data["name"].as_str().unwrap(), empty.path().display());
+                command.args(["--data", &format!("{name}={path}")]);
+            }
+            let output = command.output().unwrap();
             assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
             checked.push(name.to_owned());
         }

@@ -42,7 +42,7 @@ const BUILD: [Package; 2] = [
     Package { name: "build-essential", program: "cc", reason: "the build compiles the cryptography library" },
 ];
 
-const TESTS: [Package; 11] = [
+const TESTS: [Package; 14] = [
     Package {
         name: "iproute2",
         program: "ip",
@@ -55,6 +55,13 @@ const TESTS: [Package; 11] = [
         name: "skopeo",
         program: "skopeo",
         reason: "integration tests pull with a client that sends no `ns`",
+    },
+    Package { name: "clang-19", program: "clang-19", reason: "a policy in C" },
+    Package { name: "wasi-libc", program: "/usr/lib/wasm32-wasi/libc.a", reason: "its C library" },
+    Package {
+        name: "libclang-rt-19-dev-wasm32",
+        program: "/usr/lib/llvm-19/lib/clang/19/lib/wasi/libclang_rt.builtins-wasm32.a",
+        reason: "what clang's code calls where WebAssembly has no instruction",
     },
     Package { name: "dnsmasq-base", program: "dnsmasq", reason: "names of Services in the cluster" },
     Package { name: "ipset", program: "ipset", reason: "kube-router keeps addresses of pods in sets of the kernel" },

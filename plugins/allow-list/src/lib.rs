@@ -3,7 +3,7 @@
 //! It never asks for more than the others do: what it does not refuse it leaves to them.
 
 use peili_policy::registry::{Policy, Request, Verdict};
-use peili_policy::{GlobError, Globs, Node, SettingError};
+use peili_policy::{GlobError, Globs, Node, SettingError, data};
 use serde::Deserialize;
 
 /// The lists of the operator.
@@ -14,6 +14,10 @@ pub struct Settings {
     pub allow: Vec<String>,
     /// Globs that are refused, whatever `allow` says.
     pub deny: Vec<String>,
+    /// Names of `data` with more globs to allow, one a line. With any of them what is on no list is refused, also if they are empty.
+    pub allow_data: Vec<String>,
+    /// The same to refuse.
+    pub deny_data: Vec<String>,
     /// What is said to who is refused, at most 200 bytes, such as whom to ask.
     pub message: String,
 }
@@ -21,7 +25,8 @@ pub struct Settings {
 /// The policy.
 #[derive(Debug)]
 pub struct AllowList {
-    allow: Globs,
+    /// `None`: all that is not denied.
+    allow: Option<Globs>,
     deny: Globs,
     message: String,
 }
@@ -31,28 +36,44 @@ impl Policy for AllowList {
 
     fn new(settings: Settings, _here: Option<Node>) -> Result<Self, Vec<SettingError>> {
         let mut errors = Vec::new();
-        let mut globs = |list: &[String], key: &str| {
-            Globs::new(list).unwrap_or_else(|GlobError { index, message }| {
-                errors.push(SettingError { pointer: format!("/{key}/{index}"), message });
+        let mut globs = |list: &[String], key: &str, files: &[String]| {
+            let (mut all, mut places) = (list.to_vec(), Vec::new());
+            places.extend((0..list.len()).map(|index| (format!("/{key}/{index}"), String::new())));
+            for (index, file) in files.iter().enumerate() {
+                let pointer = format!("/{key}-data/{index}");
+                let lines = data::lines(file).unwrap_or_else(|message| {
+                    errors.push(SettingError { pointer: pointer.clone(), message });
+                    Vec::new()
+                });
+                for (number, line) in lines {
+                    all.push(line);
+                    places.push((pointer.clone(), format!("line {number} of `{file}`: ")));
+                }
+            }
+            Globs::new(&all).unwrap_or_else(|GlobError { index, message }| {
+                let (pointer, place) = places.swap_remove(index);
+                errors.push(SettingError { pointer, message: format!("{place}{message}") });
                 Globs::default()
             })
         };
-        let (allow, deny) = (globs(&settings.allow, "allow"), globs(&settings.deny, "deny"));
+        let allow = globs(&settings.allow, "allow", &settings.allow_data);
+        let deny = globs(&settings.deny, "deny", &settings.deny_data);
+        let is_closed = !(allow.is_empty() && settings.allow_data.is_empty());
         if settings.message.len() > 200 {
             errors.push(SettingError { pointer: "/message".into(), message: "more than 200 bytes".into() });
         }
         if !errors.is_empty() {
             return Err(errors);
         }
-        Ok(Self { allow, deny, message: settings.message })
+        Ok(Self { allow: is_closed.then_some(allow), deny, message: settings.message })
     }
 
     fn summary(&self) -> String {
-        match (self.allow.len(), self.deny.len()) {
-            (0, 0) => "allows all".into(),
-            (0, denied) => format!("allows all but {denied} globs"),
-            (allowed, 0) => format!("allows {allowed} globs"),
-            (allowed, denied) => format!("allows {allowed} globs, denies {denied}"),
+        match (self.allow.as_ref().map(Globs::len), self.deny.len()) {
+            (None, 0) => "allows all".into(),
+            (None, denied) => format!("allows all but {denied} globs"),
+            (Some(allowed), 0) => format!("allows {allowed} globs"),
+            (Some(allowed), denied) => format!("allows {allowed} globs, denies {denied}"),
         }
     }
 
@@ -60,7 +81,7 @@ impl Policy for AllowList {
         let name = request.name();
         let (code, what) = if self.deny.matches(&name) {
             ("denied", "is denied")
-        } else if !self.allow.is_empty() && !self.allow.matches(&name) {
+        } else if self.allow.as_ref().is_some_and(|allow| !allow.matches(&name)) {
             ("not-allowed", "is not on the allow list")
         } else {
             return Verdict::abstain();
@@ -123,6 +144,35 @@ mod tests {
     #[test]
     fn without_lists_nothing_is_denied() {
         assert_eq!(policy("{}").decide(&request("quay.io", "a/b")), Verdict::abstain());
+    }
+
+    #[test]
+    fn globs_of_files_are_globs_too() {
+        let settings = r#"{"allow": ["docker.io/library/*"], "allow-data": ["team"], "deny-data": ["bad"]}"#;
+        let files = [("team", "# of the team\nghcr.io/team/*\n"), ("bad", "ghcr.io/team/old")];
+        let mut policy = data::testing::with(&files, || policy(settings));
+        assert_eq!(policy.summary(), "allows 2 globs, denies 1");
+        for (repository, is_denied) in [("team/app", false), ("team/old", true), ("other/app", true)] {
+            let verdict = policy.decide(&request("ghcr.io", repository));
+            assert_eq!(verdict.decision == Decision::Deny, is_denied, "{repository}");
+        }
+        let empty = r#"{"allow-data": ["team"]}"#;
+        let mut policy = data::testing::with(&[("team", "")], || self::policy(empty));
+        let verdict = policy.decide(&request("ghcr.io", "team/app"));
+        assert_eq!(verdict.decision, Decision::Deny, "an empty list allows nothing");
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_named_by_its_line() {
+        let settings = serde_json::from_str(r#"{"allow-data": ["team", "none"]}"#).unwrap();
+        let made = data::testing::with(&[("team", "a/b\n\na//b")], || AllowList::new(settings, None));
+        let errors: Vec<_> = made
+            .unwrap_err()
+            .into_iter()
+            .map(|error| format!("{}: {}", error.pointer, error.message))
+            .collect();
+        assert!(errors[0].starts_with("/allow-data/1: no file `none`"), "{errors:?}");
+        assert!(errors[1].starts_with("/allow-data/0: line 3 of `team`: an empty segment"), "{errors:?}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub mod peili {
                     let ptr0 = vec0.as_ptr().cast::<u8>();
                     let len0 = vec0.len();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "peili:policy/logging@0.1.0")]
+                    #[link(wasm_import_module = "peili:policy/logging@0.1.1")]
                     unsafe extern "C" {
                         #[link_name = "log"]
                         fn wit_import1(_: i32, _: *mut u8, _: usize);
@@ -71,6 +71,127 @@ pub mod peili {
                         unreachable!()
                     }
                     wit_import1(level.clone() as i32, ptr0.cast_mut(), len0);
+                }
+            }
+        }
+        /// Files that the operator gives the policy (`data:` of the configuration), since 0.1.1. An instance sees the same always: another
+        /// content is another generation of policies.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod data {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            #[allow(unused_unsafe, clippy::all)]
+            /// Their names, in order.
+            #[allow(async_fn_in_trait)]
+            pub fn names() -> _rt::Vec<_rt::String> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 2 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 2
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "peili:policy/data@0.1.1")]
+                    unsafe extern "C" {
+                        #[link_name = "names"]
+                        fn wit_import1(_: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import1(_: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import1(ptr0);
+                    let l2 = *ptr0.add(0).cast::<*mut u8>();
+                    let l3 = *ptr0
+                        .add(::core::mem::size_of::<*const u8>())
+                        .cast::<usize>();
+                    let base7 = l2;
+                    let len7 = l3;
+                    let mut result7 = _rt::Vec::with_capacity(len7);
+                    for i in 0..len7 {
+                        let base = base7
+                            .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                        let e7 = {
+                            let l4 = *base.add(0).cast::<*mut u8>();
+                            let l5 = *base
+                                .add(::core::mem::size_of::<*const u8>())
+                                .cast::<usize>();
+                            let len6 = l5;
+                            let bytes6 = _rt::Vec::from_raw_parts(l4.cast(), len6, len6);
+                            _rt::string_lift(bytes6)
+                        };
+                        result7.push(e7);
+                    }
+                    _rt::cabi_dealloc(
+                        base7,
+                        len7 * (2 * ::core::mem::size_of::<*const u8>()),
+                        ::core::mem::size_of::<*const u8>(),
+                    );
+                    let result8 = result7;
+                    result8
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// What one of them has, at most 1 MiB; none: the operator gives no such file.
+            #[allow(async_fn_in_trait)]
+            pub fn read(name: &str) -> ::core::option::Option<_rt::Vec<u8>> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 3 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 3
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = name;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "peili:policy/data@0.1.1")]
+                    unsafe extern "C" {
+                        #[link_name = "read"]
+                        fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr0.cast_mut(), len0, ptr1);
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result7 = match l3 {
+                        0 => None,
+                        1 => {
+                            let e = {
+                                let l4 = *ptr1
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *ptr1
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len6 = l5;
+                                <_ as From<
+                                    _rt::Vec<_>,
+                                >>::from(_rt::Vec::from_raw_parts(l4.cast(), len6, len6))
+                            };
+                            Some(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result7
                 }
             }
         }
@@ -678,10 +799,10 @@ pub mod exports {
                 }
                 #[doc(hidden)]
                 #[macro_export]
-                macro_rules! __export_peili_policy_lifecycle_0_1_0_cabi {
+                macro_rules! __export_peili_policy_lifecycle_0_1_1_cabi {
                     ($ty:ident with_types_in $($path_to_types:tt)*) => {
                         const _ : () = { #[unsafe (export_name =
-                        "peili:policy/lifecycle@0.1.0#configure")] unsafe extern "C" fn
+                        "peili:policy/lifecycle@0.1.1#configure")] unsafe extern "C" fn
                         export_configure(arg0 : * mut u8, arg1 : usize, arg2 : i32, arg3
                         : * mut u8, arg4 : usize, arg5 : * mut u8, arg6 : usize, arg7 :
                         i32, arg8 : * mut u8, arg9 : usize, arg10 : * mut u8, arg11 :
@@ -689,14 +810,14 @@ pub mod exports {
                         _export_configure_cabi::<$ty > (arg0, arg1, arg2, arg3, arg4,
                         arg5, arg6, arg7, arg8, arg9, arg10, arg11) } } #[unsafe
                         (export_name =
-                        "cabi_post_peili:policy/lifecycle@0.1.0#configure")] unsafe
+                        "cabi_post_peili:policy/lifecycle@0.1.1#configure")] unsafe
                         extern "C" fn _post_return_configure(arg0 : * mut u8,) { unsafe {
                         $($path_to_types)*:: __post_return_configure::<$ty > (arg0) } }
                         };
                     };
                 }
                 #[doc(hidden)]
-                pub use __export_peili_policy_lifecycle_0_1_0_cabi;
+                pub use __export_peili_policy_lifecycle_0_1_1_cabi;
                 #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
                 #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
                 struct _RetArea(
@@ -715,12 +836,8 @@ pub mod exports {
 #[rustfmt::skip]
 mod _rt {
     #![allow(dead_code, unused_imports, clippy::all)]
-    pub use alloc_crate::string::String;
     pub use alloc_crate::vec::Vec;
-    #[cfg(target_arch = "wasm32")]
-    pub fn run_ctors_once() {
-        wit_bindgen::rt::run_ctors_once();
-    }
+    pub use alloc_crate::string::String;
     pub unsafe fn string_lift(bytes: Vec<u8>) -> String {
         if cfg!(debug_assertions) {
             String::from_utf8(bytes).unwrap()
@@ -743,6 +860,10 @@ mod _rt {
         } else {
             unsafe { core::hint::unreachable_unchecked() }
         }
+    }
+    #[cfg(target_arch = "wasm32")]
+    pub fn run_ctors_once() {
+        wit_bindgen::rt::run_ctors_once();
     }
     pub use alloc_crate::alloc;
     extern crate alloc as alloc_crate;
@@ -773,32 +894,34 @@ macro_rules! __export_base_impl {
     };
     ($ty:ident with_types_in $($path_to_types_root:tt)*) => {
         $($path_to_types_root)*::
-        exports::peili::policy::lifecycle::__export_peili_policy_lifecycle_0_1_0_cabi!($ty
+        exports::peili::policy::lifecycle::__export_peili_policy_lifecycle_0_1_1_cabi!($ty
         with_types_in $($path_to_types_root)*:: exports::peili::policy::lifecycle); const
         _ : () = { #[rustfmt::skip] #[cfg(target_arch = "wasm32")] #[unsafe (link_section
         = "component-type:wit-bindgen:0.61.1:peili:sdk:base:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 812] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 887] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb1\x05\x01A\x02\x01\
-A\x08\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xfc\x05\x01A\x02\x01\
+A\x0a\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
 l\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x03\0\x1a\
-peili:policy/logging@0.1.0\x05\0\x01B\x11\x01w\x04\0\x09timestamp\x03\0\0\x01w\x04\
-\0\x0cmilliseconds\x03\0\x02\x01r\x02\x04names\x05values\x04\0\x09attribute\x03\0\
-\x04\x01r\x02\x04codes\x07messages\x04\0\x06reason\x03\0\x06\x01m\x03\x07claimed\
-\x08verified\x0aconfigured\x04\0\x0aprovenance\x03\0\x08\x01r\x03\x03keys\x05val\
-ues\x0aprovenance\x09\x04\0\x05label\x03\0\x0a\x01p\x0b\x01r\x05\x02ids\x04names\
-\x0fname-provenance\x09\x07versions\x06labels\x0c\x04\0\x04node\x03\0\x0d\x01m\x04\
-\x04none\x09introduce\x05blobs\x04tags\x04\0\x0btrust-level\x03\0\x0f\x03\0\x18p\
-eili:policy/types@0.1.0\x05\x01\x02\x03\0\x01\x09attribute\x02\x03\0\x01\x04node\
-\x01B\x0f\x02\x03\x02\x01\x02\x04\0\x09attribute\x03\0\0\x02\x03\x02\x01\x03\x04\
-\0\x04node\x03\0\x02\x01r\x02\x07pointers\x07messages\x04\0\x0dsetting-error\x03\
-\0\x04\x01ps\x01p\x01\x01r\x03\x07summarys\x08requires\x06\x0aattributes\x07\x04\
-\0\x0bpolicy-info\x03\0\x08\x01k\x03\x01p\x05\x01j\x01\x09\x01\x0b\x01@\x02\x08s\
-ettingss\x04here\x0a\0\x0c\x04\0\x09configure\x01\x0d\x04\0\x1cpeili:policy/life\
-cycle@0.1.0\x05\x04\x04\0\x0epeili:sdk/base\x04\0\x0b\x0a\x01\0\x04base\x03\0\0\0\
-G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindge\
-n-rust\x060.61.1";
+peili:policy/logging@0.1.1\x05\0\x01B\x07\x01ps\x01@\0\0\0\x04\0\x05names\x01\x01\
+\x01p}\x01k\x02\x01@\x01\x04names\0\x03\x04\0\x04read\x01\x04\x03\0\x17peili:pol\
+icy/data@0.1.1\x05\x01\x01B\x11\x01w\x04\0\x09timestamp\x03\0\0\x01w\x04\0\x0cmi\
+lliseconds\x03\0\x02\x01r\x02\x04names\x05values\x04\0\x09attribute\x03\0\x04\x01\
+r\x02\x04codes\x07messages\x04\0\x06reason\x03\0\x06\x01m\x03\x07claimed\x08veri\
+fied\x0aconfigured\x04\0\x0aprovenance\x03\0\x08\x01r\x03\x03keys\x05values\x0ap\
+rovenance\x09\x04\0\x05label\x03\0\x0a\x01p\x0b\x01r\x05\x02ids\x04names\x0fname\
+-provenance\x09\x07versions\x06labels\x0c\x04\0\x04node\x03\0\x0d\x01m\x04\x04no\
+ne\x09introduce\x05blobs\x04tags\x04\0\x0btrust-level\x03\0\x0f\x03\0\x18peili:p\
+olicy/types@0.1.1\x05\x02\x02\x03\0\x02\x09attribute\x02\x03\0\x02\x04node\x01B\x0f\
+\x02\x03\x02\x01\x03\x04\0\x09attribute\x03\0\0\x02\x03\x02\x01\x04\x04\0\x04nod\
+e\x03\0\x02\x01r\x02\x07pointers\x07messages\x04\0\x0dsetting-error\x03\0\x04\x01\
+ps\x01p\x01\x01r\x03\x07summarys\x08requires\x06\x0aattributes\x07\x04\0\x0bpoli\
+cy-info\x03\0\x08\x01k\x03\x01p\x05\x01j\x01\x09\x01\x0b\x01@\x02\x08settingss\x04\
+here\x0a\0\x0c\x04\0\x09configure\x01\x0d\x04\0\x1cpeili:policy/lifecycle@0.1.1\x05\
+\x05\x04\0\x0epeili:sdk/base\x04\0\x0b\x0a\x01\0\x04base\x03\0\0\0G\x09producers\
+\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61\
+.1";
         };
     };
 }
@@ -811,21 +934,22 @@ pub use __export_base_impl as export_base_bindings;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 638] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe3\x03\x01A\x02\x01\
-A\x04\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 713] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xae\x04\x01A\x02\x01\
+A\x06\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
 l\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x03\0\x1a\
-peili:policy/logging@0.1.0\x05\0\x01B\x11\x01w\x04\0\x09timestamp\x03\0\0\x01w\x04\
-\0\x0cmilliseconds\x03\0\x02\x01r\x02\x04names\x05values\x04\0\x09attribute\x03\0\
-\x04\x01r\x02\x04codes\x07messages\x04\0\x06reason\x03\0\x06\x01m\x03\x07claimed\
-\x08verified\x0aconfigured\x04\0\x0aprovenance\x03\0\x08\x01r\x03\x03keys\x05val\
-ues\x0aprovenance\x09\x04\0\x05label\x03\0\x0a\x01p\x0b\x01r\x05\x02ids\x04names\
-\x0fname-provenance\x09\x07versions\x06labels\x0c\x04\0\x04node\x03\0\x0d\x01m\x04\
-\x04none\x09introduce\x05blobs\x04tags\x04\0\x0btrust-level\x03\0\x0f\x03\0\x18p\
-eili:policy/types@0.1.0\x05\x01\x04\0.peili:sdk/base-with-all-of-its-exports-rem\
-oved\x04\0\x0b*\x01\0$base-with-all-of-its-exports-removed\x03\0\0\0G\x09produce\
-rs\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.\
-61.1";
+peili:policy/logging@0.1.1\x05\0\x01B\x07\x01ps\x01@\0\0\0\x04\0\x05names\x01\x01\
+\x01p}\x01k\x02\x01@\x01\x04names\0\x03\x04\0\x04read\x01\x04\x03\0\x17peili:pol\
+icy/data@0.1.1\x05\x01\x01B\x11\x01w\x04\0\x09timestamp\x03\0\0\x01w\x04\0\x0cmi\
+lliseconds\x03\0\x02\x01r\x02\x04names\x05values\x04\0\x09attribute\x03\0\x04\x01\
+r\x02\x04codes\x07messages\x04\0\x06reason\x03\0\x06\x01m\x03\x07claimed\x08veri\
+fied\x0aconfigured\x04\0\x0aprovenance\x03\0\x08\x01r\x03\x03keys\x05values\x0ap\
+rovenance\x09\x04\0\x05label\x03\0\x0a\x01p\x0b\x01r\x05\x02ids\x04names\x0fname\
+-provenance\x09\x07versions\x06labels\x0c\x04\0\x04node\x03\0\x0d\x01m\x04\x04no\
+ne\x09introduce\x05blobs\x04tags\x04\0\x0btrust-level\x03\0\x0f\x03\0\x18peili:p\
+olicy/types@0.1.1\x05\x02\x04\0.peili:sdk/base-with-all-of-its-exports-removed\x04\
+\0\x0b*\x01\0$base-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0c\
+processed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

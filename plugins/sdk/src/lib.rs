@@ -1,8 +1,8 @@
 //! What a Peili policy is written with: a trait for each world, the types of the contract, and matchers.
 //!
 //! The contract is `wit/policy.wit`, where each type and field is explained; what stands here is its Rust form. A policy is a
-//! type with settings and one function that decides. It sees what is in the request and nothing else: no clock, no files,
-//! no network. Each instance is configured once and then asked many times, so what is costly belongs into `new`; but an
+//! type with settings and one function that decides. It sees what is in the request and nothing else: no clock, no network, and
+//! no files but those that the configuration gives it ([`data`]). Each instance is configured once and then asked many times, so what is costly belongs into `new`; but an
 //! instance may be thrown away at any time, so nothing that matters may be kept in it.
 //!
 //! ```
@@ -53,6 +53,7 @@
 )]
 #[doc(hidden)]
 pub mod contract;
+pub mod data;
 pub mod election;
 mod globs;
 mod host;

@@ -13,10 +13,14 @@ use wit_bindgen_rust::{Opts, WithOption};
 
 /// File, what its world has, and whether the types are those of the first.
 const WORLDS: [(&str, &str, bool); 4] = [
-    ("base", "import peili:policy/logging@0.1.0; export peili:policy/lifecycle@0.1.0;", false),
-    ("registry", "export peili:policy/registry@0.1.0;", true),
-    ("election", "export peili:policy/election@0.1.0;", true),
-    ("trust", "export peili:policy/trust@0.1.0;", true),
+    (
+        "base",
+        "import peili:policy/logging@0.1.1; import peili:policy/data@0.1.1; export peili:policy/lifecycle@0.1.1;",
+        false,
+    ),
+    ("registry", "export peili:policy/registry@0.1.1;", true),
+    ("election", "export peili:policy/election@0.1.1;", true),
+    ("trust", "export peili:policy/trust@0.1.1;", true),
 ];
 
 fn generate(name: &str, has: &str, shares: bool) -> String {
@@ -28,7 +32,7 @@ fn generate(name: &str, has: &str, shares: bool) -> String {
     let world = resolve.select_world(&[package], Some(name)).unwrap();
     let module =
         if shares { format!("peili_policy::{name}::bindings") } else { "peili_policy::contract".into() };
-    let types = ("peili:policy/types@0.1.0", "crate::contract::peili::policy::types");
+    let types = ("peili:policy/types@0.1.1", "crate::contract::peili::policy::types");
     let with = shares.then(|| (types.0.to_owned(), WithOption::Path(types.1.to_owned())));
     let options = Opts {
         format: true,

@@ -19,7 +19,7 @@ fn the_contract_has_three_worlds() {
     let mut resolve = Resolve::default();
     let package = push(&mut resolve, &text("policy.wit"));
     let package = &resolve.packages[package];
-    assert_eq!(package.name.to_string(), "peili:policy@0.1.0");
+    assert_eq!(package.name.to_string(), "peili:policy@0.1.1");
     let worlds: Vec<_> = package.worlds.keys().map(String::as_str).collect();
     assert_eq!(worlds, ["registry-policy", "election-policy", "trust-policy"]);
 }

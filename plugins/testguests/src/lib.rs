@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use peili_policy::registry::{Plan, Policy, Request, Route, Source, SourceKinds, TagResolution, Verdict};
-use peili_policy::{LogLevel, Node, SettingError, TrustLevel, log};
+use peili_policy::{LogLevel, Node, SettingError, TrustLevel, data, log};
 use serde::Deserialize;
 
 use misdeeds::{allocate, flood, garbage, recurse, spin};
@@ -37,6 +37,8 @@ pub enum Act {
     Recurse,
     /// Answers with texts that are none.
     Garbage,
+    /// Nothing wrong: denies, with what its files have.
+    Data,
     /// Asks for an upstream that nobody configured.
     Upstream,
     /// Denies each second time.
@@ -115,6 +117,10 @@ impl Policy for TestGuest {
                 Verdict::abstain()
             }
             Act::Garbage => Verdict { reason: Some(garbage()), ..Verdict::deny("", "") },
+            Act::Data => {
+                let file = |name: String| format!("{name}={}", data::text(&name).unwrap_or_default().trim());
+                Verdict::deny("data", &data::names().into_iter().map(file).collect::<Vec<_>>().join(" "))
+            }
             Act::Upstream => {
                 let route = Route { upstream: "nobody".into(), repository: None };
                 Verdict::mirror(Plan { sources: Some(vec![Source::Upstream(route)]), ..Plan::any() })

@@ -173,9 +173,10 @@ pub(super) fn check_world(
             }));
         }
     }
+    let interfaces = ["logging", "data", "types"].map(|name| format!("peili:policy/{name}@{SUPPORTED}."));
     for (name, _) in component.imports(engine) {
-        let is_known = ["peili:policy/logging@0.1.", "peili:policy/types@0.1.", "wasi:"];
-        if !is_known.iter().any(|known| name.starts_with(known)) {
+        let is_known = interfaces.iter().any(|known| name.starts_with(known)) || name.starts_with("wasi:");
+        if !is_known {
             return Err(Unfit::World(format!("it imports `{name}`, which policies do not get")));
         }
     }

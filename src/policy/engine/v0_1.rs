@@ -19,12 +19,14 @@ use crate::policy::{self, Provenance, Reason};
 
 use registry::bindings::peili::policy as common;
 
-pub(super) use common::logging;
 pub(super) use common::types::Node;
 use common::types::{self, TrustLevel};
+pub(super) use common::{data, logging};
 
 /// Longest text of a policy that is shown, in bytes.
 const MESSAGE: usize = 256;
+/// Features of a host that a policy may require (`policy-info.requires`).
+const FEATURES: [&str; 1] = ["data"];
 /// Errors about settings that are shown.
 const ERRORS: usize = 16;
 
@@ -127,6 +129,7 @@ impl types::Host for Host {}
 /// What guests may import: it is the same in all worlds.
 pub(super) fn add_to_linker(linker: &mut Linker<Host>) -> Result<()> {
     logging::add_to_linker::<_, HasSelf<Host>>(linker, |host| host)?;
+    data::add_to_linker::<_, HasSelf<Host>>(linker, |host| host)?;
     types::add_to_linker::<_, HasSelf<Host>>(linker, |host| host)
 }
 
@@ -157,7 +160,7 @@ impl From<&policy::Node> for Node {
 
 /// What a policy says of itself, or what it needs that is not here.
 fn info(summary: &str, requires: &[String]) -> std::result::Result<Info, Unconfigured> {
-    match requires.first() {
+    match requires.iter().find(|feature| !FEATURES.contains(&feature.as_str())) {
         Some(feature) => Err(Unconfigured::Requires(clean(feature, MESSAGE))),
         None => Ok(Info { summary: clean(summary, MESSAGE) }),
     }

@@ -14,13 +14,13 @@ use peili_lab::skip_unless;
 use serde_json::{Value, json};
 
 use super::election::view;
-use crate::policy::Node;
 use crate::policy::chain::Answers as _;
 use crate::policy::election::{
     Candidate, Election, Reachability, Role, RoleKind, Selection, TEXT_LIMIT, Tenure, View,
 };
-use crate::policy::engine::{Bound, Code, Compiled, Engine, Policy};
+use crate::policy::engine::{Bound, Code, Compiled, Engine, Files, Given, Policy};
 use crate::policy::world::World as _;
+use crate::policy::{Limits, Node};
 
 /// More than enough: here only instructions count.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,8 +47,13 @@ impl Machine {
             self.engine.compile(&std::fs::read(peili_lab::policy(component)).unwrap()).unwrap()
         });
         let (engine, compiled) = (Arc::clone(&self.engine), compiled.clone());
-        let made =
-            Policy::configure(engine, compiled, component.into(), settings.to_string(), &Node::default());
+        let given = Given {
+            name: component.into(),
+            settings: settings.to_string(),
+            data: Files::default(),
+            limits: Limits::DEFAULT,
+        };
+        let made = Policy::configure(engine, compiled, given, &Node::default());
         let policy = Arc::new(made.unwrap_or_else(|refused| panic!("{component}: {refused}")).0);
         self.policies.insert(name, Arc::clone(&policy));
         policy

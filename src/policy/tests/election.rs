@@ -17,7 +17,7 @@ use crate::policy::election::{
 };
 use crate::policy::metrics::Metrics;
 use crate::policy::world::World;
-use crate::policy::{Config, Failing, Failure, Lines, Mode, Node, Plugin, Policies, Stage};
+use crate::policy::{Config, Failing, Failure, Mode, Node, Plugin, Policies, Stage};
 
 const CANDIDATES: usize = 4;
 
@@ -83,16 +83,7 @@ proptest! {
 }
 
 pub(super) fn plugin(component: &str, settings: Value) -> Plugin {
-    Plugin {
-        name: component.into(),
-        path: peili_lab::policy(component),
-        sha256: None,
-        settings,
-        mode: Mode::Enforce,
-        failure: Failing::Bypass,
-        cases: None,
-        lines: Lines::default(),
-    }
+    Plugin::new(component, peili_lab::policy(component), settings)
 }
 
 fn guest(act: &str, on: &str) -> Plugin {
@@ -295,7 +286,8 @@ fn the_profile_names_the_engine_that_runs() {
     let lock = lock.unwrap();
     let (_, rest) = lock.split_once("name = \"wasmtime\"\nversion = \"").unwrap();
     let version = rest.split('"').next().unwrap();
-    let ((memory, stack), (fuel, each)) = (crate::policy::engine::BOUNDS, crate::policy::election::FUEL);
+    let (stack, (fuel, each)) = (crate::policy::engine::STACK, crate::policy::election::FUEL);
+    let memory = crate::policy::Limits::DEFAULT.memory.as_u64();
     let expected = format!(
         "peili:policy@0.1 wasmtime@{version} fuel={fuel}+{each}n memory={}MiB stack={}KiB nan=canonical",
         memory >> 20,

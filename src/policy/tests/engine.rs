@@ -11,19 +11,10 @@ use serde_json::{Value, json};
 use super::request;
 use crate::policy::metrics::Metrics;
 use crate::policy::registry::{Plan, RegistryPolicy, Ruling, Source, TagResolution, Way};
-use crate::policy::{Config, Failing, Mode, Node, Plugin, Policies, Stage};
+use crate::policy::{Config, Failing, Node, Plugin, Policies, Stage};
 
 fn plugin(name: &str, component: &str, settings: Value) -> Plugin {
-    Plugin {
-        name: name.into(),
-        path: peili_lab::policy(component),
-        sha256: None,
-        settings,
-        mode: Mode::Enforce,
-        failure: Failing::Bypass,
-        lines: crate::policy::Lines::default(),
-        cases: None,
-    }
+    Plugin::new(name, peili_lab::policy(component), settings)
 }
 
 fn act(act: &str) -> Plugin {

@@ -126,6 +126,18 @@ fn nothing_is_read_that_is_not_beneath() {
     assert!(absent.is_absent, "{absent:?}");
 }
 
+/// Guards that a state which was taken away is not read past: by their names alone files could be of another state each.
+#[test]
+fn where_a_state_was_taken_away_nothing_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a"), "of no state").unwrap();
+    let read = || contents(&[dir.path().to_owned()], &[dir.path().join("a")]);
+    assert_eq!(read().unwrap(), ["of no state"], "a folder that nobody publishes");
+    symlink("..set-1", dir.path().join("..data")).unwrap();
+    let unread = read().unwrap_err();
+    assert!(unread.is_absent, "{unread:?}");
+}
+
 #[test]
 fn roots_are_the_outermost_folders() {
     let paths = ["/b/c/x", "/a/x", "/a/y", "/b/x", "/ab/x"].map(Path::new);

@@ -11,9 +11,15 @@ use wit_parser::Resolve;
 
 use super::request;
 use crate::policy::metrics::Metrics;
-use crate::policy::registry::{RegistryPolicy, Ruling, Way};
+use crate::policy::registry::{RegistryPolicy, Way};
 use crate::policy::trust::{Conduct, Request as Peer, TrustPolicy as _, Way as Standing};
-use crate::policy::{Config, EMBEDDED_LIMIT, Embedded, Failing, Lines, Mode, Node, Plugin, Policies, Stage};
+use crate::policy::{Config, EMBEDDED_LIMIT, Embedded, Lines, Node, Plugin, Policies, Said, Stage, facts};
+
+/// The contract's versions that this host speaks.
+const CONTRACTS: [(&str, &str); 2] = [
+    ("0.1.0", include_str!("../../../wit/released/0.1.0.wit")),
+    ("0.1.1", include_str!("../../../wit/policy.wit")),
+];
 
 /// What a standard library names of WASI, in part.
 const WASI: [&str; 4] = [
@@ -34,7 +40,7 @@ const WASI: [&str; 4] = [
      interface random { get-random-bytes: func(len: u64) -> list<u8>; get-random-u64: func() -> u64; }",
 ];
 
-/// Where the world's name, its function, the number of a denial and what is done first are filled in.
+/// Where the contract's version, the world's name, its function, the number of a denial and what is done first are filled in.
 const MODULE: &str = r#"(module
   (import "wasi:cli/environment@0.2.0" "get-environment" (func $environment (param i32)))
   (import "wasi:cli/stdout@0.2.0" "get-stdout" (func $stdout (result i32)))
@@ -64,33 +70,34 @@ const MODULE: &str = r#"(module
     (call $environment (i32.const 2048))
     (call $check (i32.load (i32.const 2052)))
     (call $bytes (i64.const 8) (i32.const 2048))
-    (call $check (i32.load (i32.const 2052)))
+    (call $check (i32.ne (i32.load (i32.const 2052)) (i32.const 8)))
+    (call $check (i64.ne (i64.load (i32.load (i32.const 2048))) (i64.const 0)))
     (local.set $stream (call $stdout))
     (call $write (local.get $stream) (i32.const 1024) (i32.const 8) (i32.const 2048))
     (call $check (i32.load8_u (i32.const 2048)))
     (call $drop (local.get $stream)))
   ;; An empty summary.
-  (func (export "peili:policy/lifecycle@0.1.0#configure")
+  (func (export "peili:policy/lifecycle@VERSION#configure")
     (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
     (call $use)
     (i32.const 1024))
-  (func (export "peili:policy/WORLD@0.1.0#FUNCTION") (param i32) (result i32)
+  (func (export "peili:policy/WORLD@VERSION#FUNCTION") (param i32) (result i32)
     FIRST
     (i32.store8 (i32.const 3072) (i32.const DENY))
     (i32.const 3072))
 )"#;
 
 /// A component whose verdict is a denial.
-fn component(world: &str, first: &str) -> Vec<u8> {
+fn component((version, contract): (&str, &str), world: &str, first: &str) -> Vec<u8> {
     let mut resolve = Resolve::default();
-    resolve.push_source("policy.wit", include_str!("../../../wit/policy.wit")).unwrap();
+    resolve.push_source("policy.wit", contract).unwrap();
     for (number, text) in WASI.iter().enumerate() {
         resolve.push_source(&format!("wasi-{number}.wit"), text).unwrap();
     }
     let guest = format!(
         "package test:guest;
          world guest {{
-             include peili:policy/{world}-policy@0.1.0;
+             include peili:policy/{world}-policy@{version};
              import wasi:io/streams@0.2.0;
              import wasi:cli/environment@0.2.0;
              import wasi:cli/stdout@0.2.0;
@@ -102,56 +109,68 @@ fn component(world: &str, first: &str) -> Vec<u8> {
     let package = resolve.push_source("guest.wit", &guest).unwrap();
     let world_of = resolve.select_world(&[package], None).unwrap();
     let (function, deny) = if world == "trust" { ("evaluate", "2") } else { ("decide", "3") };
-    let text = MODULE.replace("WORLD", world).replace("FUNCTION", function).replace("FIRST", first);
+    let text = MODULE
+        .replace("WORLD", world)
+        .replace("FUNCTION", function)
+        .replace("FIRST", first)
+        .replace("VERSION", version);
     let mut module = wat::parse_str(text.replace("DENY", deny)).unwrap();
     embed_component_metadata(&mut module, &resolve, world_of, StringEncoding::UTF8).unwrap();
     ComponentEncoder::default().validate(true).module(&module).unwrap().encode().unwrap()
 }
 
 fn plugin(path: PathBuf, settings: Value) -> Plugin {
-    Plugin {
-        name: "foreign".into(),
-        path,
-        sha256: None,
-        settings,
-        mode: Mode::Enforce,
-        failure: Failing::Bypass,
-        lines: Lines::default(),
-        cases: None,
-    }
+    Plugin::new("foreign", path, settings)
 }
 
 fn policies() -> Policies {
     Policies::new(Node::default(), Metrics::default())
 }
 
-/// Guards that a component of `wasm32-wasip2` works, and that nothing of the machine gets into it.
+/// Asks again and again; what is no answer in time, on a machine that does other things too, is seldom and not counted.
+pub(super) fn asked(times: usize, ask: impl Fn() -> (bool, Vec<Said>)) {
+    let mut late = 0;
+    for _ in 0..times {
+        let (is_right, said) = ask();
+        let is_late = said[0].verdict.contains("its time was up");
+        late += usize::from(is_late);
+        assert!(is_right || is_late, "{said:?}");
+    }
+    assert!(late < times / 10, "{late} of {times}");
+}
+
+/// Guards that a component of `wasm32-wasip2` works, of each version of the contract, and that nothing of the machine gets into it.
 #[test]
 fn stubs_answer_and_say_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("foreign.wasm");
     let policies = policies();
-    std::fs::write(&path, component("registry", "(call $use)")).unwrap();
-    let registry = vec![plugin(path.clone(), Value::Null)];
-    policies.apply(&Config { registry, ..Config::default() }).unwrap();
-    for _ in 0..2000 {
-        let Ruling { way, .. } = policies.decide(&request("a/b"));
-        assert!(matches!(way, Way::Deny(_)), "{way:?}");
-    }
+    for contract in CONTRACTS {
+        let bytes = component(contract, "registry", "(call $use)");
+        assert_eq!(facts(&bytes).unwrap().contract.as_deref(), Some(contract.0));
+        std::fs::write(&path, bytes).unwrap();
+        let registry = vec![plugin(path.clone(), Value::Null)];
+        policies.apply(&Config { registry, ..Config::default() }).unwrap();
+        asked(2000, || {
+            let (ruling, said) = RegistryPolicy::explain(&policies, &request("a/b"));
+            (matches!(ruling.way, Way::Deny(_)), said)
+        });
 
-    std::fs::write(&path, component("trust", "(call $use)")).unwrap();
-    policies.apply(&Config { trust: vec![plugin(path, Value::Null)], ..Config::default() }).unwrap();
-    let peer = Peer {
-        peer: Node::default(),
-        observed: Vec::new(),
-        announced: Vec::new(),
-        evidence: Vec::new(),
-        conduct: Conduct::default(),
-        level: crate::oci::Level::None,
-        now: std::time::SystemTime::now(),
-    };
-    let standing = policies.evaluate(&peer).way;
-    assert!(matches!(standing, Standing::Deny(..)), "{standing:?}");
+        std::fs::write(&path, component(contract, "trust", "(call $use)")).unwrap();
+        let trust = vec![plugin(path.clone(), Value::Null)];
+        policies.apply(&Config { trust, ..Config::default() }).unwrap();
+        let peer = Peer {
+            peer: Node::default(),
+            observed: Vec::new(),
+            announced: Vec::new(),
+            evidence: Vec::new(),
+            conduct: Conduct::default(),
+            level: crate::oci::Level::None,
+            now: std::time::SystemTime::now(),
+        };
+        let standing = policies.evaluate(&peer).way;
+        assert!(matches!(standing, Standing::Deny(..)), "{standing:?}");
+    }
 }
 
 /// Guards that handles, which the host keeps, are bounded.
@@ -160,7 +179,7 @@ fn handles_do_not_pile_up() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("foreign.wasm");
     let hoard = "(loop $again (drop (call $stdout)) (br $again))";
-    std::fs::write(&path, component("registry", hoard)).unwrap();
+    std::fs::write(&path, component(CONTRACTS[1], "registry", hoard)).unwrap();
     let policies = policies();
     let registry = vec![plugin(path, Value::Null)];
     policies.apply(&Config { registry, ..Config::default() }).unwrap();

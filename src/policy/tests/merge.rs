@@ -155,6 +155,7 @@ fn entry(
         name: "fake".into(),
         mode,
         failing,
+        time: None,
         policy: Box::new(Fake(answer)),
         metrics: Metrics::default().of::<Registry>("fake"),
         quarantine: Quarantine::default(),

@@ -16,23 +16,14 @@ use super::request;
 use crate::oci::Digest;
 use crate::policy::metrics::Metrics;
 use crate::policy::registry::{Plan, RegistryPolicy, Way};
-use crate::policy::{Config, Failing, LoadError, Mode, Node, Plugin, Policies, Stage};
+use crate::policy::{Config, LoadError, Mode, Node, Plugin, Policies, Stage};
 
 fn policies() -> Policies {
     Policies::new(Node { name: "node-1".into(), ..Node::default() }, Metrics::default())
 }
 
 fn at(path: &Path, settings: Value) -> Plugin {
-    Plugin {
-        name: "one".into(),
-        path: path.to_owned(),
-        sha256: None,
-        settings,
-        mode: Mode::Enforce,
-        failure: Failing::Bypass,
-        lines: crate::policy::Lines::default(),
-        cases: None,
-    }
+    Plugin::new("one", path, settings)
 }
 
 fn only(plugin: Plugin) -> Config {
@@ -54,13 +45,13 @@ fn variant(of: &str, number: usize) -> Vec<u8> {
 }
 
 /// A whole file at once.
-fn put(path: &Path, bytes: &[u8]) {
+pub(super) fn put(path: &Path, bytes: &[u8]) {
     let new = path.with_extension("new");
     fs::write(&new, bytes).unwrap();
     fs::rename(new, path).unwrap();
 }
 
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < Duration::from_secs(20), "{what}");

@@ -17,7 +17,7 @@ use crate::policy::trust::{
     Verdict, Way,
 };
 use crate::policy::world::World;
-use crate::policy::{Config, Failing, Failure, Label, Mode, Node, Plugin, Policies, Provenance};
+use crate::policy::{Config, Failing, Failure, Label, Node, Plugin, Policies, Provenance};
 
 fn grant() -> impl Strategy<Value = Grant> {
     let level = prop_oneof![Just(Level::None), Just(Level::Introduce), Just(Level::Blobs), Just(Level::Tags)];
@@ -75,16 +75,7 @@ proptest! {
 }
 
 fn plugin(component: &str, settings: Value) -> Plugin {
-    Plugin {
-        name: component.into(),
-        path: peili_lab::policy(component),
-        sha256: None,
-        settings,
-        mode: Mode::Enforce,
-        failure: Failing::Bypass,
-        lines: crate::policy::Lines::default(),
-        cases: None,
-    }
+    Plugin::new(component, peili_lab::policy(component), settings)
 }
 
 fn with(plugins: Vec<Plugin>) -> Policies {

@@ -109,7 +109,7 @@ async fn newcomer(programs: PathBuf) {
 
     let built = desk.peili("no-latest", &["build", ".", "--out", "no-latest.wasm", "--json"]);
     let built: Value = serde_json::from_str(&built).unwrap();
-    assert_eq!((&built["world"], &built["contract"]), (&json!("registry"), &json!("0.1.0")));
+    assert_eq!((&built["world"], &built["contract"]), (&json!("registry"), &json!("0.1.1")));
     let imports = built["imports"].as_array().unwrap();
     let is_known = |import: &Value| import.as_str().unwrap().starts_with("peili:policy/");
     assert!(imports.iter().all(is_known), "{imports:?}");

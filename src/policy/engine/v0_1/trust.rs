@@ -17,6 +17,7 @@ pub(super) mod bindings {
         with: {
             "peili:policy/types": crate::policy::engine::v0_1::common::types,
             "peili:policy/logging": crate::policy::engine::v0_1::common::logging,
+            "peili:policy/data": crate::policy::engine::v0_1::common::data,
         },
     });
 }
