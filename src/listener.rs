@@ -77,7 +77,13 @@ impl Limits {
     /// Idle connections: Go's default transport keeps its own for 90 s, and a server that closes first makes a retry.
     /// Writes: a runtime that unpacks to a slow disk pauses for long.
     pub fn new(admission: Admission, connections: usize) -> Self {
-        Self { admission, connections, head: Duration::from_secs(120), write: Duration::from_secs(300), malformed: None }
+        Self {
+            admission,
+            connections,
+            head: Duration::from_secs(120),
+            write: Duration::from_secs(300),
+            malformed: None,
+        }
     }
 }
 

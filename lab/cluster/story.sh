@@ -26,7 +26,7 @@ for act in "${ACTS[@]}"; do [[ $act =~ ^(seed|faults|pods)$ ]] || { echo "no act
 "$HERE/lab.sh" check || exit 3
 [ -f "${IMAGE:-}" ] || missing "IMAGE, an archive of Peili's image"
 command -v "$HELM" > /dev/null || missing helm
-[[ " ${ACTS[*]} " != *" pods "* ]] || command -v "${KUBE_ROUTER:-}" ipset > /dev/null || missing "KUBE_ROUTER (a kube-router), ipset"
+if [[ " ${ACTS[*]} " = *" pods "* ]]; then command -v "${KUBE_ROUTER:-}" > /dev/null || missing KUBE_ROUTER; command -v ipset > /dev/null || missing ipset; fi
 command -v "$PROMETHEUS" > /dev/null || [[ " ${ACTS[*]} " != *" seed "* ]] || missing prometheus
 
 begin

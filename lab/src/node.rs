@@ -204,8 +204,8 @@ impl Plan {
     }
 
     /// Lets it have a variable more in its environment.
-    pub fn set_environment(&mut self, name: &'static str, value: impl ToString) {
-        self.environment.push((name, value.to_string().into()));
+    pub fn set_environment(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.into()));
     }
 
     /// Lets another program be started from now on, as an upgrade does.

@@ -141,7 +141,10 @@ fn heading(page: &mut Page, status: &Status, now: u64) {
         .collect();
     if !silent.is_empty() {
         let all = status.registries.len();
-        page.line("Registry ", &format!("{} of {all} asked lately do not answer: {}", silent.len(), silent.join(", ")));
+        page.line(
+            "Registry ",
+            &format!("{} of {all} asked lately do not answer: {}", silent.len(), silent.join(", ")),
+        );
     }
     for (index, upstream) in status.upstreams.iter().enumerate() {
         let health = match upstream.health {

@@ -122,7 +122,11 @@ impl Check<'_> {
         let hint = "whoever reaches the address reads every image of this node and its peers; in a pod with a \
                     network of its own set registry.clients: node; if you want that, set registry.clients: all";
         let is_wide = |clients| clients != Clients::Loopback;
-        self.listen("registry.listen", &config.registry.listen, Some((is_wide(config.registry.clients), hint)));
+        self.listen(
+            "registry.listen",
+            &config.registry.listen,
+            Some((is_wide(config.registry.clients), hint)),
+        );
         let hint = "whoever reaches the address sees peers, addresses and names of images; in a pod with a \
                     network of its own set admin.clients: node; if you want that, set admin.clients: all";
         self.listen("admin.listen", &config.admin.listen, Some((is_wide(config.admin.clients), hint)));

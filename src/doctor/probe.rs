@@ -70,8 +70,14 @@ pub(super) async fn look(subject: &Subject) -> Facts {
         let address = subject.host_port?;
         Some((address, timeout(LIMIT, is_peili(address)).await.is_ok_and(|answer| answer)))
     };
-    let ((namespace, reaches, answers), (names, cluster_name), runtime, (mirror, peer_ports), host_port, registries) =
-        tokio::join!(asked, names(&subject.dns), node::runtime(subject), members, host_port, registries);
+    let (
+        (namespace, reaches, answers),
+        (names, cluster_name),
+        runtime,
+        (mirror, peer_ports),
+        host_port,
+        registries,
+    ) = tokio::join!(asked, names(&subject.dns), node::runtime(subject), members, host_port, registries);
     let report = runtime.as_ref().and_then(|runtime| runtime.report.as_deref().ok().cloned());
     let root = subject.configure.as_ref().map_or_else(|| "/".into(), |options| options.root.clone());
     let labels = subject.pod_labels.clone();
@@ -104,7 +110,8 @@ pub(super) async fn look(subject: &Subject) -> Facts {
 /// Whether a registry of Peili answers at `address`: by the reason phrase of what it has not.
 async fn is_peili(address: SocketAddr) -> bool {
     let Ok(mut stream) = TcpStream::connect(address).await else { return false };
-    if stream.write_all(b"GET /v2/peili HTTP/1.1\r\nhost: peili\r\nconnection: close\r\n\r\n").await.is_err() {
+    if stream.write_all(b"GET /v2/peili HTTP/1.1\r\nhost: peili\r\nconnection: close\r\n\r\n").await.is_err()
+    {
         return false;
     }
     let mut answer = Vec::new();

@@ -74,12 +74,7 @@ impl Accept {
         while connections.join_next().await.is_some() {}
     }
 
-    fn take(
-        &self,
-        stream: TcpStream,
-        client: Client,
-        connections: &mut JoinSet<()>,
-    ) -> Option<&'static str> {
+    fn take(&self, stream: TcpStream, client: Client, connections: &mut JoinSet<()>) -> Option<&'static str> {
         // Whatever others do, this node's own come in: probes above all.
         let share = match client {
             Client::Own => None,

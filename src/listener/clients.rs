@@ -88,7 +88,10 @@ impl Clients {
         // Those of a pod's node have a share of their own where all may come: kubelet's probes do.
         let node = if self == Self::Loopback { Vec::new() } else { node() };
         if self == Self::Node {
-            tracing::info!(?node, "addresses of this node, whose connections are taken beside those of loopback");
+            tracing::info!(
+                ?node,
+                "addresses of this node, whose connections are taken beside those of loopback"
+            );
         }
         Admission(Arc::new(Inner { clients: self, node, refused, strangers: Mutex::default() }))
     }

@@ -92,7 +92,8 @@ pub enum Error {
 /// TCP ports of the hosts that are configured in `dirs` for any registry, each once; of [`REGISTRY_LIMIT`] registries at most. What cannot be
 /// read is left out.
 pub fn ports(dirs: &[PathBuf]) -> Vec<u16> {
-    let folders = dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten().take(REGISTRY_LIMIT);
+    let folders =
+        dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten().take(REGISTRY_LIMIT);
     let registry = |folder: fs::DirEntry| {
         let name = folder.file_name().into_string().ok()?;
         // `host_port_`, as containerd has it too.

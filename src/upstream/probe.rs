@@ -94,7 +94,7 @@ impl Prober {
             }
             known.push((entry.used, registry.clone(), answers));
         }
-        known.sort_by(|one, other| other.0.cmp(&one.0));
+        known.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
         known.into_iter().take(limit).map(|(_, registry, answers)| (registry, answers)).collect()
     }
 

@@ -249,7 +249,10 @@ async fn fields() {
                 "FlowSchema" => read::<flowcontrol::v1::FlowSchema>(&object),
                 "PriorityLevelConfiguration" => read::<flowcontrol::v1::PriorityLevelConfiguration>(&object),
                 // Of others, whose types are not at hand.
-                "PodMonitor" | "PrometheusRule" | "CiliumClusterwideNetworkPolicy" | "CiliumNetworkPolicy" => continue,
+                "PodMonitor"
+                | "PrometheusRule"
+                | "CiliumClusterwideNetworkPolicy"
+                | "CiliumNetworkPolicy" => continue,
                 kind => panic!("{preset} has a {kind}"),
             };
             let lost = lost(&object, &read, kind);

@@ -88,7 +88,7 @@ async fn pod() {
         let mut plan = Plan::in_namespace("pod", &store, &pod.namespace, pod.address()).unwrap();
         let wide = |port: u16| json!({"listen": [format!("0.0.0.0:{port}")], "clients": "node"});
         plan.merge(&json!({"registry": wide(plan.ports.registry), "admin": wide(plan.ports.admin)}));
-        plan.set_environment("HOST_IP", told);
+        plan.set_environment("HOST_IP", &told.to_string());
         plan
     };
     let node = planned(host.address()).start().await.unwrap();
@@ -111,7 +111,9 @@ async fn pod() {
             .with_environment("HOST_IP", &told.to_string())
             .with_environment("POD_IP", "192.0.2.1")
     };
-    doctor(&node, host.address()).finds("nobody is at the host's address", &["mirror-alone", "no-cluster"]).await;
+    doctor(&node, host.address())
+        .finds("nobody is at the host's address", &["mirror-alone", "no-cluster"])
+        .await;
     drop(node);
     // The hostPort leads here by the host's address too, and the connection comes as the host's.
     let node = planned(pod.address()).start().await.unwrap();
@@ -144,6 +146,9 @@ async fn probes() {
     for _ in 0..20 {
         assert_eq!(node.admin("/livez").await.unwrap().status, 200);
     }
-    assert!(http::get(Some(&other.namespace), address, "/metrics").await.is_err(), "others have no place left");
+    assert!(
+        http::get(Some(&other.namespace), address, "/metrics").await.is_err(),
+        "others have no place left"
+    );
     drop(held);
 }

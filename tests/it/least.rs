@@ -258,7 +258,8 @@ async fn rules() {
     let hosts = scratch.path().join("hosts");
     let of_origin = hosts.join(origin.address().to_string());
     std::fs::create_dir_all(&of_origin).unwrap();
-    std::fs::write(of_origin.join("hosts.toml"), format!("server = \"http://{}\"\n", origin.address())).unwrap();
+    std::fs::write(of_origin.join("hosts.toml"), format!("server = \"http://{}\"\n", origin.address()))
+        .unwrap();
     let key = scratch.path().join("cluster.key");
     std::fs::write(&key, "a key of the cluster for tests, 32 bytes at least").unwrap();
     let (mut plans, mut images) = (Vec::new(), Vec::new());

@@ -64,7 +64,11 @@ const TESTS: [Package; 14] = [
         reason: "what clang's code calls where WebAssembly has no instruction",
     },
     Package { name: "dnsmasq-base", program: "dnsmasq", reason: "names of Services in the cluster" },
-    Package { name: "ipset", program: "ipset", reason: "kube-router keeps addresses of pods in sets of the kernel" },
+    Package {
+        name: "ipset",
+        program: "ipset",
+        reason: "kube-router keeps addresses of pods in sets of the kernel",
+    },
     Package { name: "jq", program: "jq", reason: "the cluster's scripts read the API's answers" },
     Package { name: "curl", program: "curl", reason: "the cluster's scripts ask over HTTP" },
     Package { name: "openssl", program: "openssl", reason: "the cluster's certificates" },

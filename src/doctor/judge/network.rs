@@ -119,7 +119,9 @@ fn host_port(facts: &Facts, found: &mut Found) {
         address.port()
     );
     let verdict = Verdict::new(Code::RegistryWide, Confidence::High, fix);
-    found.say(verdict.seen(format!("Peili answers at {address}")).or("the hostPort has no `hostIP: 127.0.0.1`"));
+    found.say(
+        verdict.seen(format!("Peili answers at {address}")).or("the hostPort has no `hostIP: 127.0.0.1`"),
+    );
 }
 
 /// One that is down is its own matter; that all are is this node's, or the cluster's.

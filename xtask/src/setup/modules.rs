@@ -74,7 +74,9 @@ pub(super) fn install(modules: &[Module]) {
     println!("setup: built from their modules, which takes two or three minutes each on two cores");
     let folder = target().join("tools/.modules");
     if let Err(error) = get(&missing, &folder) {
-        println!("setup: no compiler for them: {error:#}; put the programs on the PATH, until then their tests are skipped");
+        println!(
+            "setup: no compiler for them: {error:#}; put the programs on the PATH, until then their tests are skipped"
+        );
     }
     let _ = fs::remove_dir_all(&folder);
 }
@@ -89,7 +91,10 @@ fn get(modules: &[&Module], folder: &Path) -> Result<()> {
         let began = Instant::now();
         match module.build(&go, folder) {
             Ok(()) => println!("setup: {} is there after {} s", module.program, began.elapsed().as_secs()),
-            Err(error) => println!("setup: cannot get {}: {error:#}; put one on the PATH, until then its tests are skipped", module.program),
+            Err(error) => println!(
+                "setup: cannot get {}: {error:#}; put one on the PATH, until then its tests are skipped",
+                module.program
+            ),
         }
     }
     Ok(())
@@ -124,7 +129,10 @@ impl Module {
         }
         let built = folder.join(self.program);
         let output = built.to_str().context("the folder is not named by text")?;
-        checked(&mut command(&["build", "-trimpath", "-ldflags=-s -w", "-o", output, self.package], &source))?;
+        checked(&mut command(
+            &["build", "-trimpath", "-ldflags=-s -w", "-o", output, self.package],
+            &source,
+        ))?;
         Ok(fs::rename(&built, target().join("tools").join(self.program))?)
     }
 }
