@@ -16,7 +16,7 @@ pub mod place;
 mod probe;
 mod render;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -113,12 +113,10 @@ impl Subject {
     }
 }
 
-/// `HOST_IP` with the registry's port, where the registry is for the node alone and this is not the node's own network.
+/// The node's address with the registry's port, where the registry is for the node alone and this is not the node's own network.
 fn host_port(config: &registry::Config) -> Option<SocketAddr> {
-    let address = |name| std::env::var(name).ok()?.parse::<IpAddr>().ok();
-    let (pod, host) = (address("POD_IP")?, address("HOST_IP")?);
-    let port = config.listen.first()?.port();
-    (config.clients == Clients::Node && pod != host).then_some(SocketAddr::new(host, port))
+    let address = SocketAddr::new(place::host_of_pod()?, config.listen.first()?.port());
+    (config.clients == Clients::Node).then_some(address)
 }
 
 impl Ports {

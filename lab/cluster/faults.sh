@@ -12,13 +12,11 @@ let_go() { rm -f "$LAB"/n*/static/*; } # the static pods end
 
 step rolling
 unbroken; unwatch; watch_pods
-rolled() { kc get daemonset -n $NS peili -o json | jq -e --argjson n "$N" --argjson was "$generation" '.metadata.generation > $was and .status.observedGeneration == .metadata.generation
-  and .status.updatedNumberScheduled == $n and .status.numberAvailable == $n and .status.desiredNumberScheduled == $n'; }
-generation=$(kc get daemonset -n $NS peili -o jsonpath='{.metadata.generation}')
+generation=$(generation)
 before=$(kc get pods -n $NS -l "$OURS" -o name | sort)
 helm upgrade peili "$CHART" --reuse-values --set podAnnotations.round=second > "$LOG/upgraded"
 images=0; gave=0
-until rolled > /dev/null; do
+until anew "$generation" > /dev/null; do
   [ $((SECONDS - BEGAN)) -lt 150 ] || fail "not rolled: $(kc get pods -n $NS -o wide | tail -n +2)"
   images=$((images + 1)); name=rolling-$images
   layer=$(make_image "$name")

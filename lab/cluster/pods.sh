@@ -6,25 +6,19 @@ address() { kc get pods -n $NS -l "$OURS" --field-selector "spec.nodeName=$1" -o
 ask() { lab on "$1" curl -fsS -m 5 "http://$(address "$1"):5003/$2"; }
 in_pod() { # NODE ADDRESS CMD...: run in the network of that node's pod of this address
   lab on "$1" sh -c 'a=$1; shift; for f in /run/netns/*; do nsenter --net="$f" ip -o addr | grep -qF " $a/" && exec nsenter --net="$f" "$@"; done; echo "no pod has $a"; exit 99' sh "${@:2}"; }
-
 closed() { # WHO CMD...: fails to get anything
   local who=$1 code=0; shift
   "$@" > "$LOG/closed" 2>&1 || code=$?
   [ $code != 0 ] && [ $code != 99 ] || fail "$who: $code $(cat "$LOG/closed")"; }
-anew() { # every mirror's pod is of the last generation
-  kc get daemonset -n $NS peili -o json | jq -e --argjson n "$N" '.status | .observedGeneration >= 1 and .updatedNumberScheduled == $n and .numberAvailable == $n' > /dev/null || { echo "not all pods are new"; return 1; }
-  all_ready $NS "$OURS"
-}
 
 step pod-network
 unwatch; watch_pods
+generation=$(generation)
 helm upgrade peili "$CHART" --reuse-values --set networkMode=pod,metrics.expose=false,podMonitor.enabled=false,prometheusRule.enabled=false > "$LOG/upgraded"
-within 150 "pods in networks of their own" anew
+within 150 "pods in networks of their own" anew "$generation"
+all_ready $NS "$OURS" > /dev/null || fail "not all Ready"
 for n in $NODES; do [ "$(address "$n")" != "$(lab on cp sh -c "getent hosts $n" | cut -d' ' -f1)" ] || fail "the mirror of $n has the node's address"; done
-within 60 "all in mode lease" mode_is lease
-within 30 "one leader" one_leader
-within 30 "all see all" members
-within 30 "a doctor that finds nothing" doctor_says ''
+recovered
 travels pods
 unbroken
 ok "pods of their own networks, without a restart; doctor finds nothing; $SEEN"
@@ -66,28 +60,20 @@ unbroken
 ok "Ready behind a policy that denies all, without a restart; doctor says $codes; pulls go on"
 
 step opened
-pod=$(pod_on n1)
-kc exec -n $NS "$pod" -c peili -- peili doctor --fix-manifests /var/lib/peili/fix > "$LOG/doctor-pods" 2>&1 || true
-lab on n1 sh -c 'for f in /var/lib/peili/fix/*; do echo ---; cat "$f"; done; rm -r /var/lib/peili/fix' > "$LOG/fix-pods.yaml" || fail "it wrote no manifest: $(cat "$LOG/doctor-pods")"
-kc apply -f "$LOG/fix-pods.yaml" > "$LOG/fix-applied" 2>&1 || fail "$(cat "$LOG/fix-applied")"
-within 90 "all in mode lease" mode_is lease
-within 30 "one leader" one_leader
-within 60 "all see all" members
-within 60 "a doctor that finds nothing" doctor_says ''
+apply_fixes n1
+recovered 90
 travels opened
 unbroken
 ok "applied $(paste -sd' ' "$LOG/fix-applied") as doctor printed it: mode lease, doctor finds nothing; $SEEN"
 
 step policy
 # The same by the chart's own policy, from the start.
-kc delete -f "$LOG/fix-pods.yaml" > /dev/null
+kc delete -f "$LOG/fix.yaml" > /dev/null
 helm upgrade peili "$CHART" --reuse-values --set 'networkPolicy.kind=kubernetes,networkPolicy.ports={443,6443,5000}' > "$LOG/upgraded"
 kc delete pods -n $NS -l "$OURS" --wait=false > /dev/null
 within 90 "mirrors Ready" all_ready $NS "$OURS"
 within 30 "a policy in force for them" enforced
-within 60 "all in mode lease" mode_is lease
-within 60 "all see all" members
-within 60 "a doctor that finds nothing" doctor_says ''
+recovered
 travels policy
 unbroken
 ok "by the chart's NetworkPolicy: mode lease, doctor finds nothing; $SEEN"

@@ -176,11 +176,7 @@ step fixed
 kc get role -n $NS peili -o json | jq '(.rules[] | select(.resources == ["leases"]) | .verbs) |= map(select(. != "update"))' | kc apply -f - > /dev/null 2>&1
 within 60 "doctor's verdict on the right" doctor_says '.*rights-lock.*'
 codes=$(doctor n1)
-pod=$(pod_on n1)
-kc exec -n $NS "$pod" -c peili -- peili doctor --fix-manifests /var/lib/peili/fix > "$LOG/doctor-fix" 2>&1 || true
-kc exec -n $NS "$pod" -c peili -- peili doctor > "$LOG/doctor-text" 2>&1 || true
-lab on n1 sh -c 'for f in /var/lib/peili/fix/*; do echo ---; cat "$f"; done; rm -r /var/lib/peili/fix' > "$LOG/fix.yaml" || fail "it wrote no manifest: $(cat "$LOG/doctor-fix")"
-kc apply -f "$LOG/fix.yaml" > "$LOG/fix-applied" 2>&1 || fail "$(cat "$LOG/fix-applied")"
+apply_fixes n1
 within 60 "a doctor that finds nothing" doctor_says ''
 within 60 "one leader" one_leader
 unbroken

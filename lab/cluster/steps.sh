@@ -85,6 +85,15 @@ recovered() { # all is as it is to be
   within 30 "all see all" members
   within 60 "a doctor that finds nothing" doctor_says ''
 }
+anew() { # GENERATION: every mirror's pod is of a later one of the DaemonSet, and available
+  kc get daemonset -n $NS peili -o json | jq -e --argjson n "$N" --argjson was "$1" '.metadata.generation > $was and .status.observedGeneration == .metadata.generation
+    and .status.updatedNumberScheduled == $n and .status.numberAvailable == $n and .status.desiredNumberScheduled == $n'; }
+generation() { kc get daemonset -n $NS peili -o jsonpath='{.metadata.generation}'; }
+apply_fixes() { # NODE: what doctor writes there against what is wrong is applied as it is; $LOG/fix-applied has what that did
+  by_kubectl "$1" peili doctor --fix-manifests /var/lib/peili/fix > "$LOG/doctor-fix" 2>&1 || true
+  lab on "$1" sh -c 'for f in /var/lib/peili/fix/*; do echo ---; cat "$f"; done; rm -r /var/lib/peili/fix' > "$LOG/fix.yaml" || fail "it wrote no manifest: $(cat "$LOG/doctor-fix")"
+  kc apply -f "$LOG/fix.yaml" > "$LOG/fix-applied" 2>&1 || fail "$(cat "$LOG/fix-applied")"
+}
 watch_pods() { # each change of a mirror's pod, as kubelet reports it, with the time
   setsid bash -c '"$1" kubectl get pods -n "$2" -l "$3" -w -o json | jq --unbuffered -c \
     "[(now | floor), .metadata.name, .status.phase, .metadata.deletionTimestamp != null,

@@ -22,8 +22,6 @@ use crate::store::layout::Spec;
 
 /// Policies of one world: each is asked at each request.
 const POLICY_LIMIT: usize = 16;
-/// What the policies of a chain have together; of the election world twice that.
-const CHAIN: Duration = Duration::from_millis(10);
 /// Peers that one file may name; the network of this version carries ten.
 const PEER_LIMIT: usize = 10_000;
 
@@ -281,9 +279,9 @@ impl Check<'_> {
         }
         self.policies_of("policies.registry", &policies.registry, &policies.roots);
         for (world, plugins, most) in [
-            ("registry", &policies.registry, CHAIN),
-            ("trust", &policies.trust, CHAIN),
-            ("election", &policies.election, 2 * CHAIN),
+            ("registry", &policies.registry, Limits::TIME_MAX),
+            ("trust", &policies.trust, Limits::TIME_MAX),
+            ("election", &policies.election, Limits::ELECTION_TIME_MAX),
         ] {
             for (index, policy) in plugins.iter().enumerate() {
                 self.limits(&format!("policies.{world}[{index}].limits"), &policy.limits, most);

@@ -75,7 +75,8 @@ impl Place {
         let table = |name: &str| read(Path::new(name));
         let inside = if in_pod() { Inside::Pod } else { Inside::Node };
         let devices = devices(&table("/proc/self/net/dev"));
-        let told = by_addresses(std::env::var("POD_IP").ok(), std::env::var("HOST_IP").ok());
+        let [pod, host] = told();
+        let told = by_addresses(pod, host);
         let network = match (inside, told) {
             (Inside::Pod, Some(told)) => told,
             _ => network(inside, &devices, is_paired(Path::new("/sys/class/net/eth0"))),
@@ -118,7 +119,19 @@ pub(super) fn in_pod() -> bool {
     inside(&read(Path::new("/proc/self/mountinfo"))) == Inside::Pod
 }
 
-/// By `status.podIP` and `status.hostIP`, as the chart has them from the downward API: with host networking they are the same.
+/// `status.podIP` and `status.hostIP`, as the chart has them from the downward API.
+fn told() -> [Option<String>; 2] {
+    ["POD_IP", "HOST_IP"].map(|name| std::env::var(name).ok())
+}
+
+/// The node's address, where this is a pod with a network of its own and its pod says so.
+pub(super) fn host_of_pod() -> Option<IpAddr> {
+    let [pod, host] = told();
+    let address = host.as_ref()?.parse().ok();
+    (by_addresses(pod, host)? == Network::Pod).then_some(address).flatten()
+}
+
+/// With host networking both are the same.
 fn by_addresses(pod: Option<String>, host: Option<String>) -> Option<Network> {
     let (pod, host) = (pod?.parse::<IpAddr>().ok()?, host?.parse::<IpAddr>().ok()?);
     Some(if pod == host { Network::Host } else { Network::Pod })

@@ -167,6 +167,10 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// What the policies of a chain have together.
+    pub const TIME_MAX: Duration = Duration::from_millis(10);
+    /// The same of the election world.
+    pub const ELECTION_TIME_MAX: Duration = Duration::from_millis(20);
     /// Shortest time that can be told from none.
     pub const TIME_MIN: Duration = Duration::from_millis(1);
     /// Least and most memory.

@@ -250,7 +250,7 @@ pub(super) struct Merge {
 impl World for Election {
     const NAME: &'static str = "election";
     const OUTCOMES: &'static [&'static str] = &["abstain", "rank"];
-    const DEADLINE: Duration = Duration::from_millis(20);
+    const DEADLINE: Duration = Limits::ELECTION_TIME_MAX;
     const IS_COMMON: bool = true;
 
     type Request = View;

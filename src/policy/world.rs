@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::Failing;
-use super::{Config, Failure, Plugin};
+use super::{Config, Failure, Limits, Plugin};
 
 /// A world of policies.
 pub(super) trait World: Sized + Send + Sync + 'static {
@@ -14,7 +14,7 @@ pub(super) trait World: Sized + Send + Sync + 'static {
     /// What a verdict can be, as a label in metrics.
     const OUTCOMES: &'static [&'static str];
     /// What all policies of a chain may take together (DESIGN.md, "Policies").
-    const DEADLINE: Duration = Duration::from_millis(10);
+    const DEADLINE: Duration = Limits::TIME_MAX;
     /// Whether all nodes must come to the same verdict. Then policies do not learn which node asks, each verdict is one of a fresh
     /// instance, and what it may do is counted in instructions, of which it has [`World::fuel`].
     const IS_COMMON: bool = false;

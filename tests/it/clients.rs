@@ -34,6 +34,14 @@ async fn answers(from: &Namespace, address: SocketAddr) -> bool {
     }
 }
 
+/// An empty store; it goes with the folder.
+fn store() -> (Scratch, String) {
+    let scratch = Scratch::new().unwrap();
+    layout(scratch.path(), &[]);
+    let store = format!("layout:{}", scratch.path().display());
+    (scratch, store)
+}
+
 fn ip(namespace: &Namespace, arguments: &[&str]) {
     let output = namespace.run(|| Command::new("ip").args(arguments).output()).unwrap().unwrap();
     assert!(output.status.success(), "ip {arguments:?}: {output:?}");
@@ -52,9 +60,7 @@ async fn refused(node: &Node) -> f64 {
 async fn neighbours() {
     let network = Network::new(2, Addresses::V4).unwrap();
     let [here, neighbour] = &network.nodes[..] else { unreachable!() };
-    let scratch = Scratch::new().unwrap();
-    layout(scratch.path(), &[]);
-    let store = format!("layout:{}", scratch.path().display());
+    let (_scratch, store) = store();
     let node =
         Plan::in_namespace("here", &store, &here.namespace, here.address()).unwrap().start().await.unwrap();
     let loopback = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
@@ -80,9 +86,7 @@ async fn neighbours() {
 async fn pod() {
     let network = Network::new(4, Addresses::V4).unwrap();
     let [pod, gateway, host, other] = &network.nodes[..] else { unreachable!() };
-    let scratch = Scratch::new().unwrap();
-    layout(scratch.path(), &[]);
-    let store = format!("layout:{}", scratch.path().display());
+    let (_scratch, store) = store();
     ip(&pod.namespace, &["route", "add", "default", "via", &gateway.address().to_string()]);
     let planned = |told: IpAddr| {
         let mut plan = Plan::in_namespace("pod", &store, &pod.namespace, pod.address()).unwrap();
@@ -128,9 +132,7 @@ async fn pod() {
 async fn probes() {
     let network = Network::new(2, Addresses::V4).unwrap();
     let [here, other] = &network.nodes[..] else { unreachable!() };
-    let scratch = Scratch::new().unwrap();
-    layout(scratch.path(), &[]);
-    let store = format!("layout:{}", scratch.path().display());
+    let (_scratch, store) = store();
     let mut plan = Plan::in_namespace("here", &store, &here.namespace, here.address()).unwrap();
     let admin = plan.ports.admin;
     plan.merge(&json!({"admin": {"listen": [format!("0.0.0.0:{admin}")], "clients": "all"}}));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use peili_lab::image::Image;
 use peili_lab::node::{Node, Plan};
 use peili_lab::scratch::Scratch;
-use peili_lab::{Requirement, policy};
+use peili_lab::{Requirement, policy, wait};
 use serde_json::json;
 
 use crate::Case;
@@ -20,15 +20,16 @@ pub(super) fn cases() -> Vec<Case> {
 
 async fn until(node: &Node, path: &str, status: u16) {
     let began = Instant::now();
-    loop {
-        let answer = node.fetch(path).await.unwrap();
-        if answer.status == status {
-            println!("{status} after {:?}", began.elapsed());
-            return;
-        }
-        assert!(began.elapsed() < EACH, "{status} is wanted, and it is {}: {}", answer.status, answer.text());
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    let mut last = None;
+    let what = format!("{status} for {path}");
+    let waited = wait::until(&what, EACH, async || {
+        last = Some(node.fetch(path).await.unwrap());
+        last.as_ref().filter(|answer| answer.status == status).map(|_| ())
+    });
+    if let Err(error) = waited.await {
+        panic!("{error}: the last answer is {last:?}");
     }
+    println!("{status} after {:?}", began.elapsed());
 }
 
 /// What is put on the list is served without another word, what is taken off it is not; a wrong list, and one that is gone, change
@@ -67,11 +68,7 @@ async fn a_list_in_a_file() {
             Some(text) => put(&text),
             None => std::fs::remove_file(&list).unwrap(),
         }
-        let began = Instant::now();
-        while !problems().await.contains(part) {
-            assert!(began.elapsed() < EACH, "{part} is not in {}", problems().await);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        wait::until(part, EACH, async || problems().await.contains(part).then_some(())).await.unwrap();
         assert_eq!(node.fetch(&path).await.unwrap().status, 403, "the last good list stands");
     }
     put(&ours);
