@@ -2,7 +2,7 @@
 //!
 //! Nothing here ends the whole: what cannot be started, or does not end in time, has failed and is counted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -18,6 +18,8 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Tests that may fail and run again.
 const AGAIN: usize = 3;
+/// Lines of what a test said when it failed that are said again at the end, where they are found.
+const SAID: usize = 6;
 
 /// What ran, in numbers.
 #[derive(Debug)]
@@ -33,6 +35,10 @@ pub(crate) struct Tally {
     tests: BTreeSet<String>,
     /// Names of tests that failed, and passed when they ran again.
     flaky: BTreeSet<String>,
+    /// What tests that failed said of it, by their names; of one that ran again both times.
+    said: BTreeMap<String, Vec<String>>,
+    /// Whose words are being read.
+    speaks: Option<String>,
     /// When all must have ended.
     deadline: Instant,
 }
@@ -48,6 +54,8 @@ impl Tally {
             failures: BTreeSet::new(),
             tests: BTreeSet::new(),
             flaky: BTreeSet::new(),
+            said: BTreeMap::new(),
+            speaks: None,
             deadline: Instant::now() + limit,
         }
     }
@@ -110,6 +118,7 @@ impl Tally {
     /// Counts a line of libtest, or of a harness that writes the same lines.
     fn read_line(&mut self, line: &str) {
         let line = without_colours(line);
+        self.listen(&line);
         if let Some(result) = line.strip_prefix("test result: ") {
             for part in result.split([';', '.']) {
                 match part.trim().split_once(' ') {
@@ -139,6 +148,25 @@ impl Tally {
         }
     }
 
+    /// Keeps what a harness writes of each test that failed, below a line `---- NAME ----` or `---- NAME stdout ----`: the first lines from
+    /// where it panicked.
+    fn listen(&mut self, line: &str) {
+        if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" ----")) {
+            let name = name.trim_end_matches(" stdout");
+            self.said.insert(name.to_owned(), Vec::new());
+            self.speaks = Some(name.to_owned());
+        } else if line == "failures:" || line.starts_with("test result: ") {
+            self.speaks = None;
+        } else if let Some(said) = self.speaks.as_ref().and_then(|name| self.said.get_mut(name)) {
+            if line.contains(" panicked at ") {
+                said.clear();
+            }
+            if said.len() < SAID && !line.trim().is_empty() {
+                said.push(line.to_owned());
+            }
+        }
+    }
+
     /// Runs tests that failed once more, each by itself. Some hold real processes to real limits of time, and a machine that did
     /// something else meanwhile is no fault of theirs. Who passes then has passed, and is named at the end; where more than
     /// [`AGAIN`] failed that is no accident, and none runs again.
@@ -157,6 +185,7 @@ impl Tally {
         for name in std::mem::take(&mut self.tests) {
             let mut once = Self::new(self.deadline.saturating_duration_since(Instant::now()));
             once.harness_to(copy(), &format!("again: {name}"), &mut command(&name));
+            self.said.entry(name.clone()).or_default().extend(once.said.into_values().flatten());
             if once.failed == 0 && once.passed > 0 {
                 self.failures.remove(&name);
                 self.failed = self.failed.saturating_sub(1);
@@ -189,11 +218,18 @@ impl Tally {
         for reason in &self.reasons {
             println!("skipped: {reason}");
         }
+        let said = |name: &String| {
+            for line in self.said.get(name).into_iter().flatten() {
+                println!("    {line}");
+            }
+        };
         for name in &self.flaky {
             println!("passed when it ran again: {name}");
+            said(name);
         }
         for failure in &self.failures {
             println!("failed: {failure}");
+            said(failure);
         }
         println!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped);
         self.failed == 0
@@ -322,6 +358,32 @@ mod tests {
         let reasons: Vec<_> = tally.reasons.iter().map(String::as_str).collect();
         assert_eq!(reasons, ["a::d: needs root", "pulls: needs root and iproute2", "x: needs root"]);
         assert_eq!(tally.failures.iter().map(String::as_str).collect::<Vec<_>>(), ["a::c"]);
+    }
+
+    #[test]
+    fn what_a_test_said_is_kept() {
+        let mut tally = Tally::new(LIMIT);
+        for line in [
+            "failures:",
+            "",
+            "---- a::mimic ----",
+            "test panicked: FAILED network (31 s): why",
+            "",
+            "---- b::lib stdout ----",
+            "measured",
+            "thread 'b::lib' (7) panicked at src/b.rs:1:1:",
+            "assertion failed",
+            "",
+            "failures:",
+            "    a::mimic",
+        ] {
+            tally.read_line(line);
+        }
+        assert_eq!(tally.said["a::mimic"], ["test panicked: FAILED network (31 s): why"]);
+        assert_eq!(
+            tally.said["b::lib"],
+            ["thread 'b::lib' (7) panicked at src/b.rs:1:1:", "assertion failed"]
+        );
     }
 
     #[test]

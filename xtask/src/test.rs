@@ -63,6 +63,12 @@ pub(crate) fn run(options: &Options) -> bool {
     if options.filter.is_none() {
         laboratory(&mut tally);
     }
+    // At the end: one that lasts long must not take the time of what did not run yet.
+    tally.again(|name| {
+        let mut command = cargo();
+        command.args(["test", "--workspace", "--no-fail-fast", "--", "--exact", name]);
+        command
+    });
     room.report();
     tally.report()
 }
@@ -127,11 +133,6 @@ fn tests(options: &Options, tally: &mut Tally) -> Result<()> {
         command.args(["--", "--skip", WAITING]);
     }
     tally.harness("tests", &mut command);
-    tally.again(|name| {
-        let mut command = cargo();
-        command.args(["test", "--workspace", "--no-fail-fast", "--", "--exact", name]);
-        command
-    });
     let reported = fs::read_to_string(&skips).unwrap_or_default();
     fs::remove_file(&skips)?;
     tally.add_reported_skips(&reported);
