@@ -48,6 +48,8 @@ const AT_ONCE: usize = 3;
 /// Beside whom a case may run. In this order they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Beside {
+    /// All but those that measure: it lasts as long as all the others, mostly waits, and begins before them.
+    All,
     /// All others of its kind: it has time.
     Others,
     /// Those that look at the clock too, and wait nearly all of their time (measured: two cores idle for nine tenths of it).
@@ -57,7 +59,7 @@ enum Beside {
 }
 
 /// How many of each kind run.
-static MACHINE: Mutex<[usize; 3]> = Mutex::new([0; 3]);
+static MACHINE: Mutex<[usize; 4]> = Mutex::new([0; 4]);
 static ENDED: Condvar = Condvar::new();
 
 /// A place on the machine, until it is dropped.
@@ -96,6 +98,12 @@ impl Case {
         self
     }
 
+    /// Lets it run from the first to the last of the others, but for those that measure.
+    fn throughout(mut self) -> Self {
+        self.beside = Beside::All;
+        self
+    }
+
     /// Lets no other case run at the same time: it measures.
     fn alone(mut self) -> Self {
         self.beside = Beside::Nobody;
@@ -127,9 +135,13 @@ impl Place {
     fn take(beside: Beside) -> Self {
         // A case that failed leaves nothing behind that the next one could trip over.
         let mut running = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-        let most = if beside == Beside::Nobody { 1 } else { AT_ONCE };
-        let may = |running: &[usize; 3]| {
-            running.iter().sum::<usize>() == running[beside as usize] && running[beside as usize] < most
+        let may = |running: &[usize; 4]| match beside {
+            Beside::All => running[Beside::Nobody as usize] == 0,
+            Beside::Nobody => running.iter().all(|count| *count == 0),
+            kind => {
+                let all: usize = running[Beside::Others as usize..].iter().sum();
+                all == running[kind as usize] && all < AT_ONCE
+            }
         };
         while !may(&running) {
             running = ENDED.wait(running).unwrap_or_else(PoisonError::into_inner);
@@ -148,7 +160,8 @@ impl Drop for Place {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(AT_ONCE);
+    // One more, for the one that runs throughout.
+    arguments.test_threads.get_or_insert(AT_ONCE + 1);
     let mut cases = admission::cases();
     cases.extend(chart::cases());
     cases.extend(least::cases());
