@@ -3,7 +3,6 @@
 # Of each mirror what a restart, a new pod or a moment of not being Ready would change.
 as_they_were() { kc get pods -n $NS -l "$OURS" -o json | jq -c '[.items[] | [.metadata.name, .metadata.uid, (.status.conditions[] | select(.type == "Ready") | [.status, .lastTransitionTime]),
   (.status.containerStatuses[] | [.restartCount, .state.running.startedAt])]] | sort'; }
-but() { local n; for n in $NODES; do [ "$n" = "$1" ] || echo "$n"; done; } # NODE -> the others
 pull_around() { # NAME NODE REFERENCE: on $cut, where kubelet waits for the API server before it starts a static pod, by containerd's client
   [ "$2" = "$cut" ] || { pull "$@"; return; }
   ctr "$2" images pull --hosts-dir /etc/containerd/certs.d "$3" > "$LOG/pulled" 2>&1 || fail "no pull on $2: $(tail -c 600 "$LOG/pulled")"

@@ -37,6 +37,25 @@ refused=$(($(metric n2 peili_registry_connections_refused_total) - before))
 [ $refused = 2 ] || fail "$refused connections were refused"
 ok "the node is answered at 127.0.0.1; another pod, at any address, and another node are not: two connections refused by Peili, the others by the network"
 
+step one-pod
+# Its node has an API server, and so have the other mirrors: kubelet goes on telling how it is.
+others=$(but n2)
+lab block-pod n2 "$(address n2)" drop
+within 60 "its elections degraded" mode_is gossip-degraded n2
+after=$((SECONDS - BEGAN))
+cause_is n2 api-timeout > "$LOG/last" || fail "$(cat "$LOG/last")"
+within 30 "another leads" one_leader "$others"
+[ -z "$(leaders n2)" ] || fail "the one that is cut off leads, too"
+within 30 "doctor's verdict" doctor_says 'api-blocked|api-unreachable' n2
+codes=$(doctor n2)
+doctor_says '' "$others" > "$LOG/last" || fail "$(cat "$LOG/last")"
+travels one-pod
+mode_is lease "$others" > "$LOG/last" || fail "$(cat "$LOG/last")"
+lab unblock n2
+recovered
+unbroken
+ok "the mirror of n2 is degraded after $after s and says $codes, those of the others stay in mode lease and find nothing; Ready, no restart; $SEEN"
+
 step denied
 # kube-router, and a policy that denies all to all pods of the namespace, as clusters have it that deny by default.
 for n in $NODES; do lab svc "$n" start policy; done

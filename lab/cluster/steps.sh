@@ -50,6 +50,7 @@ mkdir -p "$LOG"
 
 # ---- what is looked at ------------------------------------------------------------------------------------------------
 # Where NODES may be given they are all nodes by default.
+but() { local n; for n in $NODES; do [ "$n" = "$1" ] || echo "$n"; done; } # NODE -> the others
 pod_on() { kc get pods -n $NS -l "$OURS" --field-selector "spec.nodeName=$1" -o json | jq -r '[.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name][0] // empty'; }
 ask() { lab on "$1" curl -fsS -m 5 "http://127.0.0.1:5003/$2"; } # NODE PATH
 verdict_in_metrics() { ask "$1" metrics | grep -E "^peili_doctor_verdicts\{.*code=\"($2)\".* 1\$"; } # NODE CODE-PATTERN
