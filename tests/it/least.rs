@@ -1,5 +1,5 @@
-//! Least privilege, shown: the rendered host firewall as a filter of packets that denies all else. With it a fleet works; without any one of its
-//! rules something breaks, and doctor names it where this node can know. A rule that nothing needs would fail this test.
+//! Least privilege, shown: a rendered policy, that of the host firewall or that of pods, as a filter of packets that denies all else. With it a
+//! fleet works; without any one of its rules something breaks, and doctor names it where this node can know. A rule that nothing needs would fail this test.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -40,9 +40,10 @@ pub(crate) fn cases() -> Vec<Case> {
         Requirement::Kubernetes,
         Requirement::Helm,
     ];
+    let long = Duration::from_secs(600);
     vec![
-        Case::new("least::each_rule_of_the_host_firewall_is_needed", &needs, rules)
-            .within(Duration::from_secs(600)),
+        Case::new("least::each_rule_of_the_host_firewall_is_needed", &needs, host_firewall).within(long),
+        Case::new("least::each_rule_of_the_network_policy_is_needed", &needs, network_policy).within(long),
     ]
 }
 
@@ -65,6 +66,7 @@ fn rules_of(policy: &Value, network: &Network) -> Vec<Rule> {
         "remote-node" => addresses(&[0, 1]),
         "kube-apiserver" => addresses(&[SERVER]),
         "cluster" => addresses(&[0, 1, NAMES, OUTSIDE]),
+        "world" => addresses(&[OUTSIDE]),
         entity => panic!("unknown entity {entity}"),
     };
     let mut rules = Vec::new();
@@ -78,21 +80,43 @@ fn rules_of(policy: &Value, network: &Network) -> Vec<Rule> {
             } else if let Some(blocks) = rule[format!("{side}CIDR")].as_array() {
                 let peers = blocks.iter().map(|block| block.as_str().unwrap().split('/').next().unwrap());
                 ("registries".to_owned(), peers.map(|address| address.parse().unwrap()).collect())
+            } else if let Some(endpoints) = rule[format!("{side}Endpoints")].as_array() {
+                let labels = &endpoints[0]["matchLabels"];
+                if labels["k8s-app"] == "kube-dns" {
+                    ("kube-dns".to_owned(), addresses(&[NAMES]))
+                } else {
+                    assert_eq!(labels["app.kubernetes.io/component"], "mirror", "{rule:#}");
+                    ("mirrors".to_owned(), addresses(&[0, 1]))
+                }
             } else {
-                let labels = &rule[format!("{side}Endpoints")][0]["matchLabels"];
-                assert_eq!(labels["k8s-app"], "kube-dns", "{rule:#}");
-                ("kube-dns".to_owned(), addresses(&[NAMES]))
-            };
-            let ports: Vec<_> = match rule["toPorts"].as_array() {
-                None => vec![None],
-                Some(lists) => {
-                    let ports = lists.iter().flat_map(|list| list["ports"].as_array().unwrap());
-                    let text = |port: &Value, key: &str| port[key].as_str().unwrap().to_owned();
-                    ports
-                        .map(|port| Some((text(port, "protocol").to_lowercase(), text(port, "port"))))
-                        .collect()
+                // As a NetworkPolicy names them; who is not named is all.
+                match rule[side].as_array().map(|peers| &peers[0]) {
+                    None => ("all".to_owned(), addresses(&[0, 1, SERVER, NAMES, OUTSIDE])),
+                    Some(peer) if peer["namespaceSelector"] == json!({}) => {
+                        ("pods".to_owned(), addresses(&[0, 1, NAMES, OUTSIDE]))
+                    }
+                    Some(peer) => {
+                        let labels = &peer["podSelector"]["matchLabels"];
+                        assert_eq!(labels["app.kubernetes.io/component"], "mirror", "{rule:#}");
+                        ("mirrors".to_owned(), addresses(&[0, 1]))
+                    }
                 }
             };
+            let lists = match (rule["toPorts"].as_array(), rule["ports"].as_array()) {
+                (Some(lists), None) => {
+                    lists.iter().flat_map(|list| list["ports"].as_array().unwrap()).collect()
+                }
+                (None, Some(ports)) => ports.iter().collect(),
+                (_, _) => Vec::new(),
+            };
+            let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let mut ports: Vec<_> = lists
+                .into_iter()
+                .map(|port: &Value| Some((text(&port["protocol"]).to_lowercase(), text(&port["port"]))))
+                .collect();
+            if ports.is_empty() {
+                ports.push(None);
+            }
             for port in ports {
                 let at =
                     port.as_ref().map(|(protocol, port)| format!(" {port}/{protocol}")).unwrap_or_default();
@@ -138,7 +162,10 @@ struct Fleet {
     nodes: Vec<Node>,
     images: Vec<Image>,
     network: Network,
-    origin: SocketAddr,
+    origin: Origin,
+    _cluster: Cluster,
+    _dns: Dns,
+    _scratch: Scratch,
 }
 
 impl Fleet {
@@ -174,13 +201,13 @@ impl Fleet {
             }
             let place = &self.network.nodes[number];
             // While it answers, its tags are left to it.
-            let path = format!("/v2/library/unknown/manifests/1?ns={}", self.origin);
+            let path = format!("/v2/library/unknown/manifests/1?ns={}", self.origin.address());
             let is_left = node.fetch(&path).await.unwrap().text().contains("tag-upstream");
             if !is_left {
                 broken.insert("registry");
             }
             // As the runtime of this node would pull from it.
-            if !reaches(&place.namespace, self.origin) {
+            if !reaches(&place.namespace, self.origin.address()) {
                 broken.insert("pulls");
             }
             let outside = &self.network.nodes[OUTSIDE].namespace;
@@ -225,8 +252,92 @@ fn reaches(namespace: &Namespace, address: SocketAddr) -> bool {
     namespace.run(|| std::net::TcpStream::connect_timeout(&address, limit)).unwrap().is_ok()
 }
 
-async fn rules() {
+/// The rules of the policy of this kind in a rendering of the chart with these settings.
+fn rendered(preset: &str, set: &str, kind: &str, network: &Network) -> (Value, Vec<Rule>) {
+    let values = chart::values(preset).display().to_string();
+    let rendered = chart::render(&["--values", &values, "--set", set]).unwrap();
+    let policy = parse(&rendered).into_iter().find(|object| object["kind"] == kind).unwrap();
+    let rules = rules_of(&policy, network);
+    (policy, rules)
+}
+
+/// A rule, what breaks without it (who sees no other member has the mode `alone`), and what doctor says on the nodes, which cannot know that
+/// Prometheus does not reach them.
+type Needed = (&'static str, &'static [&'static str], &'static [&'static str]);
+
+async fn host_firewall() {
     let network = Network::new(OUTSIDE + 1, Addresses::V4).unwrap();
+    let set = format!(
+        "ciliumHostFirewall.enabled=true,ciliumHostFirewall.defaultDeny=true,metrics.expose=true,ciliumHostFirewall.registries={{{}/32}}",
+        network.nodes[OUTSIDE].address()
+    );
+    let (policy, rules) = rendered("default", &set, "CiliumClusterwideNetworkPolicy", &network);
+    // Of all nodes: Cilium has no label of kubernetes.io to choose by.
+    assert_eq!(policy["spec"]["nodeSelector"], json!({}));
+    assert_eq!(policy["spec"]["enableDefaultDeny"], json!({"ingress": true, "egress": true}));
+    let expected: [Needed; 9] = [
+        ("ingress remote-node 5001/tcp", &["members", "content", "lease"], &["mirror-alone"]),
+        ("ingress remote-node 5002/tcp", &["content"], &["peer-port-unreachable"]),
+        ("ingress cluster 5003/tcp", &["metrics"], &[]),
+        ("egress remote-node 5001/tcp", &["members", "content", "lease"], &["mirror-alone"]),
+        ("egress remote-node 5002/tcp", &["content"], &["peer-port-unreachable"]),
+        ("egress kube-apiserver", &["lease"], &["api-unreachable"]),
+        ("egress kube-dns 53/udp", &["names"], &["dns-silent"]),
+        ("egress kube-dns 53/tcp", &["names"], &["dns-failing"]),
+        ("egress registries", &["pulls", "registry"], &["registries-silent"]),
+    ];
+    each_is_needed(network, &rules, &expected).await;
+}
+
+async fn network_policy() {
+    let network = Network::new(OUTSIDE + 1, Addresses::V4).unwrap();
+    // The ports of the API server and of the registry here.
+    let set = "metrics.expose=true,networkPolicy.ports={6443,5000}";
+    let (policy, rules) = rendered("pod-network", set, "NetworkPolicy", &network);
+    assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
+    let expected: [Needed; 9] = [
+        ("ingress mirrors 5001/tcp", &["members", "content", "lease"], &["mirror-alone"]),
+        ("ingress mirrors 5002/tcp", &["content"], &["peer-port-unreachable"]),
+        ("ingress pods 5003/tcp", &["metrics"], &[]),
+        ("egress mirrors 5001/tcp", &["members", "content", "lease"], &["mirror-alone"]),
+        ("egress mirrors 5002/tcp", &["content"], &["peer-port-unreachable"]),
+        ("egress all 53/udp", &["names"], &["dns-silent"]),
+        ("egress all 53/tcp", &["names"], &["dns-failing"]),
+        ("egress all 6443/tcp", &["lease"], &["api-unreachable"]),
+        ("egress all 5000/tcp", &["pulls", "registry"], &["registries-silent"]),
+    ];
+    // Cilium's kind says the same, with names for whom it knows.
+    let (_, same) = rendered("pod-network-cilium", set, "CiliumNetworkPolicy", &network);
+    let names: Vec<String> = same.into_iter().map(|rule| rule.name).collect();
+    let named = |name: &str| match name {
+        "egress all 53/udp" => "egress kube-dns 53/udp".to_owned(),
+        "egress all 53/tcp" => "egress kube-dns 53/tcp".to_owned(),
+        name => name.replace("ingress pods", "ingress cluster").replace("egress all", "egress world,cluster"),
+    };
+    let mut of_cilium: Vec<String> = expected.iter().map(|(name, ..)| named(name)).collect();
+    of_cilium.insert(5, "egress kube-apiserver".into());
+    assert_eq!(names, of_cilium);
+    each_is_needed(network, &rules, &expected).await;
+}
+
+async fn each_is_needed(network: Network, rules: &[Rule], expected: &[Needed]) {
+    let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+    assert_eq!(names, expected.iter().map(|(name, ..)| *name).collect::<Vec<_>>());
+    let fleet = fleet(network, rules).await;
+    fleet.comes_to("with all rules", &[]).await;
+    for (name, breaks, says) in expected {
+        let without: Vec<Rule> = rules.iter().filter(|rule| rule.name != *name).cloned().collect();
+        enforce(&fleet.network, &without);
+        fleet.comes_to(name, breaks).await;
+        fleet.says(name, says).await;
+        enforce(&fleet.network, rules);
+        fleet.comes_to(&format!("{name} again"), &[]).await;
+    }
+    fleet.says("nothing", &[]).await;
+}
+
+/// Mirrors behind these rules, and all that they need beyond them.
+async fn fleet(network: Network, rules: &[Rule]) -> Fleet {
     let scratch = Scratch::new().unwrap();
     let (server, outside) = (network.nodes[SERVER].clone(), network.nodes[OUTSIDE].clone());
     let cluster = Cluster::start(Options::in_namespace(&server.namespace, server.address())).await;
@@ -241,19 +352,6 @@ async fn rules() {
     dns.set("peers.peili.svc.cluster.local", Some(present.chain(absent).collect()));
     let origin =
         Origin::start_at(Some(&outside.namespace), &[SocketAddr::new(outside.address(), 5000)]).unwrap();
-
-    let set = format!(
-        "ciliumHostFirewall.enabled=true,ciliumHostFirewall.defaultDeny=true,metrics.expose=true,ciliumHostFirewall.registries={{{}/32}}",
-        outside.address()
-    );
-    let values = chart::values("default").display().to_string();
-    let rendered = chart::render(&["--values", &values, "--set", &set]).unwrap();
-    let mut objects = parse(&rendered).into_iter();
-    let policy = objects.find(|object| object["kind"] == "CiliumClusterwideNetworkPolicy").unwrap();
-    // Of all nodes: Cilium has no label of kubernetes.io to choose by.
-    assert_eq!(policy["spec"]["nodeSelector"], json!({}));
-    assert_eq!(policy["spec"]["enableDefaultDeny"], json!({"ingress": true, "egress": true}));
-    let rules = rules_of(&policy, &network);
 
     let hosts = scratch.path().join("hosts");
     let of_origin = hosts.join(origin.address().to_string());
@@ -281,35 +379,10 @@ async fn rules() {
         plans.push(plan);
         images.push(image);
     }
-    enforce(&network, &rules);
+    enforce(&network, rules);
     let mut nodes = Vec::new();
     for plan in plans {
         nodes.push(plan.start().await.unwrap());
     }
-    let fleet = Fleet { nodes, images, network, origin: origin.address() };
-    fleet.comes_to("with all rules", &[]).await;
-
-    // What breaks (who sees no other member has the mode `alone`), and what doctor says on the nodes, which cannot know that Prometheus does not reach them.
-    let expected: [(&str, &[&str], &[&str]); 9] = [
-        ("ingress remote-node 5001/tcp", &["members", "content", "lease"], &["mirror-alone"]),
-        ("ingress remote-node 5002/tcp", &["content"], &["peer-port-unreachable"]),
-        ("ingress cluster 5003/tcp", &["metrics"], &[]),
-        ("egress remote-node 5001/tcp", &["members", "content", "lease"], &["mirror-alone"]),
-        ("egress remote-node 5002/tcp", &["content"], &["peer-port-unreachable"]),
-        ("egress kube-apiserver", &["lease"], &["api-unreachable"]),
-        ("egress kube-dns 53/udp", &["names"], &["dns-silent"]),
-        ("egress kube-dns 53/tcp", &["names"], &["dns-failing"]),
-        ("egress registries", &["pulls", "registry"], &["registries-silent"]),
-    ];
-    let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
-    assert_eq!(names, expected.map(|(name, _, _)| name));
-    for (name, breaks, says) in expected {
-        let without: Vec<Rule> = rules.iter().filter(|rule| rule.name != name).cloned().collect();
-        enforce(&fleet.network, &without);
-        fleet.comes_to(name, breaks).await;
-        fleet.says(name, says).await;
-        enforce(&fleet.network, &rules);
-        fleet.comes_to(&format!("{name} again"), &[]).await;
-    }
-    fleet.says("nothing", &[]).await;
+    Fleet { nodes, images, network, origin, _cluster: cluster, _dns: dns, _scratch: scratch }
 }
