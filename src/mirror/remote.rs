@@ -10,7 +10,9 @@ use tokio::time::{Instant, sleep};
 use super::download::{Context, Download};
 use super::fetch::{Flow, Limits, NoFlow, Want};
 use super::{Answer, BlobRequest, NotHere, Refusal, Shared, Source, empty, resolve, whole};
-use crate::oci::{ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Manifest, RangeHeader, is_manifest};
+use crate::oci::{
+    ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Manifest, OCTET_STREAM, RangeHeader, is_manifest,
+};
 use crate::policy::registry::Plan;
 
 /// Holders that a small content is asked of before giving up, when each sends wrong bytes.
@@ -80,7 +82,8 @@ impl Shared {
         source: Source,
     ) -> Descriptor {
         let manifest = Manifest::parse(content).unwrap_or_default();
-        let media_type = manifest.media_type.as_deref().unwrap_or(claimed);
+        let form = || manifest.form().filter(|_| claimed == OCTET_STREAM);
+        let media_type = manifest.media_type.as_deref().or_else(form).unwrap_or(claimed);
         let descriptor = Descriptor::new(*digest, content.len() as u64, media_type);
         self.cache.put(descriptor.clone(), content.clone(), source, Instant::now());
         self.cache.learn(&manifest.children);

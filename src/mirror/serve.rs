@@ -15,7 +15,7 @@ use super::tags::is_local;
 use super::upstreams::described;
 use super::{Rules, Settings, Tags};
 use crate::network::{TagSource, Tagged};
-use crate::oci::{Action, ByteRange, Digest, Gate, Name, PeerId, Reference, Tag, is_manifest};
+use crate::oci::{Action, ByteRange, Digest, Gate, Name, PeerId, Reference, Tag};
 use crate::policy::Node;
 use crate::policy::registry::{self as policy, NoPolicy, Plan, RegistryPolicy, Requester, Way};
 use crate::store::{Blob, Error, Provider};
@@ -115,7 +115,7 @@ impl Serve {
             rules.is_private_content(&blob.repositories)
                 || blob.portless.iter().any(|name| rules.private.matches_any_port(name))
         };
-        if is_manifest(&blob.descriptor.media_type) && is_private() {
+        if blob.descriptor.may_be_manifest() && is_private() {
             return false;
         }
         let digest = blob.descriptor.digest;
@@ -130,7 +130,7 @@ impl Serve {
         let mut allowed =
             allowed.take(NAMES).map(|name| self.is_allowed(peer, name, reference(), Some(blob), None));
         // A manifest is the image, under whatever name; a layer is in many images.
-        if is_manifest(&blob.descriptor.media_type) && self.policy.is_active() {
+        if blob.descriptor.may_be_manifest() && self.policy.is_active() {
             let first = allowed.next();
             first == Some(true) && allowed.all(|allowed| allowed)
         } else {

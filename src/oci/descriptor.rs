@@ -80,9 +80,26 @@ impl Descriptor {
             && media_type.bytes().all(|c| c.is_ascii_graphic());
         Self { digest, size, media_type: if valid { media_type.into() } else { OCTET_STREAM.into() } }
     }
+
+    /// Whether it is a manifest or index, or may be one of which nobody has said yet that it is: it is held before the record or the index
+    /// that says so. For those who keep manifests back.
+    pub fn may_be_manifest(&self) -> bool {
+        is_manifest(&self.media_type) || (*self.media_type == *OCTET_STREAM && self.size <= MANIFEST_LIMIT)
+    }
 }
 
 impl Manifest {
+    /// The media type that it says, or else the one that its form leaves: those of Docker have to say theirs, those of OCI only should
+    /// (image specification, "Image Manifest Property Descriptions" and "Image Index Property Descriptions"). `None`: it has not the form of either.
+    pub fn form(&self) -> Option<&str> {
+        let own = self.media_type.as_deref().filter(|own| is_manifest(own));
+        let [index, manifest, ..] = MANIFEST_MEDIA_TYPES;
+        own.or_else(|| {
+            let is_index = self.children.iter().all(|child| is_manifest(&child.media_type));
+            (!self.children.is_empty()).then_some(if is_index { index } else { manifest })
+        })
+    }
+
     /// Reads a manifest or an index, OCI's or Docker's. Unknown fields are ignored, as the specification asks.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         match Self::parse_known(bytes)? {
@@ -221,6 +238,12 @@ mod tests {
         );
         let index = Manifest::parse(index.as_bytes()).unwrap();
         assert_eq!(index.media_type.as_deref(), Some(MANIFEST_MEDIA_TYPES[0]));
+        assert_eq!(manifest.form(), Some(MANIFEST_MEDIA_TYPES[1]));
+        assert_eq!(index.form(), Some(MANIFEST_MEDIA_TYPES[0]));
+        let unsaid = |manifest: &Manifest| Manifest { media_type: None, ..manifest.clone() };
+        assert_eq!(unsaid(&manifest).form(), Some(MANIFEST_MEDIA_TYPES[1]));
+        assert_eq!(unsaid(&index).form(), Some(MANIFEST_MEDIA_TYPES[0]));
+        assert_eq!(Manifest::default().form(), None);
         assert_eq!(index.children, [Descriptor::new(config, 3, MANIFEST_MEDIA_TYPES[1])]);
     }
 

@@ -1,6 +1,7 @@
 //! What is answered, from where, when nothing is wrong.
 
 use super::*;
+use crate::store::memory::Stored;
 
 #[tokio::test]
 async fn local_content_asks_nobody() {
@@ -111,6 +112,30 @@ async fn peers_stand_in_for_a_store_that_fails() {
     lab.hold(0, &artifact);
     assert_eq!(lab.blob(&layer).await.unwrap().0, bytes);
     assert!(lab.manifest("library/app", artifact.target.digest).await.is_ok());
+}
+
+/// Guards the moment in which a manifest is held and nothing says yet that it is one: it is kept back where manifests are, and nobody is told that
+/// it is mere bytes.
+#[tokio::test]
+async fn what_nobody_has_named_yet_is_taken_for_a_manifest() {
+    let config = Config { private: vec!["registry.test/team/**".into()], ..Config::default() };
+    let lab = Lab::with(1, &config);
+    let (mut carrier, _, _) = image("library/carrier", 10);
+    let unnamed = |text: &str, repository: &str| {
+        Stored::new(OCTET_STREAM, text.as_bytes().to_vec()).labelled("registry.test", repository)
+    };
+    let (secret, open) = (unnamed("secret", "team/secret"), unnamed("open", "library/carrier"));
+    carrier.blobs.extend([secret.clone(), open.clone()]);
+    lab.hold(0, &carrier);
+    assert_eq!(lab.refused(&secret.descriptor.digest).await.0, NotHere::PeersFailed);
+    assert_eq!(lab.blob(&open.descriptor.digest).await.unwrap().0, open.bytes);
+
+    let lab = Lab::with(0, &config);
+    lab.store.put(&carrier);
+    assert_eq!(lab.refused(&secret.descriptor.digest).await.0, NotHere::Private);
+    let answer = lab.manifest("library/carrier", open.descriptor.digest).await;
+    assert_eq!(answer.err(), Some(Refusal::NotHere(NotHere::Unknown)));
+    assert!(lab.manifest("library/carrier", carrier.target.digest).await.is_ok());
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! Trees first: from the target of each image record through indexes and manifests to configs and layers, and to
 //! the referrers of each (signatures); all of it belongs to the record's repository. Labels second, for content that
 //! no named tree reaches: containerd writes them late, leaves long ones out, drops the registry's port, and imports
-//! have none. Media type and size come from parents and records, never from the bytes.
+//! have none. Media type and size come from parents and records; where there are none yet, a manifest's form tells.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -183,7 +183,8 @@ impl Claims {
                 *media_type,
             )
         });
-        let media_type = best.or(own.filter(|own| is_manifest(own))).unwrap_or(OCTET_STREAM);
+        // Nobody may have said yet what it is: it is there before its image record.
+        let media_type = best.or(manifest.and_then(|manifest| manifest.form())).unwrap_or(OCTET_STREAM);
         let trees = fitting().map(|(_, trees)| trees).chain(self.referrers.get(&held.digest));
         let mut names: BTreeSet<Name> = self.names_of(trees);
         let mut portless = BTreeSet::new();

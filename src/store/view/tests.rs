@@ -165,6 +165,9 @@ fn a_crafted_parent_does_not_change_what_a_manifest_is() {
     };
     check("manifest", manifest(&[&layer], None), &target, "a/a", MANIFEST);
     check("manifest", manifest(&[], Some(&layer)), &target, "a/a", MANIFEST);
+    // Before anybody says what it is.
+    let view = view(vec![], vec![held("manifest", &[])], &[(&target, &manifest(&[&config, &layer], None))]);
+    assert_eq!(media_type(&view, "manifest"), MANIFEST);
     // The other way round: any object reads as a manifest without children, and is none for that.
     check("config", manifest(&[], None), &config, MANIFEST, CONFIG);
 }
