@@ -255,7 +255,7 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             let error = inspect(&path).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
-            assert!(manifest(&path, None, None, &serde_json::json!({})).is_err());
+            assert!(manifest(&path, None, None, &Given::default()).is_err());
         }
     }
 }

@@ -198,7 +198,8 @@ removed() {
   helm uninstall peili --wait --timeout 100s > "$LOG/uninstalled"
   for n in $NODES; do files "$n" | diff "$LOG/files-$n" - > "$LOG/diff-$n" || fail "files of $n are others than before: $(paste -sd' ' "$LOG/diff-$n")"; done
   left() { [ -z "$(kc get daemonsets,jobs,pods,configmaps,services,serviceaccounts,roles,rolebindings,secrets -n $NS -l app.kubernetes.io/instance=peili -o name | tee /dev/stderr)" ]; }
-  within 60 "nothing of it left" left
+  # Kubelet 1.20 may let go of an ended pod only when it next collects containers, once a minute.
+  within 150 "nothing of it left" left
   make_image removed > /dev/null
   pull removed n1 images.lab/story/removed:1
   ok "containerd's folders are as they were on all nodes; nothing is left in the namespace; pulls go on"

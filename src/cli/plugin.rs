@@ -196,15 +196,19 @@ pub(super) enum Plugin {
 
     /// Print a component as a ConfigMap, with the lines of configuration that name and pin it
     ///
+    /// The files that it gets stand in the same ConfigMap.
     /// The lines of configuration are comments before the ConfigMap, and so are the ways into a cluster that it is too large for.
     #[command(
         after_help = "Examples:\n  peili plugin manifest allow-list.wasm --namespace kube-system | kubectl apply --server-side -f -\n  \
-        peili plugin manifest allow-list.wasm --settings '{\"deny\": [\"quay.io/**\"]}' --json | jq .configuration\n\n\
+        peili plugin manifest allow-list.wasm --settings '{\"deny\": [\"quay.io/**\"]}' --json | jq .configuration\n  \
+        peili plugin manifest allow-list.wasm --settings '{\"allow-data\": [\"images\"]}' --data images=images.txt\n\n\
         Exit codes: 0 done, 1 it cannot be read or is no policy, 2 wrong usage."
     )]
     Manifest {
         #[command(flatten)]
         subject: Subject,
+        #[command(flatten)]
+        data: Data,
         /// Name of the policy and of the ConfigMap [default: the file's]
         #[arg(long)]
         name: Option<String>,
@@ -293,9 +297,9 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
         }
         Plugin::Bench { subject, data, image, candidates } => bench(&subject, data, &image, candidates),
         Plugin::Inspect { file, json } => inspect(&file, json),
-        Plugin::Manifest { subject, name, namespace } => {
-            let made =
-                plugin::manifest(&subject.file, name.as_deref(), namespace.as_deref(), &subject.settings()?)?;
+        Plugin::Manifest { subject, data, name, namespace } => {
+            let given = subject.given(data)?;
+            let made = plugin::manifest(&subject.file, name.as_deref(), namespace.as_deref(), &given)?;
             if subject.json { print_json(&made) } else { print(&manifest(&made)?) }
         }
     }
@@ -509,7 +513,13 @@ mod tests {
     /// Guards that a long value is on one line: YAML would put spaces into it.
     #[test]
     fn the_yaml_is_the_object() {
-        let object = serde_json::json!({"binaryData": {"a.wasm": "AGFz".repeat(50_000)}});
+        let lists =
+            ["", "\n", "a", "a\n", " a\n\n", "# a: b\n- c\n", "key: |\n  x", "\"'\n", "\n\nlast", "a # b"];
+        let lists =
+            lists.map(str::to_owned).into_iter().chain([format!("{}\n", "docker.io/library/** ".repeat(99))]);
+        let lists: serde_json::Map<_, _> =
+            lists.enumerate().map(|(number, text)| (format!("a.{number}"), Value::from(text))).collect();
+        let object = serde_json::json!({"data": lists, "binaryData": {"a.wasm": "AGFz".repeat(50_000)}});
         let configuration = serde_json::json!({"policies": {"registry": [{"name": "a"}]}});
         let made = Manifest { config_map: object.clone(), configuration, fits: Vec::new() };
         let text = manifest(&made).unwrap();

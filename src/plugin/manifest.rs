@@ -1,4 +1,4 @@
-//! `peili plugin manifest`: a component as a ConfigMap, the lines of configuration that name it, and whether it fits.
+//! `peili plugin manifest`: a component, and the files that it gets, as a ConfigMap, the lines of configuration that name it, and whether it fits.
 //!
 //! A component is larger than what people put into ConfigMaps, and each way into a cluster ends at another size, mostly without
 //! saying so before. Nothing here asks a cluster.
@@ -13,7 +13,8 @@ use flate2::write::GzEncoder;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Component, InspectError};
+use super::{Component, Data, Given, InspectError};
+use crate::oci::Digest;
 use crate::policy;
 
 /// All annotations of an object, in bytes: Kubernetes' `TotalAnnotationSizeLimitB` (apimachinery, `validation/objectmeta.go`).
@@ -77,14 +78,19 @@ impl Fit {
 }
 
 /// The ways into a cluster, for a component of these bytes.
-pub(super) fn fits(bytes: &[u8]) -> Vec<Fit> {
-    let object = config_map("policy", None, bytes);
+pub(super) fn fits(component: &[u8]) -> Vec<Fit> {
+    fits_of(&[("policy.wasm".into(), component.to_vec())])
+}
+
+/// The ways into a cluster, for a ConfigMap of these keys.
+fn fits_of(files: &[(String, Vec<u8>)]) -> Vec<Fit> {
+    let object = config_map("policy", None, files);
     // As kubectl writes it: with empty annotations, a namespace, and a line's end.
     let mut applied = object.clone();
     applied["metadata"]["annotations"] = json!({});
     applied["metadata"]["namespace"] = json!("kube-system");
     let annotation = LAST_APPLIED.len() + applied.to_string().len() + 1;
-    let values = bytes.len() as u64;
+    let values = files.iter().map(|(_, content)| content.len() as u64).sum();
     let fit = |way, size, limit, hint| Fit { way, size, limit, hint };
     vec![
         fit(
@@ -102,7 +108,7 @@ pub(super) fn fits(bytes: &[u8]) -> Vec<Fit> {
         fit("server-side-apply", values + STORED, REQUEST, "no object of a cluster is that large"),
         fit(
             "helm",
-            release(&object),
+            release(&object, files),
             VALUES,
             "leave the component out of the chart, and apply its ConfigMap beside it",
         ),
@@ -111,17 +117,21 @@ pub(super) fn fits(bytes: &[u8]) -> Vec<Fit> {
 
 /// A ConfigMap of `path`, and the configuration that pins it.
 ///
-/// `name`: of the policy, the ConfigMap and its key; the file's name if there is none.
+/// `name`: of the policy, the ConfigMap and its key; the file's name if there is none. What else it is given stands in the same ConfigMap, so
+/// that both change at once, and is pinned too.
 ///
 /// # Errors
-/// The file is no policy, or the name is none.
+/// The file is no policy, a file of `data` cannot be read, or a name is none.
 pub fn manifest(
     path: &Path,
     name: Option<&str>,
     namespace: Option<&str>,
-    settings: &Value,
+    given: &Given,
 ) -> Result<Manifest, InspectError> {
-    let bytes = policy::read(path).map_err(|source| InspectError::Read { path: path.to_owned(), source })?;
+    let read = |path: &Path| {
+        policy::read(path).map_err(|source| InspectError::Read { path: path.to_owned(), source })
+    };
+    let bytes = read(path)?;
     policy::facts(&bytes).map_err(|reason| InspectError::Form { path: path.to_owned(), reason })?;
     let component = Component::of(path, &bytes);
     let world = component.world.ok_or_else(|| InspectError::World(path.to_owned()))?;
@@ -133,33 +143,57 @@ pub fn manifest(
     }
     let mut plugin =
         json!({"name": name, "path": format!("{MOUNTED}/{name}.wasm"), "sha256": component.sha256});
-    if settings.as_object().is_none_or(|settings| !settings.is_empty()) {
-        plugin["settings"] = settings.clone();
+    if given.settings.as_object().is_none_or(|settings| !settings.is_empty()) {
+        plugin["settings"] = given.settings.clone();
+    }
+    let mut files = vec![(format!("{name}.wasm"), bytes)];
+    let mut data = Vec::new();
+    for Data { name: own, path, .. } in &given.data {
+        if !is_name(own) {
+            return Err(InspectError::Name(own.clone()));
+        }
+        let (key, content) = (format!("{name}.{own}"), read(path)?);
+        data.push(json!({"name": own, "path": format!("{MOUNTED}/{key}"), "sha256": Digest::sha256(&content).hex()}));
+        files.push((key, content));
+    }
+    if !data.is_empty() {
+        plugin["data"] = json!(data);
     }
     Ok(Manifest {
-        config_map: config_map(name, namespace, &bytes),
+        config_map: config_map(name, namespace, &files),
         configuration: json!({"policies": {world: [plugin]}}),
-        fits: component.fits,
+        fits: fits_of(&files),
     })
 }
 
-fn config_map(name: &str, namespace: Option<&str>, bytes: &[u8]) -> Value {
+/// The first file is the component.
+fn config_map(name: &str, namespace: Option<&str>, files: &[(String, Vec<u8>)]) -> Value {
     let mut metadata = json!({"name": name});
     if let Some(namespace) = namespace {
         metadata["namespace"] = json!(namespace);
     }
-    json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": metadata,
-        "binaryData": {format!("{name}.wasm"): STANDARD.encode(bytes)},
-    })
+    let mut object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
+    for (key, content) in files {
+        // What people edit stays text.
+        match std::str::from_utf8(content) {
+            Ok(text) if is_plain(text) => object["data"][key] = json!(text),
+            _ => object["binaryData"][key] = json!(STANDARD.encode(content)),
+        }
+    }
+    object
+}
+
+/// Whether YAML keeps each letter of it as it stands.
+fn is_plain(text: &str) -> bool {
+    text.chars().all(|letter| letter == '\n' || !letter.is_control())
 }
 
 /// What Helm keeps of a chart that has the component as a file and the ConfigMap as a manifest, in bytes: both as JSON, by gzip
 /// and base64, as a value of a Secret (helm, `pkg/storage/driver/util.go`). The rest of a chart comes on top.
-fn release(object: &Value) -> u64 {
-    let kept = json!({"chart": {"files": [{"data": object["binaryData"]["policy.wasm"]}]}, "manifest": object.to_string()});
+fn release(object: &Value, files: &[(String, Vec<u8>)]) -> u64 {
+    let files: Vec<Value> =
+        files.iter().map(|(_, content)| json!({"data": STANDARD.encode(content)})).collect();
+    let kept = json!({"chart": {"files": files}, "manifest": object.to_string()});
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     // Memory takes all that is written.
     let _ = gzip.write_all(kept.to_string().as_bytes());
@@ -201,6 +235,42 @@ mod tests {
         assert_eq!(too_large(420 << 10), ["kubectl-apply", "helm"]);
         assert_eq!(too_large((1 << 20) + 1), ["config-map", "kubectl-apply", "helm"]);
         assert_eq!(too_large(1_572_864), ["config-map", "kubectl-apply", "server-side-apply", "helm"]);
+    }
+
+    /// Guards that what the component gets goes with it: pinned, counted, and text where people edit it.
+    #[test]
+    fn files_of_the_policy_are_keys_of_its_config_map() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        // It exports an empty instance by the name of a world: an instance section, and an export section.
+        let mut component = b"\0asm\x0d\0\x01\0\x05\x03\x01\x01\0\x0b\x21\x01\0\x1b".to_vec();
+        component.extend_from_slice(b"peili:policy/registry@0.1.0\x05\0\0");
+        let component = write("a.wasm", &component);
+        let (list, odd) = (write("list.txt", b"docker.io/**\n"), write("odd", b"a\r\n"));
+        let mut given =
+            Given { settings: json!({}), data: vec![Given::file("images", &list), Given::file("odd", &odd)] };
+        let made = match manifest(&component, None, None, &given) {
+            Ok(made) => made,
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(made.config_map["data"], json!({"a.images": "docker.io/**\n"}));
+        assert_eq!(made.config_map["binaryData"]["a.odd"], json!(STANDARD.encode("a\r\n")));
+        let plugin = made.configuration["policies"].as_object().unwrap().values().next().unwrap()[0].clone();
+        let configured: Vec<Data> = serde_json::from_value(plugin["data"].clone()).unwrap();
+        assert_eq!(configured[0].path, Path::new("/etc/peili/policies/a.images"));
+        assert_eq!(configured[0].sha256, Some(Digest::sha256(b"docker.io/**\n").hex()));
+        assert!(made.fits[0].size > fits(&std::fs::read(&component).unwrap())[0].size);
+
+        given.data = vec![Given::file("No", &list)];
+        assert!(
+            matches!(manifest(&component, None, None, &given), Err(InspectError::Name(name)) if name == "No")
+        );
+        given.data = vec![Given::file("images", &folder.path().join("absent"))];
+        assert!(matches!(manifest(&component, None, None, &given), Err(InspectError::Read { .. })));
     }
 
     #[test]
