@@ -12,7 +12,7 @@ mod explain;
 mod render;
 mod status;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -190,6 +190,19 @@ fn document(
     headers.insert(CONTENT_LENGTH, length.into());
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+impl Config {
+    /// Where a program of this node asks; `None`: it is listened nowhere.
+    pub fn local(&self) -> Option<SocketAddr> {
+        let mut address = self.listen.first().copied()?;
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        Some(address)
+    }
 }
 
 impl Default for Config {

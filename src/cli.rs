@@ -188,13 +188,16 @@ struct Pull {
 
 #[derive(Args, Debug)]
 struct Status {
-    /// The admin address of the mirror (admin.listen)
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5003")]
-    address: SocketAddr,
+    /// The admin address of the mirror [default: admin.listen of the configuration]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    address: Option<SocketAddr>,
 
     /// Print the whole status as JSON
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    sources: Sources,
 }
 
 #[derive(Debug, Subcommand)]

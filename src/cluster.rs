@@ -89,18 +89,22 @@ impl Config {
         !self.service.is_empty() || !self.endpoints.is_empty()
     }
 
-    /// All addresses, in the order in which they are asked. Those that are none are left out: the check of the configuration has said so.
-    fn addresses(&self) -> Vec<Uri> {
-        self.places().into_iter().map(|(_, address)| address).collect()
-    }
-
-    /// The same, each with what names it.
+    /// All addresses, in the order in which they are asked, each with what names it. Those that are none are left out: the check of the
+    /// configuration has said so.
     fn places(&self) -> Vec<(Origin, Uri)> {
         let endpoints = self.endpoints.iter().map(|address| (Origin::Endpoint, address.clone()));
         let service =
             (!self.service.is_empty()).then(|| (Origin::Service, format!("https://{}", self.service)));
-        let all = endpoints.chain(service).chain([(Origin::KubePrism, KUBEPRISM.to_owned())]);
-        all.filter_map(|(origin, address)| Some((origin, endpoint(&address)?))).collect()
+        let named = endpoints.chain(service);
+        let mut all: Vec<_> =
+            named.filter_map(|(origin, address)| Some((origin, endpoint(&address)?))).collect();
+        // Where the configuration names it, it is asked in that place.
+        if let Some(address) = endpoint(KUBEPRISM)
+            && !all.iter().any(|(_, named)| named.authority() == address.authority())
+        {
+            all.push((Origin::KubePrism, address));
+        }
+        all
     }
 }
 
@@ -142,8 +146,15 @@ mod tests {
             endpoints: vec!["https://10.0.0.2:6443".into()],
             ..Config::default()
         };
-        let all: Vec<String> = config.addresses().iter().map(ToString::to_string).collect();
-        assert_eq!(all, ["https://10.0.0.2:6443/", "https://[fd00::1]:443/", "https://127.0.0.1:7445/"]);
+        let all = |config: &Config| -> Vec<String> {
+            config.places().iter().map(|(_, address)| address.to_string()).collect()
+        };
+        assert_eq!(
+            all(&config),
+            ["https://10.0.0.2:6443/", "https://[fd00::1]:443/", "https://127.0.0.1:7445/"]
+        );
+        let named = Config { service: "127.0.0.1:7445".into(), ..config.clone() };
+        assert_eq!(all(&named), ["https://10.0.0.2:6443/", "https://127.0.0.1:7445/"], "once");
         assert!(config.is_in_cluster() && !Config::default().is_in_cluster());
         for text in ["http://a", "https://", "a", "https://a?b", "https://u:p@a", ""] {
             assert!(endpoint(text).is_none(), "{text}");

@@ -105,7 +105,7 @@ impl Subject {
             store: config.store,
             node: config.node.name,
             pod_labels: config.node.pod_labels,
-            admin: config.admin.listen.first().copied(),
+            admin: config.admin.local(),
             asks: true,
             told: None,
             configure: options,

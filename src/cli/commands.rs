@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,8 @@ use anyhow::Context;
 use clap::CommandFactory;
 
 use super::{
-    Cli, ClusterKey, Command, Config, Election, Explain, ExplainPlace, Failure, Identity, Pull, Status,
-    doctor, node, plugin,
+    Cli, ClusterKey, Command, Config, Election, Explain, ExplainPlace, Failure, Identity, Pull, Sources,
+    Status, doctor, node, plugin,
 };
 use crate::admin;
 use crate::app;
@@ -26,7 +27,7 @@ impl Cli {
         match self.command {
             Command::Run(sources) => Ok(app::run(sources.load()?).await?),
             Command::Pull(arguments) => pull(arguments).await,
-            Command::Status(arguments) => status(&arguments).await,
+            Command::Status(arguments) => status(arguments).await,
             Command::Explain(command) => explain(command).await,
             Command::Election(command) => election(command).await,
             Command::Identity(arguments) => identity(arguments),
@@ -94,14 +95,30 @@ async fn pull(arguments: Pull) -> Result<(), Failure> {
     print(&format!("{}\n", text.trim_end()))
 }
 
-async fn status(arguments: &Status) -> Result<(), Failure> {
-    let status = admin::fetch(arguments.address).await.context("no status")?;
+async fn status(arguments: Status) -> Result<(), Failure> {
+    let address = match arguments.address {
+        Some(address) => address,
+        None => admin_address(arguments.sources)?,
+    };
+    let status = admin::fetch(address).await.context("no status")?;
     if arguments.json {
         return print_json(&status);
     }
     // A wider terminal gains nothing; a pipe or a file gets whole lines.
     let width = if io::stdout().is_terminal() { 120 } else { 0 };
     print(&admin::render(&status, width))
+}
+
+/// Where the configuration says. One that became wrong may be of a mirror that runs on without it, so that is no reason not to ask.
+fn admin_address(sources: Sources) -> Result<SocketAddr, Failure> {
+    let admin = match sources.load() {
+        Ok(loaded) => loaded.config.admin,
+        Err(error) => {
+            print_error(&format!("warning: the default of admin.listen is asked: {error}\n"))?;
+            admin::Config::default()
+        }
+    };
+    admin.local().ok_or_else(|| Failure::Usage("admin.listen is empty: nobody can be asked".to_owned()))
 }
 
 async fn explain(command: Explain) -> Result<(), Failure> {

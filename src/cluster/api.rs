@@ -30,7 +30,7 @@ use tower::{BoxError, ServiceBuilder, ServiceExt};
 
 use super::account;
 use super::classify::{classify, refusal};
-use super::{Cause, Config, Fault};
+use super::{Cause, Config, Fault, Origin};
 
 /// Bytes of an answer: objects have at most 1.5 MiB in etcd, and Peili's have a few KiB.
 const ANSWER: usize = 1 << 20;
@@ -59,6 +59,7 @@ pub struct Api {
 }
 
 struct Endpoint {
+    origin: Origin,
     address: Uri,
     /// Made when it is needed, and anew after a failure: certificates, tokens and connections may be others by then.
     service: Mutex<Option<Service>>,
@@ -86,14 +87,19 @@ pub struct Response {
 impl Api {
     /// Asks nothing yet.
     pub fn new(config: &Config) -> Self {
-        Self::at(config, config.addresses())
+        Self::at(config, config.places())
     }
 
     /// Asks these addresses and no others.
-    pub(super) fn at(config: &Config, addresses: Vec<Uri>) -> Self {
-        let endpoint = |address| Endpoint { address, service: Mutex::default(), fault: Mutex::default() };
+    pub(super) fn at(config: &Config, places: Vec<(Origin, Uri)>) -> Self {
+        let endpoint = |(origin, address)| Endpoint {
+            origin,
+            address,
+            service: Mutex::default(),
+            fault: Mutex::default(),
+        };
         Self {
-            endpoints: addresses.into_iter().map(endpoint).collect(),
+            endpoints: places.into_iter().map(endpoint).collect(),
             config: config.clone(),
             current: AtomicUsize::new(0),
             patience: AtomicU64::new(u64::MAX),
@@ -223,7 +229,7 @@ impl Api {
 
     /// The addresses, for people.
     pub fn place(&self) -> String {
-        let all: Vec<&str> = self.endpoints.iter().filter_map(Endpoint::authority).collect();
+        let all: Vec<&str> = self.shown().filter_map(Endpoint::authority).collect();
         all.join(", ")
     }
 
@@ -256,7 +262,8 @@ impl Api {
                 if status.is_server_error() {
                     // Behind this connection, or this address, may be the one that is not well.
                     *lock(&endpoint.service) = None;
-                    let named = self.endpoints.len().saturating_sub(1);
+                    let is_named = |endpoint: &&Endpoint| endpoint.origin != Origin::KubePrism;
+                    let named = self.endpoints.iter().filter(is_named).count();
                     if index < named {
                         let next = (index + 1) % named;
                         let _ =
@@ -280,10 +287,19 @@ impl Api {
         *lock(&endpoint.fault) = fault;
     }
 
+    /// All but KubePrism where nobody has it: what is not there on this node is no clue for who reads of it.
+    fn shown(&self) -> impl Iterator<Item = &Endpoint> {
+        let is_absent = |endpoint: &Endpoint| {
+            endpoint.origin == Origin::KubePrism
+                && matches!(&*lock(&endpoint.fault), Some((fault, _)) if fault.cause == Cause::Refused)
+        };
+        self.endpoints.iter().filter(move |endpoint| !is_absent(endpoint))
+    }
+
     /// What is wrong with the first address, and with the others in words: whether one of them is there is the cluster's matter.
     fn all(&self, last: Fault) -> Fault {
         let faults: Vec<Fault> =
-            self.endpoints.iter().filter_map(|endpoint| Some(lock(&endpoint.fault).clone()?.0)).collect();
+            self.shown().filter_map(|endpoint| Some(lock(&endpoint.fault).clone()?.0)).collect();
         let Some(first) = faults.first() else { return last };
         let texts: Vec<&str> = faults.iter().map(|fault| fault.text.as_str()).collect();
         Fault::new(first.cause, texts.join("; "))
@@ -523,7 +539,14 @@ mod tests {
         let all = api.all(Fault::new(Cause::Refused, "last"));
         assert_eq!(all.cause, Cause::Timeout);
         assert!(all.text.contains("10.0.0.1") && all.text.contains("10.0.0.2"), "{all}");
-        assert_eq!(settle(Ok(StatusCode::OK)), (2, 2));
+        // Off Talos nobody is at KubePrism's port, which explains nothing.
+        assert_eq!(settle(Err(Cause::Refused)), (2, 0));
+        let shown = || format!("{} {}", api.all(Fault::new(Cause::Refused, "last")), api.place());
+        assert!(!shown().contains("7445"), "{}", shown());
+        assert_eq!((settle(Err(Cause::Timeout)), settle(Err(Cause::Timeout))), ((0, 1), (1, 2)));
+        assert_eq!(settle(Err(Cause::Tls)), (2, 0));
+        assert_eq!(shown().matches("7445").count(), 2, "somebody is there: {}", shown());
+        assert_eq!(settle(Ok(StatusCode::OK)), (0, 0));
         assert_eq!(
             api.all(Fault::new(Cause::Refused, "last")).cause,
             Cause::Refused,

@@ -72,7 +72,7 @@ pub enum Refusal {
 impl Examiner {
     /// Of this address and no other.
     pub fn new(config: &Config, reach: &Reach) -> Self {
-        Self { api: Api::at(config, vec![reach.uri.clone()]) }
+        Self { api: Api::at(config, vec![(reach.origin, reach.uri.clone())]) }
     }
 
     /// Its version, `v1.34.4`, for which no right is needed.

@@ -242,6 +242,7 @@ impl Policies {
             Ok((next, revision)) => {
                 loader.took(revision);
                 self.metrics.pending.set(0);
+                self.metrics.is_refused.set(0);
                 *self.last_problem() = None;
                 // What is in force already stays, with its instances.
                 let Some(next) = next else { return Ok(()) };
@@ -258,6 +259,7 @@ impl Policies {
             Err(error) => {
                 let error = loader.refused(error, Instant::now());
                 self.metrics.pending.set(error.pending.into());
+                self.metrics.is_refused.set((!error.pending).into());
                 let is_new =
                     !self.last_problem().replace(error.clone()).is_some_and(|last| last.is_like(&error));
                 let kept = if is_first { "the failure verdicts" } else { "the last good policies" };

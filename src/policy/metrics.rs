@@ -25,6 +25,8 @@ pub struct Metrics {
     pub(super) generation: Gauge,
     /// Generations that were refused.
     refused: Family<StageLabels, Counter>,
+    /// Whether what is configured now is refused, so that others are in force, or none.
+    pub(super) is_refused: Gauge,
     /// Whether files are waited for that match their pins.
     pub(super) pending: Gauge,
     /// Whether no machine code can be made here.
@@ -88,6 +90,7 @@ impl Default for Metrics {
             seconds: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             generation: Gauge::default(),
             refused: Family::default(),
+            is_refused: Gauge::default(),
             pending: Gauge::default(),
             interpreted: Gauge::default(),
             recorded: Family::default(),
@@ -111,6 +114,11 @@ impl Metrics {
             "refused_generations",
             "Policies that were not taken over, by the stage that refused them",
             metrics.refused.clone(),
+        );
+        registry.register(
+            "refused",
+            "1 while the policies that are configured are refused",
+            metrics.is_refused.clone(),
         );
         registry.register(
             "pending",

@@ -176,6 +176,27 @@ async fn status() {
     assert_eq!(status["node"]["name"], "other");
     let nobody = peili(&["status", "--address", "127.0.0.1:1"]).await;
     assert_eq!(nobody.status.code(), Some(1));
+    // Without an address it is where the daemon's own configuration has it, but for what is said beside.
+    let file = pair.scratch.path().join("status.yaml");
+    let named = async |arguments: &[&str]| {
+        let output =
+            peili(&[&["status", "--json", "--config", file.to_str().unwrap()], arguments].concat()).await;
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.code(), status["node"]["name"].as_str().map(str::to_owned), text(&output.stderr))
+    };
+    let port = |node: &Node| node.plan.ports.admin;
+    std::fs::write(&file, format!("admin: {{listen: [\"0.0.0.0:{}\"], clients: all}}\n", port(&pair.other)))
+        .unwrap();
+    assert_eq!(named(&[]).await.1.as_deref(), Some("other"));
+    let holder = format!("127.0.0.1:{}", port(&pair.holder));
+    assert_eq!(named(&["--address", &holder]).await.1.as_deref(), Some("holder"));
+    let listen = format!("admin.listen=[\"{holder}\"]");
+    assert_eq!(named(&["--set", &listen]).await.1.as_deref(), Some("holder"));
+    // The mirror may run on by what its file was.
+    std::fs::write(&file, "admin: {lissten: []}\n").unwrap();
+    assert_eq!(named(&["--address", &holder]).await.1.as_deref(), Some("holder"), "nothing is read");
+    let (code, _, said) = named(&[]).await;
+    assert!(code != Some(2) && said.contains("lissten") && said.contains("the default"), "{code:?} {said}");
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(pair.other.admin(path).await.unwrap().status, 200, "{path}");
     }

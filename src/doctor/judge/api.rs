@@ -103,13 +103,20 @@ fn beside(reach: &Reach, open: &Reach) -> Verdict {
         verdict.severity = Severity::Warning;
         return verdict.seen(line(reach)).seen(format!("{} is as it should be", open.address));
     }
-    let (code, fix) = if reach.origin == Origin::Service {
+    let (code, mut fix) = if reach.origin == Origin::Service {
         let fix = "look at what programs Services on this node (kube-proxy, or Cilium in its place), and at the endpoints of \
                    default/kubernetes: `kubectl get endpoints kubernetes`";
-        (Code::ServiceUnreachable, fix)
+        (Code::ServiceUnreachable, fix.to_owned())
     } else {
-        (Code::EndpointUnreachable, "mend it, or take it out of `kubernetes.endpoints`")
+        (Code::EndpointUnreachable, "mend it, or take it out of `kubernetes.endpoints`".to_owned())
     };
+    if open.origin == Origin::KubePrism && reach.origin == Origin::Service {
+        fix = format!(
+            "Peili goes by KubePrism, which answers on this node; to have it first, and need the Service no more, set \
+             `kubernetes.service: {}`. Otherwise {fix}",
+            open.address
+        );
+    }
     let verdict = Verdict::new(code, Confidence::High, fix).seen(line(reach));
     let other = "a policy of the network lets one address through and not the other";
     verdict.seen(format!("{} answers", open.address)).or(other)
@@ -128,7 +135,28 @@ fn closed(facts: &Facts, named: &[&Reach], ports: &Ports, found: &mut Found) {
         Verdict::new(Code::ApiUnreachable, Confidence::Low, fix)
     });
     verdict.evidence.extend(named.iter().map(|reach| line(reach)));
+    if let Some(reach) = kubeprism(facts) {
+        verdict.evidence.push(line(reach));
+        if is_talos(facts) {
+            verdict.fix = format!(
+                "{}. Talos' KubePrism would answer for the API server at {} (`machine.features.kubePrism`: enabled, port 7445)",
+                verdict.fix.trim_end_matches('.'),
+                reach.address
+            );
+        }
+    }
     found.say(verdict);
+}
+
+/// KubePrism, where it is worth a word: somebody is there, or Talos should have it.
+fn kubeprism(facts: &Facts) -> Option<&Reach> {
+    let reach = facts.reaches.iter().find(|reach| reach.origin == Origin::KubePrism)?;
+    (reach.obstacle.is_none() || is_talos(facts)).then_some(reach)
+}
+
+/// Its nodes have KubePrism, for whoever is in their network.
+fn is_talos(facts: &Facts) -> bool {
+    facts.place.distribution == "Talos" && facts.place.network != Network::Pod
 }
 
 fn insecure(handshake: &Handshake) -> Option<Verdict> {
@@ -283,7 +311,7 @@ fn let_through(facts: &Facts) -> String {
              CiliumClusterwideNetworkPolicy with a nodeSelector have `egress: [{toEntities: [kube-apiserver]}]`"
                 .to_owned()
         }
-        (Network::Host, _) if place.distribution == "Talos" => {
+        (Network::Host, _) if is_talos(facts) => {
             "NetworkPolicies do not count for a process in the node's network. Look at the firewall between the nodes, and on control plane \
              nodes at Talos' NetworkRuleConfig for port 6443"
                 .to_owned()

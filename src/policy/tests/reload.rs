@@ -70,7 +70,8 @@ async fn a_pin_is_waited_for() {
         let plugin = at(&path, json!({"act": "deny"}));
         only(Plugin { sha256: Some(Digest::sha256(bytes).hex()), ..plugin })
     };
-    let policies = Arc::new(policies());
+    let metrics = Metrics::default();
+    let policies = Arc::new(Policies::new(Node::default(), metrics.clone()));
     policies.be_patient_for(Duration::from_secs(2));
     let following = tokio::spawn(Arc::clone(&policies).follow());
     let is_pending = || policies.problem().is_some_and(|problem| problem.starts_with("pending: "));
@@ -90,6 +91,7 @@ async fn a_pin_is_waited_for() {
         "{error}"
     );
     assert!(is_pending() && stands(&old));
+    assert_eq!(metrics.is_refused.get(), 0, "what is waited for is not refused");
     put(&path, &new);
     until("the new one", || policies.problem().is_none() && stands(&new)).await;
 
@@ -98,9 +100,14 @@ async fn a_pin_is_waited_for() {
     until("it is waited for", is_pending).await;
     until("and then not any more", || !is_pending() && policies.problem().is_some()).await;
     assert!(stands(&new) && policies.problem().unwrap().contains("is pinned"));
+    assert_eq!(metrics.is_refused.get(), 1);
     put(&path, &variant("testguests", 3));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!is_pending(), "who changes files again and again is not waited for again and again");
+    assert_eq!(metrics.is_refused.get(), 1);
+    put(&path, &new);
+    until("the last good one again, which is in force", || policies.problem().is_none()).await;
+    assert_eq!(metrics.is_refused.get(), 0);
     following.abort();
 }
 

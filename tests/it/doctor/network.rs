@@ -1,15 +1,18 @@
 //! What the network does to a node, by the kernel's own rules and routes between namespaces.
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
 use futures::future::join_all;
 use peili_lab::dns::Dns;
-use peili_lab::kubernetes::{Options, Part};
+use peili_lab::kubernetes::{Options, Part, SERVICE_ADDRESS};
 use peili_lab::netns::{Addresses, Namespace, Network};
+use peili_lab::scratch::Scratch;
 use peili_lab::{Requirement, wait};
 use serde_json::{Value, json};
-use tokio::net::UdpSocket;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Doctor, SOON, in_cluster};
@@ -18,12 +21,16 @@ use crate::coordination::Cluster;
 use crate::truth::{SERVER, TROUBLES, Trouble};
 use peili::cluster::Cause;
 
+/// Of Talos, on each node's loopback.
+const KUBEPRISM: (&str, u16) = ("127.0.0.1", 7_445);
+
 pub(super) fn cases() -> Vec<Case> {
     let needs = [Requirement::Root, Requirement::Iproute2, Requirement::Iptables, Requirement::Kubernetes];
     let long = Duration::from_secs(150);
     vec![
         Case::new("doctor::each_way_to_be_cut_off_has_its_verdict", &needs, ways).within(long).timed(),
         Case::new("doctor::name_servers_are_told_apart", &needs[..3], names),
+        Case::new("doctor::kubeprism_is_named_where_it_answers", &needs, kubeprism).timed(),
     ]
 }
 
@@ -96,6 +103,82 @@ async fn ways() {
     let mut doctor = at(3);
     doctor.merge(&other);
     doctor.finds("an address of another family", &["address-family"]).await;
+}
+
+/// Whether doctor says anything of KubePrism's address, or how to have it.
+fn names_kubeprism(verdict: &Value) -> bool {
+    ["7445", "KubePrism"].iter().any(|word| verdict.to_string().contains(word))
+}
+
+/// What Talos has at 127.0.0.1:7445: connections to it go to the API server, past the Service.
+fn pass_on(namespace: &Namespace, server: SocketAddr) -> AbortOnDropHandle<()> {
+    let listener = namespace.run(|| std::net::TcpListener::bind(KUBEPRISM)).unwrap().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (listener, namespace) = (TcpListener::from_std(listener).unwrap(), namespace.clone());
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let Ok(Ok(stream)) = namespace.run(|| std::net::TcpStream::connect(server)) else { continue };
+            stream.set_nonblocking(true).unwrap();
+            let mut stream = TcpStream::from_std(stream).unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut client, &mut stream).await });
+        }
+    }))
+}
+
+async fn kubeprism() {
+    let network = Network::new(2, Addresses::V4).unwrap();
+    let (node, server) = (&network.nodes[0].namespace, &network.nodes[1]);
+    let options = Options::in_namespace(&server.namespace, server.address()).named(&["127.0.0.1"]);
+    let cluster = Cluster::start(options).await;
+    cluster.allow_all().await;
+    // The Service's address leads to the server, as kube-proxy has it, and can be cut off alone.
+    let service = SERVICE_ADDRESS.to_string();
+    node.route(&format!("{service}/32"), server.address()).unwrap();
+    server.namespace.own(&format!("{service}/32")).unwrap();
+    let cut = |action: &str| filter(node, action, "OUTPUT", "tcp", "6443", &["DROP", "-d", &service]);
+    let config = json!({"kubernetes": {"credentials": cluster.credentials("account").await}});
+    let of_pod = |config: &Value| {
+        Doctor::new(config)
+            .in_namespace(node)
+            .with_environment("KUBERNETES_SERVICE_HOST", &service)
+            .with_environment("KUBERNETES_SERVICE_PORT", "6443")
+    };
+    let doctor = of_pod(&config);
+    doctor.finds("the Service answers", &[]).await;
+    cut("-A");
+    let found = doctor.finds("the Service is cut off, and nobody has KubePrism", &["api-unreachable"]).await;
+    assert!(!names_kubeprism(&found.report), "{:#}", found.report);
+
+    // A node of Talos should have it.
+    let host = Scratch::new().unwrap();
+    std::fs::create_dir_all(host.path().join("etc/cri/conf.d/hosts")).unwrap();
+    std::fs::write(host.path().join("etc/os-release"), "ID=talos\n").unwrap();
+    let mut talos = of_pod(&config).with_arguments(&["--root", host.path().to_str().unwrap()]);
+    talos.merge(&json!({"store": {"source": "containerd", "socket": host.path().join("containerd.sock")}}));
+    let found = talos.run().await;
+    let fix = found.verdict("api-unreachable")["fix"].as_str().unwrap();
+    assert!(fix.contains("machine.features.kubePrism") && fix.contains("127.0.0.1:7445"), "{fix}");
+
+    // Somebody else may be there.
+    let other = node.run(|| std::net::TcpListener::bind(KUBEPRISM)).unwrap().unwrap();
+    let found = doctor.finds("another program is at its port", &["api-unreachable"]).await;
+    let verdict = found.verdict("api-unreachable");
+    assert!(verdict["evidence"].to_string().contains("127.0.0.1:7445"), "{verdict}");
+    assert!(!names_kubeprism(&verdict["fix"]), "{verdict}");
+    drop(other);
+
+    let _kubeprism = pass_on(node, cluster.server.address());
+    let found = doctor.finds("KubePrism answers", &["service-unreachable"]).await;
+    let verdict = found.verdict("service-unreachable");
+    let fix = verdict["fix"].as_str().unwrap();
+    assert!(fix.contains("`kubernetes.service: 127.0.0.1:7445`"), "{verdict}");
+    let mut mended = of_pod(&config);
+    mended.merge(&json!({"kubernetes": {"service": "127.0.0.1:7445"}}));
+    let found = mended.finds("as the fix says", &[]).await;
+    assert!(found.report["seen"].to_string().contains("127.0.0.1:7445 answers"), "{:#}", found.report);
+    cut("-D");
+    let found = doctor.finds("the Service answers again", &[]).await;
+    assert!(!names_kubeprism(&found.report), "{:#}", found.report);
 }
 
 async fn names() {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Code, Facts, Obstacle, Row, far};
+use super::{Code, Facts, Handshake, Network, Obstacle, Place, Ports, Row, far, judge, well};
 use crate::doctor::Told;
 
 /// The mirror has lost the API server then, and no other member says anything.
@@ -84,3 +84,32 @@ pub(super) const ROWS: &[Row] = &[
         &[Code::ApiRefused],
     ),
 ];
+
+/// Off Talos nobody is to look for it, and a pod with a network of its own has none.
+#[test]
+fn kubeprism_is_named_where_it_is_or_should_be() {
+    let names = |distribution: &str, network, change: fn(&mut Facts)| {
+        let mut facts = well();
+        facts.place = Place { distribution: distribution.into(), network, ..Place::default() };
+        far(&mut facts, Obstacle::Timeout);
+        change(&mut facts);
+        let (verdicts, seen) = judge(&facts, &Ports::default());
+        let [verdict] = &verdicts[..] else { panic!("{verdicts:#?}") };
+        let has = |text: &str| text.contains("127.0.0.1:7445");
+        (seen.iter().chain(&verdict.evidence).any(|line| has(line)), has(&verdict.fix))
+    };
+    assert_eq!(names("kubeadm", Network::Host, |_| {}), (false, false));
+    assert_eq!(names("Talos", Network::Pod, |_| {}), (false, false));
+    assert_eq!(names("Talos", Network::Host, |_| {}), (true, true));
+    let other: fn(&mut Facts) = |facts| {
+        let prism = &mut facts.reaches[1];
+        (prism.obstacle, prism.handshake) = (None, Some(Handshake::Broken("x".into())));
+    };
+    assert_eq!(names("kubeadm", Network::Host, other), (true, false));
+    let answers: fn(&mut Facts) = |facts| {
+        facts.answers = well().answers;
+        let prism = &mut facts.reaches[1];
+        (prism.obstacle, prism.handshake) = (None, Some(Handshake::Trusted));
+    };
+    assert_eq!(names("kubeadm", Network::Host, answers), (true, true));
+}
