@@ -298,6 +298,7 @@ impl App {
             node: admin::Node {
                 peer_id: identity.peer_id().to_string(),
                 name: config.node.name.clone(),
+                passing_identity: false,
                 zone: String::new(),
                 version: versions::PROGRAM.into(),
                 uptime_seconds: 0,

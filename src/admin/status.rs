@@ -50,6 +50,8 @@ pub struct Node {
     pub name: String,
     /// Zone; empty: unknown.
     pub zone: String,
+    /// Whether its identity ends with the process, since the folder of its state cannot be used; `problems` say why.
+    pub passing_identity: bool,
     /// Peili's version.
     pub version: String,
     /// Seconds since its start.

@@ -41,6 +41,7 @@ fn sample() -> Status {
         node: Node {
             peer_id: "12D3KooWAAAABBBBCCCC".into(),
             name: "worker-1".into(),
+            passing_identity: false,
             zone: "north".into(),
             version: "0.1.0".into(),
             uptime_seconds: 3_725,

@@ -103,6 +103,7 @@ impl Report {
             version: Status::VERSION,
             node: admin::Node {
                 zone: self.zone.now(),
+                passing_identity: self.problems.identity.is_some(),
                 uptime_seconds: self.started.elapsed().as_secs(),
                 ..self.node.clone()
             },

@@ -11,7 +11,7 @@ use peili_lab::kubernetes::Options;
 use peili_lab::netns::{Addresses, Namespace, Network};
 use peili_lab::node::Plan;
 use peili_lab::scratch::Scratch;
-use peili_lab::{Dns, Image, Node, Origin, Requirement, chart, http, wait};
+use peili_lab::{Dns, Generation, Image, Node, Origin, Requirement, chart, http, wait};
 use serde_json::{Value, json};
 
 use crate::Case;
@@ -20,6 +20,8 @@ use crate::cli::layout;
 use crate::cluster::REGISTRY;
 use crate::coordination::Cluster;
 use crate::doctor::Doctor;
+
+mod mounts;
 
 /// Who is who in the network. The mirrors stand first.
 const MIRRORS: usize = 2;
@@ -41,9 +43,11 @@ pub(crate) fn cases() -> Vec<Case> {
         Requirement::Helm,
     ];
     let long = Duration::from_secs(600);
+    let of_mounts = [&needs[..], &[Requirement::Cluster, Requirement::Containerd(Generation::V1_6)]].concat();
     vec![
         Case::new("least::each_rule_of_the_host_firewall_is_needed", &needs, host_firewall).within(long),
         Case::new("least::each_rule_of_the_network_policy_is_needed", &needs, network_policy).within(long),
+        Case::new("least::each_mount_is_needed", &of_mounts, mounts::each_is_needed).within(long),
     ]
 }
 

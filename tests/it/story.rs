@@ -32,7 +32,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// The image of this build: as `cargo xtask image` makes it, but for the program, which is not linked statically here and has its libraries beside it.
-fn image(folder: &Path) -> PathBuf {
+pub(crate) fn image(folder: &Path) -> PathBuf {
     let program = folder.join("peili");
     let built = node::binary().unwrap();
     let stripped = std::process::Command::new("strip").arg("-o").arg(&program).arg(&built).status().unwrap();

@@ -96,6 +96,16 @@ fn mirror(facts: &Facts, found: &mut Found) {
             verdict.or("this is the only node").or("the other nodes' peer ports are closed to this one"),
         );
     }
+    if status.node.passing_identity {
+        let fix = "let the mirror write to `node.data-dir`: the chart mounts the host's folder /var/lib/peili there; then start it again";
+        let why = status.problems.iter().find(|problem| problem.starts_with("identity: "));
+        let verdict = Verdict::new(Code::IdentityPassing, Confidence::High, fix);
+        found.say(
+            verdict
+                .seen(why.map_or("its status says so", String::as_str))
+                .or("the file of its identity is damaged"),
+        );
+    }
     peer_ports(facts, found);
     registries(&status.registries, found);
     let is_explained = facts.runtime.as_ref().is_some_and(|runtime| runtime.version.is_err());

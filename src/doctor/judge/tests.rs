@@ -459,6 +459,7 @@ const ROWS: &[Row] = &[
     ("no containerd is wanted", |f| f.runtime = None, &[]),
     ("the mirror is well", |f| mirror(f, |s| s.election.mode = "lease".into()), &[]),
     ("the mirror is alone", |f| mirror(f, |s| s.election.mode = "alone".into()), &[Code::MirrorAlone]),
+    ("the identity passes", |f| mirror(f, |s| s.node.passing_identity = true), &[Code::IdentityPassing]),
     (
         "no peer port answers",
         |f| {
