@@ -71,6 +71,7 @@ impl Format {
 /// `machine.registries` is read by all versions; from 1.12 a `RegistryMirrorConfig` document says the same. Layers are
 /// kept by a fragment of containerd's configuration; from 1.14 it is a `CRICustomizationConfig` document, and the file
 /// is still read (<https://docs.siderolabs.com/talos/v1.15/configure-your-talos-cluster/images-container-runtime/containerd>).
+/// containerd 1.x (Talos 1.7 and older) and 2.x have it in different tables, and each passes over the other's.
 fn talos(targets: &[Target], mirror: &Mirror, mode: Mode) -> String {
     let mut text = String::from(
         "# Apply to every node: talosctl patch machineconfig --patch @FILE --nodes NODES\n\
@@ -90,7 +91,9 @@ fn talos(targets: &[Target], mirror: &Mirror, mode: Mode) -> String {
     }
     text.push_str(
         "  files:\n    - path: /etc/cri/conf.d/20-customization.part\n      op: create\n      content: |\n        \
-         [plugins.\"io.containerd.cri.v1.images\"]\n          discard_unpacked_layers = false\n",
+         # containerd 2.x, and 1.x\n        \
+         [plugins.\"io.containerd.cri.v1.images\"]\n          discard_unpacked_layers = false\n        \
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n          discard_unpacked_layers = false\n",
     );
     text
 }

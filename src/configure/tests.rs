@@ -193,7 +193,10 @@ fn formats() {
         - path: /etc/cri/conf.d/20-customization.part
           op: create
           content: |
+            # containerd 2.x, and 1.x
             [plugins."io.containerd.cri.v1.images"]
+              discard_unpacked_layers = false
+            [plugins."io.containerd.grpc.v1.cri".containerd]
               discard_unpacked_layers = false
     "#);
     insta::assert_snapshot!(render(Format::K3s, Mode::First), @r#"

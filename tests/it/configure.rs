@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use peili_lab::node::binary;
 use peili_lab::scratch::Scratch;
-use peili_lab::{Requirement, requirements};
+use peili_lab::{Generation, Requirement, requirements};
 use serde_json::Value;
 
 use crate::Case;
@@ -19,6 +19,14 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("configure::guide", &[], guide),
         Case::new("configure::unit_file", &[Requirement::SystemdAnalyze], unit_file),
     ];
+    for (name, generation) in [
+        ("configure::talos_keeps_layers_v1_6", Generation::V1_6),
+        ("configure::talos_keeps_layers_v1_7", Generation::V1_7),
+        ("configure::talos_keeps_layers_v2", Generation::V2),
+    ] {
+        let keeps = move || talos_keeps_layers(generation);
+        cases.push(Case::new(name, &[Requirement::Containerd(generation)], keeps));
+    }
     cases.extend(disk::cases());
     cases.extend(trees::cases());
     cases
@@ -169,6 +177,35 @@ async fn command_line() {
         text.starts_with("error: /etc/containerd/certs.d/a.io/hosts.toml:1: ") && text.contains("\nhint: "),
         "{text}"
     );
+}
+
+/// What is printed for Talos is laid over its own configuration, which discards layers, and each containerd finds its table.
+async fn talos_keeps_layers(generation: Generation) {
+    let output = Command::new(binary().unwrap()).args(["configure", "--format", "talos"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let patch: Value = serde_saphyr::from_slice(&output.stdout).unwrap();
+    let part = patch["machine"]["files"][0]["content"].as_str().unwrap();
+    let scratch = Scratch::new().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    let (version, table) = match generation {
+        Generation::V2 => (3, "io.containerd.cri.v1.images\""),
+        Generation::V1_6 | Generation::V1_7 => (2, "io.containerd.grpc.v1.cri\".containerd"),
+    };
+    let own = format!(
+        "version = {version}\nimports = [{:?}]\n[plugins.\"{table}]\ndiscard_unpacked_layers = true\n",
+        path("part.toml")
+    );
+    std::fs::write(path("own.toml"), own).unwrap();
+    for (text, expected) in [("", "true"), (part, "false")] {
+        std::fs::write(path("part.toml"), format!("version = {version}\n{text}")).unwrap();
+        let mut dump = Command::new(generation.binary().unwrap());
+        let output = dump.arg("--config").arg(path("own.toml")).args(["config", "dump"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success() && text.contains(&format!("discard_unpacked_layers = {expected}")),
+            "{text}"
+        );
+    }
 }
 
 /// What the guide shows is what the example says, and is a right configuration.

@@ -158,7 +158,7 @@ impl Bootstrap {
     }
 
     /// Whether nobody is here who has said who it is.
-    fn is_alone(&self) -> bool {
+    pub(super) fn is_alone(&self) -> bool {
         self.claimed.is_empty()
     }
 

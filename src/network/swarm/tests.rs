@@ -297,6 +297,28 @@ async fn a_restarted_node_is_found_again_and_tells_anew() {
     assert_eq!(one.problems(), "");
 }
 
+/// What was said of an address counts no more once its node has come by itself, or once nobody dials it any more.
+#[tokio::test]
+async fn what_an_address_was_is_forgotten() {
+    let third = Start::default().start().await;
+    let names = Arc::new(TestNames(Mutex::new(Some(vec![Ipv4Addr::LOCALHOST.into()]))));
+    let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let dns = vec![format!("peers.test:{port}")];
+    let start = || Start { dns: dns.clone(), names: Arc::clone(&names) as _, ..Start::knowing(&[&third]) };
+    let one = start().start().await;
+    one.sees(1).await;
+    one.has_problem("a peer of peers.test").await;
+    let two = Start { port, ..Start::knowing(&[&one]) }.start().await;
+    one.sees(2).await;
+    wait_for("it is here", || !one.problems().contains("a peer of")).await;
+    drop(two);
+    one.sees(1).await;
+    one.has_problem("a peer of peers.test").await;
+    *names.0.lock().unwrap() = None;
+    one.has_problem("no such host").await;
+    assert_eq!(one.problems().lines().count(), 1, "{}", one.problems());
+}
+
 #[tokio::test]
 async fn another_identity_at_the_right_address_is_named() {
     let impostor = Start::default().start().await;

@@ -154,6 +154,9 @@ impl Driver {
                 if problem.is_none() {
                     let left = |subject: &Subject| matches!(subject, Subject::Address(address) if !found.contains(address));
                     self.shared.forget_problems(left);
+                } else if !self.bootstrap.is_alone() {
+                    // None of them is dialled again before the name is known, so what is said of them would stay, whatever becomes of them.
+                    self.shared.forget_problems(|subject| matches!(subject, Subject::Address(_)));
                 }
                 self.shared.problem(Subject::Dns(name.clone()), problem);
                 self.dial_service(&name, addresses, now);

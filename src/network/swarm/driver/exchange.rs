@@ -121,7 +121,12 @@ impl Driver {
                         seen.push(ip);
                     }
                 }
-                self.bootstrap.learn(&id, &seen, reachable(&seen, &hello.control));
+                let control = reachable(&seen, &hello.control);
+                // It was not there when it was dialled, and is not dialled again.
+                for address in control.iter().filter(|address| seen.contains(&address.ip())) {
+                    self.shared.problem(Subject::Address(*address), None);
+                }
+                self.bootstrap.learn(&id, &seen, control);
                 let peer = Peer {
                     id: id.clone(),
                     transfer: reachable(&seen, &hello.transfer),
