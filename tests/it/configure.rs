@@ -24,7 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("configure::talos_keeps_layers_v1_7", Generation::V1_7),
         ("configure::talos_keeps_layers_v2", Generation::V2),
     ] {
-        let keeps = move || talos_keeps_layers(generation);
+        let keeps = move || async move { talos_keeps_layers(generation) };
         cases.push(Case::new(name, &[Requirement::Containerd(generation)], keeps));
     }
     cases.extend(disk::cases());
@@ -180,7 +180,7 @@ async fn command_line() {
 }
 
 /// What is printed for Talos is laid over its own configuration, which discards layers, and each containerd finds its table.
-async fn talos_keeps_layers(generation: Generation) {
+fn talos_keeps_layers(generation: Generation) {
     let output = Command::new(binary().unwrap()).args(["configure", "--format", "talos"]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let patch: Value = serde_saphyr::from_slice(&output.stdout).unwrap();
