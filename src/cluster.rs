@@ -30,7 +30,7 @@ pub use account::{Account, account};
 pub use api::{Api, Response};
 pub use coordinator::{Coordinator, Fleet, Node};
 pub use daemonset::{Rollout, rollout};
-pub use examine::{Examiner, Refusal, Right, Write};
+pub use examine::{Examiner, Refusal, Review, Right, Write};
 pub use node::node_label;
 pub use object::{Kind, ObjectLock};
 pub use reach::{Handshake, Obstacle, Reach, reach};

@@ -12,6 +12,8 @@ use super::{Api, Cause, Config, Fault, Kind, Reach, Response};
 /// For each question. With the way there and two questions one after the other all is over in nine seconds.
 const CALL: Duration = Duration::from_millis(1_500);
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+/// Characters of what the server says of itself.
+const ERROR: usize = 300;
 /// Since Kubernetes 1.28.
 const WHO: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
 
@@ -33,6 +35,15 @@ pub struct Right {
     pub name: Option<String>,
     /// In the namespace of Peili's objects, or in none.
     pub namespaced: bool,
+}
+
+/// What the server says of a right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Review {
+    /// Whether this account may do it.
+    pub allowed: bool,
+    /// What went wrong while the server looked, in its words: an authorizer that failed might have allowed it.
+    pub error: Option<String>,
 }
 
 /// What came of a dry write.
@@ -105,7 +116,7 @@ impl Examiner {
     ///
     /// # Errors
     /// The question itself was refused, or there is no answer.
-    pub async fn may(&self, namespace: &str, right: &Right) -> Result<bool, Fault> {
+    pub async fn may(&self, namespace: &str, right: &Right) -> Result<Review, Fault> {
         let mut attributes = json!({"verb": right.verb, "group": right.group, "resource": right.resource});
         if right.namespaced {
             attributes["namespace"] = json!(namespace);
@@ -119,8 +130,12 @@ impl Examiner {
             "spec": {"resourceAttributes": attributes},
         });
         let response = self.api.call(Method::POST, REVIEWS, Some(&body), CALL).await?;
-        match response.body["status"]["allowed"].as_bool() {
-            Some(allowed) if response.status == StatusCode::CREATED => Ok(allowed),
+        let status = &response.body["status"];
+        match status["allowed"].as_bool() {
+            Some(allowed) if response.status == StatusCode::CREATED => {
+                let error = status["evaluationError"].as_str().filter(|error| !error.is_empty());
+                Ok(Review { allowed, error: error.map(|error| error.chars().take(ERROR).collect()) })
+            }
             _ => Err(refusal(response.status, &response.body)),
         }
     }

@@ -80,8 +80,10 @@ pub enum Handshake {
     Issuer(String),
     /// For other names.
     Name(Vec<String>),
-    /// Not valid at this time of day: the library's words.
+    /// Not valid any more at this time of day: the library's words.
     Time(String),
+    /// Not valid yet, likewise.
+    Early(String),
     /// Something else: the library's words.
     Broken(String),
 }
@@ -116,7 +118,9 @@ impl fmt::Display for Handshake {
                 write!(f, "its certificate is by `{issuer}`, which is not the authority of ca.crt")
             }
             Self::Name(names) => write!(f, "its certificate is for {}", names.join(", ")),
-            Self::Time(text) => write!(f, "its certificate does not count at this time of day: {text}"),
+            Self::Time(text) | Self::Early(text) => {
+                write!(f, "its certificate does not count at this time of day: {text}")
+            }
             Self::Broken(text) => write!(f, "no TLS: {text}"),
         }
     }
@@ -272,10 +276,12 @@ fn broken(error: &io::Error, seen: Option<&[u8]>) -> Handshake {
         CertificateError::NotValidForNameContext { presented, .. } => {
             Handshake::Name(presented.iter().take(NAMES).map(|name| shown(name)).collect())
         }
-        CertificateError::Expired
-        | CertificateError::ExpiredContext { .. }
-        | CertificateError::NotValidYet
-        | CertificateError::NotValidYetContext { .. } => Handshake::Time(shown(&fault.to_string())),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            Handshake::Time(shown(&fault.to_string()))
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            Handshake::Early(shown(&fault.to_string()))
+        }
         _ => Handshake::Broken(shown(&fault.to_string())),
     }
 }

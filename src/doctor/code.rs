@@ -65,7 +65,7 @@ codes! {
     TokenExpired "token-expired" Problem "the token is not accepted, and its time is over"
     TokenAudience "token-audience" Problem "the token is not accepted, and it is for somebody else"
     TokenRejected "token-rejected" Problem "the token is not accepted, and does not say why"
-    ClockBehind "clock-behind" Warning "the token was issued in the future: this node's clock is behind"
+    ClockBehind "clock-behind" Warning "what the cluster has issued is of the future: this node's clock is behind"
     ApiUnresolved "api-unresolved" Problem "the name of the API server has no address"
     ApiUnreachable "api-unreachable" Problem "packets to the API server are not answered: its host is off, or something drops them"
     ApiBlocked "api-blocked" Problem "packets to the API server are dropped, while its host or its control plane is seen to live"

@@ -36,6 +36,8 @@ pub struct Facts {
     pub names: Vec<(String, Result<usize, Unresolved>)>,
     /// A name that each cluster's DNS knows, where there are names to be compared with.
     pub cluster_name: Option<Result<usize, Unresolved>>,
+    /// API servers (`HOST:PORT`), and registries that do not answer, of whose names no name server says anything.
+    pub unnamed: Vec<(String, Unresolved)>,
     /// Ports of the registries' hosts that the runtime is configured with.
     pub registries: Vec<u16>,
     /// The runtime of this node; `None`: the store is no containerd.
@@ -107,6 +109,8 @@ pub struct Answers {
     pub who: Option<String>,
     /// What this account may do.
     pub rights: Vec<(Purpose, Right, Result<bool, Fault>)>,
+    /// What went wrong while the server looked at a right that it says is lacking.
+    pub unsure: Vec<(Right, String)>,
     /// The locks.
     pub locks: Vec<LockAnswer>,
     /// Whether the ConfigMap of the fleet summary is there.

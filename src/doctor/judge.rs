@@ -9,6 +9,7 @@ mod rights;
 #[cfg(test)]
 mod tests;
 
+use super::code::Code;
 use super::facts::Facts;
 use super::{Ports, Verdict};
 
@@ -24,9 +25,32 @@ impl Found {
         self.verdicts.push(verdict);
     }
 
+    /// Says it; or, where one of these causes explains it and is said already, adds it to that as something that was seen.
+    fn say_or_fold(&mut self, verdict: Verdict, causes: &[Code]) {
+        match self.verdicts.iter_mut().find(|said| causes.contains(&said.code)) {
+            Some(cause) => {
+                cause.severity = cause.severity.max(verdict.severity);
+                cause.evidence.push(follows(&verdict));
+            }
+            None => self.say(verdict),
+        }
+    }
+
+    /// Takes back what was said by this code, and adds it to its cause.
+    fn fold(&mut self, code: Code, cause: &mut Verdict) {
+        let follow = self.verdicts.iter().filter(|said| said.code == code).map(follows);
+        cause.evidence.extend(follow);
+        self.verdicts.retain(|said| said.code != code);
+    }
+
     fn note(&mut self, text: impl Into<String>) {
         self.seen.push(text.into());
     }
+}
+
+/// A verdict as what was seen of its cause.
+fn follows(verdict: &Verdict) -> String {
+    format!("`{}` follows from it: {}", verdict.code.name(), verdict.evidence.join("; "))
 }
 
 /// The verdicts, the worst first, and what is well or was not looked at.

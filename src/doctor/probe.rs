@@ -4,9 +4,11 @@ mod api;
 mod node;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use futures::future::join_all;
+use http::Uri;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
@@ -17,6 +19,7 @@ use super::place::Place;
 use super::{Subject, Told};
 use crate::network::swarm::{Unresolved, resolve};
 use crate::network::{MemberState, PeerStatus};
+use crate::oci::Registry;
 use crate::upstream::hosts;
 use crate::{admin, cluster};
 
@@ -49,20 +52,22 @@ pub(super) async fn look(subject: &Subject) -> Facts {
     let asked = async {
         if wanted.is_some() && subject.cluster.is_in_cluster() && !hangs {
             let namespace = api::namespace(&subject.cluster).await;
-            let reaches = cluster::reach(&subject.cluster).await;
+            let (reaches, unnamed) =
+                tokio::join!(cluster::reach(&subject.cluster), api::unnamed(&subject.cluster));
             let answers = api::ask(subject, &reaches, wanted.as_ref(), namespace.as_deref().ok()).await;
-            (namespace, reaches, answers)
+            (namespace, reaches, answers, unnamed)
         } else {
-            (Err("it was not looked for".to_owned()), Vec::new(), None)
+            (Err("it was not looked for".to_owned()), Vec::new(), None, Vec::new())
         }
     };
     let members = async {
         let status = mirror(subject).await;
-        let ports = match &status {
-            Ok(status) => peer_ports(&status.network.peers).await,
-            Err(_) => Vec::new(),
-        };
-        (status, ports)
+        let Ok(known) = &status else { return (status, Vec::new(), Vec::new()) };
+        let silent = known.registries.iter().filter(|registry| !registry.answers);
+        let silent = silent.map(|registry| registry.name.clone()).take(NAMES).collect();
+        let (ports, unnamed) =
+            tokio::join!(peer_ports(&known.network.peers), unnamed(subject.hosts.clone(), silent));
+        (status, ports, unnamed)
     };
     let hosts = subject.hosts.clone();
     let registries = timeout(LIMIT, spawn_blocking(move || hosts::ports(&hosts)));
@@ -71,13 +76,14 @@ pub(super) async fn look(subject: &Subject) -> Facts {
         Some((address, timeout(LIMIT, is_peili(address)).await.is_ok_and(|answer| answer)))
     };
     let (
-        (namespace, reaches, answers),
+        (namespace, reaches, answers, mut unnamed),
         (names, cluster_name),
         runtime,
-        (mirror, peer_ports),
+        (mirror, peer_ports, registries_unnamed),
         host_port,
         registries,
     ) = tokio::join!(asked, names(&subject.dns), node::runtime(subject), members, host_port, registries);
+    unnamed.extend(registries_unnamed);
     let report = runtime.as_ref().and_then(|runtime| runtime.report.as_deref().ok().cloned());
     let root = subject.configure.as_ref().map_or_else(|| "/".into(), |options| options.root.clone());
     let labels = subject.pod_labels.clone();
@@ -99,6 +105,7 @@ pub(super) async fn look(subject: &Subject) -> Facts {
         answers,
         names,
         cluster_name,
+        unnamed,
         registries: registries.ok().and_then(Result::ok).unwrap_or_default(),
         runtime,
         mirror,
@@ -134,6 +141,31 @@ async fn names(dns: &[String]) -> (Vec<(String, Found)>, Option<Found>) {
     let all = join_all(hosts.iter().map(|host| async { ((*host).to_owned(), ask(host).await) }));
     let (all, cluster_name) = tokio::join!(all, ask(CLUSTER_NAME));
     (all, Some(cluster_name))
+}
+
+/// Why no name server says where a host is; `None`: it does, or says that there is none.
+async fn silence(host: &str) -> Option<Unresolved> {
+    resolve(host, LIMIT).await.err().filter(|why| matches!(why, Unresolved::Silent | Unresolved::Other(_)))
+}
+
+/// Those of these registries none of whose hosts is found, for want of a name server.
+async fn unnamed(folders: Vec<PathBuf>, registries: Vec<String>) -> Vec<(String, Unresolved)> {
+    let tries = registries.into_iter().map(async |name| {
+        let (folders, registry) = (folders.clone(), name.parse::<Registry>().ok()?);
+        let read = spawn_blocking(move || hosts::load(&folders, &registry));
+        let hosts = timeout(LIMIT, read).await.ok()?.ok()?.ok()?;
+        // Peili itself is among them.
+        let hosts: Vec<String> = hosts
+            .iter()
+            .filter_map(|host| Some(host.url.parse::<Uri>().ok()?.host()?.to_owned()))
+            .filter(|host| !hosts::is_loopback(host))
+            .take(ADDRESSES)
+            .collect();
+        let silences = join_all(hosts.iter().map(|host| silence(host))).await;
+        let why = silences.first()?.clone()?;
+        silences.iter().all(Option::is_some).then_some((name, why))
+    });
+    join_all(tries).await.into_iter().flatten().collect()
 }
 
 async fn mirror(subject: &Subject) -> Result<Box<admin::Status>, String> {

@@ -9,6 +9,8 @@ use super::Found;
 
 /// Clocks of a cluster differ by less; the API server itself grants a minute.
 const SKEW: Duration = Duration::from_secs(60);
+/// The first of January 2025, which was before there was any Peili.
+const BEFORE: Duration = Duration::from_secs(1_735_689_600);
 /// A token that was on its way when the API server was lost; and the longest between two.
 const LATER: Duration = Duration::from_secs(10);
 const RENEWED: Duration = Duration::from_secs(660);
@@ -39,15 +41,24 @@ pub(super) fn files(facts: &Facts, found: &mut Found) -> bool {
         found.say(Verdict::new(Code::NoNamespace, Confidence::High, fix).seen(why.as_str()));
         is_whole = false;
     }
-    if let Some(ahead) = account.issued.and_then(|issued| issued.duration_since(facts.now).ok())
-        && ahead > SKEW
-    {
-        let fix = "look at the time synchronisation of this node (`timedatectl`, `talosctl time`)";
-        let seen = format!("the token was issued {} s in the future, by this node's clock", ahead.as_secs());
-        let verdict = Verdict::new(Code::ClockBehind, Confidence::High, fix).seen(seen);
-        found.say(verdict.or("the clock of the control plane is ahead"));
-    }
+    clock(facts, found);
     is_whole
+}
+
+/// Whether the clock is behind: by the token, or since nothing of this program was there at that time.
+fn clock(facts: &Facts, found: &mut Found) {
+    let fix = "look at the time synchronisation of this node (`timedatectl`, `talosctl time`)";
+    let verdict = Verdict::new(Code::ClockBehind, Confidence::High, fix);
+    let ahead = facts.account.issued.and_then(|issued| issued.duration_since(facts.now).ok());
+    if let Some(ahead) = ahead.filter(|ahead| *ahead > SKEW) {
+        let seen = format!("the token was issued {} s in the future, by this node's clock", ahead.as_secs());
+        found.say(verdict.seen(seen).or("the clock of the control plane is ahead"));
+    } else if let Ok(since) = facts.now.duration_since(SystemTime::UNIX_EPOCH)
+        && since < BEFORE
+    {
+        let days = since.as_secs() / (24 * 60 * 60);
+        found.say(verdict.seen(format!("this node's clock is {days} days after the first of January 1970")));
+    }
 }
 
 /// The server does not accept the token, in these words.

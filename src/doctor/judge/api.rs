@@ -145,7 +145,10 @@ fn closed(facts: &Facts, named: &[&Reach], ports: &Ports, found: &mut Found) {
             );
         }
     }
-    found.say(verdict);
+    // A certificate that does not count yet shows no more than the token that is of the future, too.
+    let is_early = named.iter().any(|reach| matches!(reach.handshake, Some(Handshake::Early(_))));
+    let causes: &[Code] = if is_early && verdict.code == Code::TlsTime { &[Code::ClockBehind] } else { &[] };
+    found.say_or_fold(verdict, causes);
 }
 
 /// KubePrism, where it is worth a word: somebody is there, or Talos should have it.
@@ -183,7 +186,7 @@ fn insecure(handshake: &Handshake) -> Option<Verdict> {
                        (kubeadm: apiServer.certSANs; Talos: cluster.apiServer.certSANs)";
             Verdict::new(Code::TlsName, Confidence::High, fix)
         }
-        Handshake::Time(_) => {
+        Handshake::Time(_) | Handshake::Early(_) => {
             let fix = "compare this node's clock with another's; if it is right, renew the API server's certificate (`kubeadm certs renew \
                        apiserver`)";
             Verdict::new(Code::TlsTime, Confidence::High, fix)

@@ -5,10 +5,17 @@ use super::super::code::{Code, Confidence};
 use super::super::facts::Facts;
 use super::Found;
 use crate::admin::{AskedRegistry, StoreHealth};
+use crate::cluster::{Obstacle, Origin, Reach};
+use crate::network::Status as NetworkStatus;
 use crate::network::swarm::Unresolved;
 
 /// Of those that the mirror names: it may be another program that answers.
 const PROBLEMS: usize = 16;
+
+/// What follows where no name server says where others are.
+const NAMES_DOWN: [Code; 2] = [Code::DnsSilent, Code::DnsFailing];
+/// What keeps peers from being found.
+const NO_PEERS: [Code; 4] = [Code::DnsSilent, Code::DnsFailing, Code::DnsNoName, Code::DnsNotTheClusters];
 
 pub(super) fn judge(facts: &Facts, found: &mut Found) {
     names(facts, found);
@@ -69,7 +76,33 @@ fn names(facts: &Facts, found: &mut Found) {
     if is_known {
         verdict.evidence.push("kubernetes.default.svc is known there".to_owned());
     }
+    if NAMES_DOWN.contains(&verdict.code) && without_names(facts) {
+        for code in [Code::ApiUnresolved, Code::EndpointUnreachable] {
+            found.fold(code, &mut verdict);
+        }
+    }
     found.say(verdict);
+}
+
+/// Whether all API servers that are named and not reached are so for want of a name server.
+fn without_names(facts: &Facts) -> bool {
+    let is_wanted = |reach: &&Reach| reach.origin != Origin::KubePrism && !reach.is_open();
+    let is_unresolved = |reach: &Reach| matches!(reach.obstacle, Some(Obstacle::Unresolved(_)));
+    let mut wanted = facts.reaches.iter().filter(is_wanted);
+    wanted.all(|reach| is_unresolved(reach) && is_unnamed(facts, &reach.address))
+}
+
+fn is_unnamed(facts: &Facts, name: &str) -> bool {
+    facts.unnamed.iter().any(|(unnamed, _)| unnamed == name)
+}
+
+/// Whether names are all that the mirror has of others, and none of them has an address: it has tried nobody.
+fn knows_names_alone(facts: &Facts, status: &NetworkStatus) -> bool {
+    let is_name = |line: &str| line.starts_with("dns ") || line.contains(": dns ");
+    let is_peer = |line: &str| line.starts_with("peer ") || line.starts_with("a peer of ");
+    facts.names.iter().all(|(_, answer)| answer.is_err())
+        && status.problems.iter().all(|line| is_name(line) || !is_peer(line))
+        && status.peers.iter().all(|peer| is_name(&peer.problem))
 }
 
 fn mirror(facts: &Facts, found: &mut Found) {
@@ -92,9 +125,10 @@ fn mirror(facts: &Facts, found: &mut Found) {
         let mut verdict = Verdict::new(Code::MirrorAlone, Confidence::High, status.election.remedy.as_str())
             .seen(format!("the cause that it names is `{}`", status.election.cause));
         verdict.evidence.extend(status.network.problems.iter().take(4).cloned());
-        found.say(
-            verdict.or("this is the only node").or("the other nodes' peer ports are closed to this one"),
-        );
+        let verdict =
+            verdict.or("this is the only node").or("the other nodes' peer ports are closed to this one");
+        let causes: &[Code] = if knows_names_alone(facts, &status.network) { &NO_PEERS } else { &[] };
+        found.say_or_fold(verdict, causes);
     }
     if status.node.passing_identity {
         let fix = "let the mirror write to `node.data-dir`: the chart mounts the host's folder /var/lib/peili there; then start it again";
@@ -107,7 +141,7 @@ fn mirror(facts: &Facts, found: &mut Found) {
         );
     }
     peer_ports(facts, found);
-    registries(&status.registries, found);
+    registries(facts, &status.registries, found);
     let is_explained = facts.runtime.as_ref().is_some_and(|runtime| runtime.version.is_err());
     if let StoreHealth::Degraded { reason } = &status.store.health
         && !is_explained
@@ -135,7 +169,7 @@ fn host_port(facts: &Facts, found: &mut Found) {
 }
 
 /// One that is down is its own matter; that all are is this node's, or the cluster's.
-fn registries(asked: &[AskedRegistry], found: &mut Found) {
+fn registries(facts: &Facts, asked: &[AskedRegistry], found: &mut Found) {
     let names = |answers: bool| -> Vec<&str> {
         asked.iter().filter(|one| one.answers == answers).map(|one| one.name.as_str()).collect()
     };
@@ -148,13 +182,14 @@ fn registries(asked: &[AskedRegistry], found: &mut Found) {
     }
     let fix = "let this node reach its registries (egress of policies and firewalls, DNS, `HTTPS_PROXY`); where there is to be no way to them, \
                say so: `mirror.tags-peers-first`";
-    let verdict = Verdict::new(Code::RegistriesSilent, Confidence::Medium, fix);
-    found.say(
-        verdict
-            .seen(silent.join(", "))
-            .or("a policy or a firewall lets nothing through to registries")
-            .or("the registries are down, or fail with 5xx or 429"),
-    );
+    let mut verdict = Verdict::new(Code::RegistriesSilent, Confidence::Medium, fix)
+        .seen(silent.join(", "))
+        .or("a policy or a firewall lets nothing through to registries")
+        .or("the registries are down, or fail with 5xx or 429");
+    let unnamed = facts.unnamed.iter().filter(|(name, _)| silent.contains(&name.as_str()));
+    verdict.evidence.extend(unnamed.map(|(name, why)| format!("{name}: {why}")));
+    let are_unnamed = silent.iter().all(|name| is_unnamed(facts, name));
+    found.say_or_fold(verdict, if are_unnamed { &NAMES_DOWN } else { &[] });
 }
 
 /// Members hear of each other by the control plane; content comes by another port. One that is not reached may be on its way down.

@@ -86,6 +86,20 @@ fn missing(facts: &Facts, answers: &Answers, namespace: &str, found: &mut Found)
         if let Some(account) = &account {
             verdict.evidence.push(format!("the account is {account}"));
         }
+        // One authorizer that fails does so for all of them.
+        let errors: BTreeSet<&str> = answers
+            .unsure
+            .iter()
+            .filter(|(right, _)| lacking.contains(right))
+            .map(|(_, error)| error.as_str())
+            .collect();
+        if !errors.is_empty() {
+            let errors =
+                errors.into_iter().map(|error| format!("the API server could not look everywhere: {error}"));
+            verdict.evidence.extend(errors);
+            verdict.confidence = verdict.confidence.min(Confidence::Medium);
+            verdict = verdict.or("an authorizer of the API server fails (a webhook) that would allow it");
+        }
         // All nodes have one account: a right that names one of them is of use to no other.
         let any = |right: &Right| {
             if right.namespaced { right.clone() } else { Right { name: None, ..right.clone() } }

@@ -1,5 +1,6 @@
 //! A row for each code: what is changed in facts that are well, and all that is said then. Look-alikes have rows of their own.
 
+mod folded;
 mod lost;
 
 use std::time::{Duration, SystemTime};
@@ -31,7 +32,7 @@ fn right(verb: &'static str, resource: &'static str, name: Option<&str>) -> Righ
 }
 
 fn well() -> Facts {
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     let lock = Lock { kind: Kind::Lease, name: "peili".into(), writes: true };
     let rights = vec![
         (Purpose::Lock, right("get", "leases", Some("peili"))),
@@ -81,6 +82,7 @@ fn well() -> Facts {
             who: None,
             rights: rights.into_iter().map(|(purpose, right)| (purpose, right, Ok(true))).collect(),
             locks: vec![LockAnswer { lock, there: Ok(true), holder: None, write: Some(Write::Taken) }],
+            unsure: Vec::new(),
             summary: Some(Ok(true)),
         }),
         names: vec![("peers.peili.svc".into(), Ok(3))],
@@ -92,6 +94,7 @@ fn well() -> Facts {
             missing: Vec::new(),
         }),
         mirror: Err("nothing listens".into()),
+        unnamed: Vec::new(),
         registries: Vec::new(),
         peer_ports: Vec::new(),
         host_port: None,
@@ -291,6 +294,11 @@ const ROWS: &[Row] = &[
     ("TLS is silent", |f| insecure(f, Handshake::Silent), &[Code::TlsSilent]),
     ("another issuer", |f| insecure(f, Handshake::Issuer("CN=x".into())), &[Code::TlsIssuer]),
     ("another name", |f| insecure(f, Handshake::Name(vec!["a".into()])), &[Code::TlsName]),
+    (
+        "a certificate that does not count yet",
+        |f| insecure(f, Handshake::Early("x".into())),
+        &[Code::TlsTime],
+    ),
     ("another time", |f| insecure(f, Handshake::Time("x".into())), &[Code::TlsTime]),
     ("no TLS", |f| insecure(f, Handshake::Broken("x".into())), &[Code::TlsBroken]),
     (

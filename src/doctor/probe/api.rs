@@ -1,12 +1,15 @@
 //! What the configuration needs of the Kubernetes API, and what the API says to it.
 
+use std::net::IpAddr;
+
 use futures::future::join_all;
 use tokio::task::spawn_blocking;
 
 use super::super::Subject;
 use super::super::facts::{Answers, Lock, LockAnswer, Making, Purpose, Wanted};
-use crate::cluster::{self, Api, Examiner, Kind, Reach, Right};
+use crate::cluster::{self, Api, Examiner, Kind, Reach, Review, Right};
 use crate::election::{Backend, Hold};
+use crate::network::swarm::Unresolved;
 
 /// What the configuration needs; `None`: nothing.
 pub(super) fn wanted(subject: &Subject) -> Option<Wanted> {
@@ -69,6 +72,20 @@ pub(super) async fn namespace(config: &cluster::Config) -> Result<String, String
     read.await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
+/// API servers whose names no name server says anything of, as [`Reach::address`] has them.
+pub(super) async fn unnamed(config: &cluster::Config) -> Vec<(String, Unresolved)> {
+    let service = Some(format!("https://{}", config.service)).filter(|_| !config.service.is_empty());
+    let named = config.endpoints.iter().chain(&service).filter_map(|address| cluster::endpoint(address));
+    let tries = named.map(async |uri| {
+        let host = uri.host()?;
+        // An address needs no name server.
+        let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        let why = if is_address { None } else { super::silence(host).await };
+        Some((format!("{host}:{}", uri.port_u16().unwrap_or(443)), why?))
+    });
+    join_all(tries).await.into_iter().flatten().collect()
+}
+
 /// Asks the first address to which there is a way; `None`: there is none, or nothing to ask for.
 pub(super) async fn ask(
     subject: &Subject,
@@ -84,6 +101,7 @@ pub(super) async fn ask(
         version: examiner.version().await,
         who: None,
         rights: Vec::new(),
+        unsure: Vec::new(),
         locks: Vec::new(),
         summary: None,
     };
@@ -95,7 +113,13 @@ pub(super) async fn ask(
     let locks = join_all(wanted.locks.iter().map(|lock| look_at(&examiner, namespace, lock)));
     let summary = examiner.object(Kind::ConfigMap, namespace, &wanted.summary);
     let (who, rights, locks, summary) = tokio::join!(examiner.who(), rights, locks, summary);
-    (answers.who, answers.rights, answers.locks) = (who, rights, locks);
+    (answers.who, answers.locks) = (who, locks);
+    for (purpose, right, review) in rights {
+        if let Ok(Review { allowed: false, error: Some(error) }) = &review {
+            answers.unsure.push((right.clone(), error.clone()));
+        }
+        answers.rights.push((purpose, right, review.map(|review| review.allowed)));
+    }
     answers.summary = Some(summary.map(|summary| summary.is_some()));
     Some(answers)
 }

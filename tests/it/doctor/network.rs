@@ -8,6 +8,7 @@ use futures::future::join_all;
 use peili_lab::dns::Dns;
 use peili_lab::kubernetes::{Options, Part, SERVICE_ADDRESS};
 use peili_lab::netns::{Addresses, Namespace, Network};
+use peili_lab::node::Plan;
 use peili_lab::scratch::Scratch;
 use peili_lab::{Requirement, wait};
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::server::{Manner, Server};
 use super::{Doctor, SOON, in_cluster};
 use crate::Case;
 use crate::coordination::Cluster;
@@ -30,6 +32,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new("doctor::each_way_to_be_cut_off_has_its_verdict", &needs, ways).within(long).timed(),
         Case::new("doctor::name_servers_are_told_apart", &needs[..3], names),
+        Case::new("doctor::what_follows_from_dead_names_is_no_verdict", &needs[..3], dead_names),
         Case::new("doctor::kubeprism_is_named_where_it_answers", &needs, kubeprism).timed(),
     ]
 }
@@ -103,6 +106,70 @@ async fn ways() {
     let mut doctor = at(3);
     doctor.merge(&other);
     doctor.finds("an address of another family", &["address-family"]).await;
+}
+
+/// The API server, the registries and the peers are all found by names.
+async fn dead_names() {
+    let network = Network::new(2, Addresses::V4).unwrap();
+    let (node, server) = (&network.nodes[0], &network.nodes[1]);
+    let dns = Dns::start(&server.namespace, server.address()).unwrap();
+    let block = |action: &str| {
+        for protocol in ["udp", "tcp"] {
+            filter(&server.namespace, action, "INPUT", protocol, "53", &["DROP"]);
+        }
+    };
+    block("-A");
+    let scratch = Scratch::new().unwrap();
+    // Of nobody: none of them is ever shown to anybody.
+    let credentials = Server::start(Manner::Page).await.credentials(&scratch);
+    let layout = scratch.path().join("layout");
+    crate::cli::layout(&layout, &[]);
+    let layout = format!("layout:{}", layout.display());
+    let mut plan = Plan::in_namespace("here", &layout, &node.namespace, node.address()).unwrap();
+    plan.set_resolver(server.address()).unwrap();
+    plan.merge(&json!({
+        "network": {"dns": ["peers.peili.svc:5001"]},
+        "election": {"backend": "gossip"},
+        "upstream": {"hosts-dirs": [scratch.path().join("certs.d")]},
+    }));
+    let mut doctor = Doctor::of(&plan);
+    let kubernetes = json!({"endpoints": ["https://api.test:6443"], "credentials": credentials});
+    doctor.merge(&json!({"election": {"backend": "auto"}, "kubernetes": kubernetes}));
+    let here = plan.start().await.unwrap();
+    wait::until("it is alone", SOON, async || {
+        (here.status().await.ok()?["election"]["mode"] == "alone").then_some(())
+    })
+    .await
+    .unwrap();
+    let tag = here.fetch("/v2/library/app/manifests/v1?ns=registry.test").await.unwrap();
+    assert_eq!(tag.status, 404);
+    let found = doctor.finds("no name is known any more", &["dns-silent"]).await;
+    let evidence = found.verdict("dns-silent")["evidence"].to_string();
+    for follows in ["api-unresolved", "registries-silent", "mirror-alone"] {
+        assert!(evidence.contains(follows), "{follows}: {evidence}");
+    }
+    wait::until("the mirror has given up the name", SOON, async || {
+        here.status().await.ok()?["network"]["problems"].to_string().contains("dns peers").then_some(())
+    })
+    .await
+    .unwrap();
+    doctor.finds("nor by then", &["dns-silent"]).await;
+    // Beside another fault, which has nothing to do with names.
+    let mut other = Doctor::of(&here.plan);
+    let kubernetes =
+        json!({"endpoints": [format!("https://{}:1", server.address())], "credentials": credentials});
+    other.merge(&json!({"election": {"backend": "auto"}, "kubernetes": kubernetes}));
+    other.finds("and nobody is where the API server was", &["api-refused", "dns-silent"]).await;
+
+    // Each is a fault of its own where the name server says that there are no such names.
+    block("-D");
+    dns.set("kubernetes.default.svc.cluster.local", Some(vec![server.address()]));
+    wait::until("that is seen by the mirror", SOON, async || {
+        let found = doctor.run().await;
+        (found.codes == super::sorted(&["api-unresolved", "dns-no-name", "registries-silent"])).then_some(())
+    })
+    .await
+    .unwrap();
 }
 
 /// Whether doctor says anything of KubePrism's address, or how to have it.

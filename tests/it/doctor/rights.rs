@@ -19,6 +19,7 @@ pub(super) fn cases() -> Vec<Case> {
     let long = Duration::from_secs(150);
     vec![
         Case::new("doctor::each_missing_right_is_named_and_its_fix_clears_it", &server, rights).within(long),
+        Case::new("doctor::an_authorizer_that_fails_is_not_one_that_forbids", &server, unsure),
         Case::new("doctor::the_stand_in_says_what_the_real_one_says", &[], stand_in),
         Case::new("doctor::credentials_and_namespaces_are_told_apart", &server, credentials).within(long),
         Case::new(
@@ -191,6 +192,37 @@ async fn rights() {
     doctor.comes_to("no reviews", &[], &["review-refused"]).await;
 }
 
+/// Roles are asked first, and a webhook after them that nobody answers.
+async fn unsure() {
+    let scratch = Scratch::new().unwrap();
+    let file = scratch.path().join("webhook");
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "dead", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [{"name": "server"}],
+        "contexts": [{"name": "only", "context": {"cluster": "dead", "user": "server"}}],
+        "current-context": "only",
+    });
+    std::fs::write(&file, config.to_string()).unwrap();
+    let mut options = Options::on_loopback();
+    options.flags.push("--authorization-mode=Webhook".to_owned());
+    options.flags.push(format!("--authorization-webhook-config-file={}", file.display()));
+    let cluster = Cluster::start(options).await;
+    cluster.allow_all().await;
+    let folder = cluster.credentials("account").await;
+    let doctor = Doctor::new(&in_cluster(&cluster.server.url(), &folder));
+    doctor.finds("Roles allow all", &[]).await;
+    let role = format!("{RBAC}/namespaces/peili/roles/elects");
+    let watch = RULES.iter().position(|(_, _, _, verb)| *verb == "watch");
+    let body = json!({"metadata": {"name": "elects"}, "rules": rules(watch)});
+    assert_eq!(cluster.server.admin("PUT", &role, Some(&body)).await.unwrap().0, 200);
+    let found = doctor.comes_to("without a Role, the webhook is asked", &[], &["rights-watch"]).await;
+    let verdict = found.verdict("rights-watch");
+    assert!(verdict["evidence"].to_string().contains("127.0.0.1:1"), "{verdict}");
+    assert_eq!(verdict["confidence"], "medium", "{verdict}");
+}
+
 /// The demonstration takes it where there is no real one.
 async fn stand_in() {
     let server = StandIn::start(None, "peili").unwrap();
@@ -290,4 +322,10 @@ async fn clock() {
         ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
     ];
     doctor.finds("the clock is five minutes behind", &["clock-behind"]).await;
+    // As where it has no battery: no certificate counts yet, which is no other fault.
+    doctor.environment[1].1 = "@1970-01-02 00:00:00".into();
+    let found = doctor.finds("the clock begins anew", &["clock-behind"]).await;
+    let verdict = found.verdict("clock-behind");
+    assert_eq!(verdict["severity"], "problem", "{verdict}");
+    assert!(verdict["evidence"].to_string().contains("tls-time"), "{verdict}");
 }
