@@ -1,5 +1,6 @@
 //! The Helm chart of `deploy/chart`, rendered by the real Helm: for `deploy/manifests`, which are its renderings of `deploy/chart/ci`, and for tests.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -171,8 +172,27 @@ pub fn renderings() -> Result<Vec<(PathBuf, String)>> {
     for preset in presets()? {
         all.push((rendering(&preset), render_preset(&preset)?));
     }
+    all.push((images(), render_images(all.iter().map(|(_, text)| text.as_str()))));
     Ok(all)
 }
+
+/// Where the images are listed that a cluster needs for the chart.
+pub fn images() -> PathBuf {
+    repository().join("deploy/images.txt")
+}
+
+/// Every image of these renderings, once.
+fn render_images<'a>(renderings: impl Iterator<Item = &'a str>) -> String {
+    let fields = renderings.flat_map(str::lines).map(|line| line.trim_start().trim_start_matches("- "));
+    let found: BTreeSet<&str> = fields.filter_map(|field| field.strip_prefix("image: ")).collect();
+    let lines: String = found.into_iter().map(|image| format!("{}\n", image.trim_matches('"'))).collect();
+    format!("{IMAGES}{lines}")
+}
+
+const IMAGES: &str = "\
+# By `cargo xtask render`: every image that deploy/manifests, and so the chart with any of its values, has nodes run. With the name and the digest
+# of your own image: the file images.txt that `cargo xtask image` writes.
+";
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()

@@ -299,6 +299,22 @@ impl Image {
         format!("{registry}/{}@{}", self.repository, self.root)
     }
 
+    /// Of an index: the platforms, `linux/arm64`, with the digests of their manifests.
+    ///
+    /// # Errors
+    /// The root is no index of platforms.
+    pub fn platforms(&self) -> Result<Vec<(String, Digest)>> {
+        let root: Value = serde_json::from_slice(&self.blobs[&self.root].read()?)?;
+        let entries = root["manifests"].as_array().context("not an index")?.iter().map(|entry| {
+            let text =
+                |value: &Value| value.as_str().map(str::to_owned).context("an entry without a platform");
+            let (os, architecture) =
+                (text(&entry["platform"]["os"])?, text(&entry["platform"]["architecture"])?);
+            Ok((format!("{os}/{architecture}"), text(&entry["digest"])?.parse()?))
+        });
+        entries.collect()
+    }
+
     /// Bytes of all layers together.
     pub fn layer_bytes(&self) -> u64 {
         self.layers.iter().filter_map(|digest| self.blobs.get(digest)).map(|blob| blob.size).sum()

@@ -11,9 +11,9 @@ use serde_json::json;
 /// Which files, and where to.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The program, linked statically
-    #[arg(long, value_name = "FILE")]
-    program: PathBuf,
+    /// The program, linked statically; once for each architecture
+    #[arg(long = "program", value_name = "FILE", required = true)]
+    programs: Vec<PathBuf>,
     /// The folder with the policies' components
     #[arg(long, value_name = "DIR")]
     policies: PathBuf,
@@ -29,10 +29,13 @@ pub(crate) struct Options {
     /// The commit it was built from
     #[arg(long, default_value = "")]
     revision: String,
-    /// Where `layout` and the archive are put
+    /// Where `layout`, the archive and the list of images are put
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Print name, digest and paths as JSON
+    /// Also write the image's files into this folder, which must not be there: for a build by a container engine
+    #[arg(long, value_name = "DIR")]
+    tree: Option<PathBuf>,
+    /// Print name, digests and paths as JSON
     #[arg(long)]
     json: bool,
 }
@@ -40,7 +43,7 @@ pub(crate) struct Options {
 /// Writes the image.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let shipped = Shipped {
-        program: options.program.clone(),
+        programs: options.programs.clone(),
         libraries: Vec::new(),
         policies: Shipped::policies(&options.policies),
         roots: options.roots.clone(),
@@ -56,16 +59,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     image.write_layout(&layout, Some(&name))?;
     write_archive(&layout, options.created, &archive)?;
+    if let Some(tree) = &options.tree {
+        shipped.write_tree(tree)?;
+    }
+    let platforms = image.platforms()?;
+    let list = options.out.join("images.txt");
+    fs::write(&list, format!("{}@{}\n", options.name, image.root))
+        .with_context(|| format!("cannot write {}", list.display()))?;
     let size = fs::metadata(&archive)?.len();
     if options.json {
-        let (layout, archive) = (layout.display().to_string(), archive.display().to_string());
-        let told =
-            json!({"name": name, "digest": image.root, "bytes": size, "layout": layout, "archive": archive});
+        let platforms: serde_json::Map<_, _> =
+            platforms.iter().map(|(platform, digest)| (platform.clone(), json!(digest))).collect();
+        let told = json!({
+            "name": name, "digest": image.root, "platforms": platforms, "bytes": size,
+            "layout": layout.display().to_string(), "archive": archive.display().to_string(),
+            "images": list.display().to_string(),
+        });
         println!("{told}");
     } else {
         println!("image {name}@{}, {} MiB", image.root, size >> 20);
+        for (platform, digest) in platforms {
+            println!("  {platform:<18} {digest}");
+        }
         println!("  as an OCI layout   {}", layout.display());
         println!("  as one file        {}", archive.display());
+        println!("  names with digest  {}", list.display());
     }
     Ok(())
 }

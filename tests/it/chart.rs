@@ -25,6 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("chart::renderings", &helm, renderings),
         Case::new("chart::wrong_values", &helm, wrong_values),
         Case::new("chart::odd_values", &helm, odd_values),
+        Case::new("chart::images", &helm, images),
         Case::new("chart::configurations", &[], configurations),
         Case::new("chart::settings_of_policies", &[Requirement::Policies], settings),
         Case::new("chart::fields", &[], fields),
@@ -146,6 +147,46 @@ async fn odd_values() {
     assert_eq!(mark("config.log.level=debug"), mark("config.log.level=info"));
     let confined = &rendered("seLinuxOptions.type=spc_t")["spec"]["template"]["spec"]["securityContext"];
     assert_eq!(confined["seLinuxOptions"]["type"], "spc_t");
+}
+
+/// The images of all containers among these objects.
+fn images_of(objects: &[Value]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for object in objects {
+        for containers in ["initContainers", "containers", "ephemeralContainers"] {
+            let containers = object["spec"]["template"]["spec"][containers].as_array();
+            found.extend(
+                containers.into_iter().flatten().map(|one| one["image"].as_str().unwrap().to_owned()),
+            );
+        }
+    }
+    found
+}
+
+/// A cluster without a registry is given what the list names, and no pod asks for more: hooks of Helm included, all by the one name
+/// that the values give.
+async fn images() {
+    let listed = fs::read_to_string(chart::images()).unwrap();
+    let listed: BTreeSet<String> =
+        listed.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+    let mut needed = images_of(&objects(&chart::rendering("removal")));
+    needed.extend(all().iter().flat_map(|(_, objects)| images_of(objects)));
+    assert_eq!(needed, listed, "deploy/images.txt");
+
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    let with = |changes: &str| {
+        let values = chart::values("default").display().to_string();
+        let objects = parse(&chart::render(&["--values", &values, "--set", changes]).unwrap());
+        let hooks =
+            objects.iter().filter(|object| !object["metadata"]["annotations"]["helm.sh/hook"].is_null());
+        assert!(hooks.count() >= 2, "{changes}");
+        images_of(&objects).into_iter().collect::<Vec<_>>()
+    };
+    let name = "registry.example/peili";
+    assert_eq!(with(&format!("image.digest={digest}")), [format!("{name}@{digest}")]);
+    // Of both, the digest: the tag may have moved.
+    assert_eq!(with(&format!("image.digest={digest},image.tag=1.2")), [format!("{name}@{digest}")]);
+    assert_eq!(with("image.digest=,image.tag=1.2"), [format!("{name}:1.2")]);
 }
 
 async fn configurations() {

@@ -28,6 +28,7 @@ mod doctor;
 mod election;
 mod faults;
 mod handover;
+mod image;
 mod kubernetes;
 mod least;
 mod network;
@@ -174,6 +175,7 @@ fn main() -> ExitCode {
     cases.extend(election::cases());
     cases.extend(faults::cases());
     cases.extend(handover::cases());
+    cases.extend(image::cases());
     cases.extend(kubernetes::cases());
     cases.extend(seed::cases());
     cases.extend(story::cases());

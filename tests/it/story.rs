@@ -39,7 +39,7 @@ pub(crate) fn image(folder: &Path) -> PathBuf {
     assert!(stripped.success());
     let shipped = Shipped {
         libraries: Shipped::libraries(&program).unwrap(),
-        program,
+        programs: vec![program],
         policies: Shipped::policies(&target().join("plugins")),
         roots: "/etc/ssl/certs/ca-certificates.crt".into(),
         version: "story".into(),

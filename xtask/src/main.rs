@@ -56,9 +56,11 @@ Commands:
   plugins
       Builds the policies of plugins/ to components in the build folder's `plugins`; `test` does so too.
 
-  image [--out DIR] [--roots FILE] [--name NAME] [--json]
+  image [--platform linux/amd64,linux/arm64] [--out DIR] [--roots FILE] [--name NAME] [--tree DIR] [--json]
       Peili's own image, as an OCI layout and as one file for `ctr images import`, in the build folder's `image`: the program, linked
-      statically, the policies and roots for TLS on an empty base. Needs no container engine; ten minutes the first time.
+      statically, the policies and roots for TLS on an empty base. Needs no container engine; ten minutes for each platform the first
+      time. Of this machine's platform unless told otherwise; for another one it installs a compiler (Debian and Ubuntu as root).
+      --tree         also the image's files as a folder, for deploy/Containerfile
 
   render [--check]
       The chart of deploy/chart as Helm renders it with each file of its `ci`, to deploy/manifests. --check writes nothing, and
@@ -75,6 +77,7 @@ Environment:
   PEILI_CONTAINERD_16, PEILI_CONTAINERD_17, PEILI_CONTAINERD_2X
                        containerd programs to test with, instead of those that are found
   KUBEBUILDER_ASSETS   a folder with kube-apiserver and etcd to test with, instead of the Kubernetes 1.20.2 that setup builds
+  SOURCE_DATE_EPOCH    the time of the image and its files in seconds since 1970, instead of the commit's
   CI                   set: no colours";
 
 /// Commands of the laboratory's program, which has a help of its own.

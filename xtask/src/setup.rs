@@ -33,6 +33,9 @@ struct Containerd {
     suite: &'static str,
 }
 
+/// The target of policies.
+const WASM: &str = "wasm32-unknown-unknown";
+
 const BUILD: [Package; 2] = [
     Package {
         name: "protobuf-compiler",
@@ -73,6 +76,40 @@ const TESTS: [Package; 14] = [
     Package { name: "curl", program: "curl", reason: "the cluster's scripts ask over HTTP" },
     Package { name: "openssl", program: "openssl", reason: "the cluster's certificates" },
     Package { name: "nginx-light", program: "nginx", reason: "the yardstick of the benchmarks" },
+];
+
+/// What compiles for another architecture than the machine's, by its name: the compiler with its linker, and the C library that is linked in.
+const CROSS: [(&str, [Package; 2]); 2] = [
+    (
+        "aarch64",
+        [
+            Package {
+                name: "gcc-aarch64-linux-gnu",
+                program: "aarch64-linux-gnu-gcc",
+                reason: "the image for arm64: compiles its cryptography library, and links",
+            },
+            Package {
+                name: "libc6-dev-arm64-cross",
+                program: "/usr/aarch64-linux-gnu/lib/libc.a",
+                reason: "the C library that is linked into it",
+            },
+        ],
+    ),
+    (
+        "x86_64",
+        [
+            Package {
+                name: "gcc-x86-64-linux-gnu",
+                program: "x86_64-linux-gnu-gcc",
+                reason: "the image for amd64: compiles its cryptography library, and links",
+            },
+            Package {
+                name: "libc6-dev-amd64-cross",
+                program: "/usr/x86_64-linux-gnu/lib/libc.a",
+                reason: "the C library that is linked into it",
+            },
+        ],
+    ),
 ];
 
 /// What makes WebAssembly on Debian, where the compiler in use has no target for it.
@@ -128,6 +165,36 @@ pub(crate) fn install_for_policies() {
     }
 }
 
+/// Installs what compiling for an architecture needs, if that is another than the machine's.
+///
+/// # Errors
+/// Something is still missing: what, and who has it.
+pub(crate) fn install_for_architecture(architecture: &str, triple: &str) -> Result<()> {
+    if architecture != std::env::consts::ARCH {
+        let (_, cross) =
+            CROSS.iter().find(|(name, _)| *name == architecture).context("no compiler is known for it")?;
+        packages(cross);
+        for package in cross {
+            ensure!(
+                program(package.program).is_some(),
+                "there is no {}, of {}: {}. Debian and Ubuntu have it; as root `cargo xtask image` installs it",
+                package.program,
+                package.name,
+                package.reason
+            );
+        }
+    }
+    if !has_target(triple) {
+        add_target(triple, "the standard library for the image");
+        ensure!(
+            has_target(triple),
+            "the Rust compiler has no standard library for {triple}: `rustup target add {triple}`, or the package of yours \
+             that has it"
+        );
+    }
+    Ok(())
+}
+
 /// Installs what rendering the chart needs.
 pub(crate) fn install_for_chart() {
     modules::install(&[modules::HELM]);
@@ -139,8 +206,15 @@ pub(crate) fn can_build_policies() -> bool {
 }
 
 fn has_wasm() -> bool {
+    has_target(WASM)
+}
+
+/// Whether the compiler in use has the standard library of a target.
+fn has_target(triple: &str) -> bool {
     let mut rustc = Command::new("rustc");
-    let output = rustc.args(["--print", "target-libdir", "--target", "wasm32-unknown-unknown"]).output();
+    // Where a toolchain may be pinned.
+    rustc.current_dir(crate::root());
+    let output = rustc.args(["--print", "target-libdir", "--target", triple]).output();
     output.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
 }
 
@@ -238,11 +312,19 @@ fn packages(packages: &[Package]) {
 
 /// rustup's target of policies, where there is a rustup.
 fn wasm() {
-    if has_wasm() || program("rustup").is_none() {
+    if !has_wasm() {
+        add_target(WASM, "policies are built with it, and without");
+    }
+}
+
+/// Adds a target where there is a rustup.
+fn add_target(triple: &str, reason: &str) {
+    if program("rustup").is_none() {
         return;
     }
-    println!("setup: wasm32-unknown-unknown: policies are built with it, and without");
-    if let Err(error) = checked(Command::new("rustup").args(["target", "add", "wasm32-unknown-unknown"])) {
+    println!("setup: {triple}: {reason}");
+    let mut rustup = Command::new("rustup");
+    if let Err(error) = checked(rustup.current_dir(crate::root()).args(["target", "add", triple])) {
         println!("setup: cannot add it: {error:#}");
     }
 }
@@ -277,4 +359,19 @@ fn checked(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot run {name}"))?;
     ensure!(status.success(), "{name}: {status}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_containerfile_installs_what_the_build_needs() {
+        let text = fs::read_to_string(crate::root().join("deploy/Containerfile")).unwrap();
+        let line = text.lines().find(|line| line.contains("apt-get install")).unwrap();
+        let words = line.split_whitespace().skip_while(|word| *word != "install").skip(1);
+        let names: Vec<&str> = words.filter(|word| !word.starts_with('-') && *word != "\\").collect();
+        assert_eq!(names, BUILD.each_ref().map(|package| package.name));
+        assert!(text.contains(&format!("rustup target add {WASM}\n")));
+    }
 }

@@ -1,12 +1,15 @@
-//! The image that Peili is shipped as: its program, the policies beside it and roots for TLS on an empty base, without a shell.
+//! The image that Peili is shipped as: its program, the policies beside it and roots for TLS on an empty base, without a shell. For one
+//! architecture or for several, under one index.
 //!
 //! The same files and the same time give the same bytes. It compiles nothing; `cargo xtask image` does.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::GzBuilder;
@@ -15,7 +18,7 @@ use peili::oci::{Algorithm, Digest};
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
-use super::{Blob, Content, Image, descriptor};
+use super::{Image, descriptor};
 use crate::policies::SHIPPED;
 
 /// Where the image has them.
@@ -26,13 +29,14 @@ const ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// What goes into it.
 #[derive(Clone, Debug)]
 pub struct Shipped {
-    /// The program, which needs no others' libraries.
-    pub program: PathBuf,
-    /// What a program needs that is linked dynamically, for tests: its linker and libraries, which get the paths that they have here.
+    /// The program, which needs no others' libraries: once for each architecture.
+    pub programs: Vec<PathBuf>,
+    /// What a single program needs that is linked dynamically, for tests: its linker and libraries, which get the paths that they have here.
     pub libraries: Vec<PathBuf>,
     /// Policies: components, at most one of a name.
     pub policies: Vec<PathBuf>,
@@ -74,15 +78,77 @@ impl Shipped {
         Ok(words.map(PathBuf::from).collect())
     }
 
-    /// Makes the image `repository:version`.
+    /// Makes the image `repository:version`: an index, also of a single architecture, so that the digest that is deployed stays of one kind.
     ///
     /// # Errors
-    /// A file that cannot be read, a program that is none of Linux or needs a dynamic linker.
+    /// A file that cannot be read, a program that is none of Linux or needs a dynamic linker, two for one architecture.
     pub fn build(&self, repository: &str) -> Result<Image> {
-        let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-        let program = read(&self.program)?;
-        let architecture = architecture(&program, !self.libraries.is_empty())
-            .with_context(|| format!("{} does not suit", self.program.display()))?;
+        let programs = self.read_programs()?;
+        let mut image = Image::empty(repository, &self.version);
+        // What changes most stands last; what stands first is the same for all architectures.
+        let (beside, beside_id) = self.put_layer(&mut image, &self.beside()?)?;
+        let mut manifests = Vec::new();
+        for (architecture, program) in programs {
+            let (program, program_id) = self.put_layer(&mut image, &program_entries(program))?;
+            let config = self.config(architecture, &[&beside_id, &program_id]);
+            let labels = json!({"annotations": self.labels()});
+            let layers = [beside.clone(), program];
+            let (mut entry, _) =
+                image.put_manifest(Algorithm::Sha256, MANIFEST, CONFIG, &config, &layers, &labels);
+            entry["platform"] = platform(architecture);
+            manifests.push(entry);
+        }
+        let index = json!({
+            "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests, "annotations": self.labels(),
+        });
+        image.root = image.put_json(Algorithm::Sha256, INDEX, &index);
+        image.manifests.insert(0, image.root);
+        Ok(image)
+    }
+
+    /// Writes the files of the image of a single program into a new folder, for a build by a container engine.
+    ///
+    /// # Errors
+    /// As [`Shipped::build`], and a folder that is there already.
+    pub fn write_tree(&self, folder: &Path) -> Result<()> {
+        let programs = self.read_programs()?;
+        ensure!(programs.len() == 1, "the files of an image are those of one architecture");
+        let mut entries = self.beside()?;
+        entries.extend(programs.into_values().flat_map(program_entries));
+        fs::create_dir(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        for entry in &entries {
+            let path = folder.join(&entry.path);
+            match &entry.content {
+                Some(content) => fs::write(&path, content)?,
+                None => fs::create_dir_all(&path)?,
+            }
+            fs::set_permissions(&path, fs::Permissions::from_mode(entry.mode))?;
+        }
+        // The folders' times change with what is written into them.
+        for entry in &entries {
+            fs::File::open(folder.join(&entry.path))?.set_modified(self.at())?;
+        }
+        Ok(())
+    }
+
+    /// By architecture, and so in the same order however they are given.
+    fn read_programs(&self) -> Result<BTreeMap<&'static str, Vec<u8>>> {
+        let has_linker = !self.libraries.is_empty();
+        ensure!(!has_linker || self.programs.len() == 1, "libraries are of one architecture");
+        let mut programs = BTreeMap::new();
+        for path in &self.programs {
+            let program = read(path)?;
+            let architecture = architecture(&program, has_linker)
+                .with_context(|| format!("{} does not suit", path.display()))?;
+            let other = programs.insert(architecture, program);
+            ensure!(other.is_none(), "{} is a second program for {architecture}", path.display());
+        }
+        ensure!(!programs.is_empty(), "an image needs a program");
+        Ok(programs)
+    }
+
+    /// All but the program.
+    fn beside(&self) -> Result<Vec<Entry>> {
         let roots = read(&self.roots)?;
         ensure!(
             roots.starts_with(b"-----BEGIN") || roots.windows(11).any(|line| line == b"\n-----BEGIN"),
@@ -103,49 +169,25 @@ impl Shipped {
             beside.extend(folders(&name));
             beside.push(Entry { path: name, mode: 0o755, content: Some(read(path)?) });
         }
-        let mut programs = folders(PROGRAM);
-        programs.push(Entry { path: PROGRAM.into(), mode: 0o755, content: Some(program) });
+        Ok(beside)
+    }
 
-        let mut image = Image::empty(repository, &self.version);
-        // What changes most stands last.
-        let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
-        for entries in [beside, programs] {
-            let tar = self.tar(&entries)?;
-            diff_ids.push(Digest::sha256(&tar).to_string());
-            let bytes = compressed(&tar)?;
-            let (digest, size) = (Digest::sha256(&bytes), bytes.len() as u64);
-            layers.push(descriptor(LAYER, digest, size));
-            image.layers.push(digest);
-            image.blobs.insert(
-                digest,
-                Blob { media_type: LAYER.into(), size, content: Content::Memory(bytes.into()) },
-            );
-        }
-        let config = self.config(architecture, &diff_ids);
-        let (_, digest) = image.put_manifest(
-            Algorithm::Sha256,
-            MANIFEST,
-            CONFIG,
-            &config,
-            &layers,
-            &json!({"annotations": self.labels()}),
-        );
-        let index = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [{
-                "mediaType": MANIFEST, "digest": digest.to_string(), "size": image.blobs[&digest].size,
-                "platform": {"os": "linux", "architecture": architecture},
-            }],
-        });
-        image.root = image.put_json(Algorithm::Sha256, "application/vnd.oci.image.index.v1+json", &index);
-        image.manifests.insert(0, image.root);
-        Ok(image)
+    /// Returns the layer's descriptor, and the digest of its tar.
+    fn put_layer(&self, image: &mut Image, entries: &[Entry]) -> Result<(Value, String)> {
+        let tar = self.tar(entries)?;
+        let bytes = compressed(&tar)?;
+        let size = bytes.len() as u64;
+        let digest = image.put(Algorithm::Sha256, LAYER, bytes.into());
+        image.layers.push(digest);
+        Ok((descriptor(LAYER, digest, size), Digest::sha256(&tar).to_string()))
+    }
+
+    fn at(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.created)
     }
 
     fn time(&self) -> String {
-        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.created);
-        humantime::format_rfc3339_seconds(time).to_string()
+        humantime::format_rfc3339_seconds(self.at()).to_string()
     }
 
     /// As the image specification names them (annotations.md).
@@ -163,11 +205,9 @@ impl Shipped {
         labels
     }
 
-    fn config(&self, architecture: &str, diff_ids: &[String]) -> Value {
-        json!({
+    fn config(&self, architecture: &str, diff_ids: &[&str]) -> Value {
+        let mut config = json!({
             "created": self.time(),
-            "architecture": architecture,
-            "os": "linux",
             "config": {
                 "Entrypoint": [format!("/{PROGRAM}")],
                 "Cmd": ["run"],
@@ -176,7 +216,11 @@ impl Shipped {
                 "Labels": self.labels(),
             },
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        })
+        });
+        for (key, value) in platform(architecture).as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        config
     }
 
     fn tar(&self, entries: &[Entry]) -> Result<Vec<u8>> {
@@ -233,6 +277,25 @@ fn append(tar: &mut tar::Builder<impl Write>, entry: &Entry, created: u64) -> Re
     Ok(tar.append_data(&mut header, format!("{}{end}", entry.path), content)?)
 }
 
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// As the image specification wants it in an index and in a config: all arm64 is of variant v8.
+fn platform(architecture: &str) -> Value {
+    let mut platform = json!({"os": "linux", "architecture": architecture});
+    if architecture == "arm64" {
+        platform["variant"] = "v8".into();
+    }
+    platform
+}
+
+fn program_entries(program: Vec<u8>) -> Vec<Entry> {
+    let mut entries = folders(PROGRAM);
+    entries.push(Entry { path: PROGRAM.into(), mode: 0o755, content: Some(program) });
+    entries
+}
+
 /// The folders above a path.
 fn folders(path: &str) -> Vec<Entry> {
     let ends = path.match_indices('/').map(|(end, _)| end);
@@ -273,119 +336,4 @@ fn architecture(program: &[u8], has_linker: bool) -> Result<&'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Read;
-
-    use super::*;
-    use crate::scratch::Scratch;
-
-    /// A program's head with one entry in its table.
-    fn program(kind: u8) -> Vec<u8> {
-        let mut program = vec![0; 64 + 56];
-        program[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        program[18] = 62;
-        program[32] = 64;
-        (program[54], program[56], program[64]) = (56, 1, kind);
-        program
-    }
-
-    fn shipped(folder: &Path) -> Shipped {
-        fs::create_dir_all(folder.join("policies")).unwrap();
-        for (name, content) in
-            [("peili", program(1)), ("roots", b"# x\n-----BEGIN CERTIFICATE-----".to_vec())]
-        {
-            fs::write(folder.join(name), content).unwrap();
-        }
-        let policies = ["b.wasm", "a.wasm"].map(|name| folder.join("policies").join(name));
-        for path in &policies {
-            fs::write(path, "policy").unwrap();
-        }
-        Shipped {
-            program: folder.join("peili"),
-            libraries: Vec::new(),
-            policies: policies.into(),
-            roots: folder.join("roots"),
-            version: "1.2.3".into(),
-            revision: "abc".into(),
-            created: 1_700_000_000,
-        }
-    }
-
-    #[test]
-    fn the_same_files_give_the_same_bytes() {
-        let scratch = Scratch::new().unwrap();
-        let archive = |name: &str| {
-            let folder = scratch.path().join(name);
-            let image = shipped(&folder).build("peili").unwrap();
-            image.write_layout(&folder.join("layout"), Some("peili:1.2.3")).unwrap();
-            write_archive(&folder.join("layout"), 1_700_000_000, &folder.join("image.tar")).unwrap();
-            (image.root, fs::read(folder.join("image.tar")).unwrap())
-        };
-        let (one, other) = (archive("one"), archive("other"));
-        assert!(one == other, "{} {}", one.0, other.0);
-    }
-
-    #[test]
-    fn it_has_the_program_the_policies_and_roots_and_nothing_of_the_machine() {
-        let scratch = Scratch::new().unwrap();
-        let image = shipped(scratch.path()).build("peili").unwrap();
-        let mut found = Vec::new();
-        for digest in &image.layers {
-            let bytes = image.blobs[digest].read().unwrap();
-            let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&bytes[..]));
-            for entry in tar.entries().unwrap() {
-                let mut entry = entry.unwrap();
-                let header = entry.header();
-                assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (0, 0));
-                assert_eq!(header.mtime().unwrap(), 1_700_000_000);
-                let (path, mode) = (entry.path().unwrap().display().to_string(), header.mode().unwrap());
-                let mut content = Vec::new();
-                entry.read_to_end(&mut content).unwrap();
-                found.push(format!("{path} {mode:o} {}", content.len()));
-            }
-        }
-        let expected = [
-            "etc/ 755 0",
-            "etc/ssl/ 755 0",
-            "etc/ssl/certs/ 755 0",
-            "etc/ssl/certs/ca-certificates.crt 644 31",
-            "usr/ 755 0",
-            "usr/share/ 755 0",
-            "usr/share/peili/ 755 0",
-            "usr/share/peili/policies/ 755 0",
-            "usr/share/peili/policies/a.wasm 644 6",
-            "usr/share/peili/policies/b.wasm 644 6",
-            "usr/ 755 0",
-            "usr/bin/ 755 0",
-            "usr/bin/peili 755 120",
-        ];
-        assert_eq!(found, expected);
-        let config: Value = serde_json::from_slice(&image.blobs[&image.configs[0]].read().unwrap()).unwrap();
-        assert_eq!(config["created"], "2023-11-14T22:13:20Z");
-        assert_eq!((&config["architecture"], &config["config"]["Cmd"]), (&json!("amd64"), &json!(["run"])));
-    }
-
-    #[test]
-    fn what_would_not_run_is_refused() {
-        let scratch = Scratch::new().unwrap();
-        let shipped = shipped(scratch.path());
-        let refused = |content: Vec<u8>, why: &str| {
-            fs::write(&shipped.program, content).unwrap();
-            let error = format!("{:#}", shipped.build("peili").unwrap_err());
-            assert!(error.contains(why), "{error}");
-        };
-        refused(program(3), "needs a dynamic linker");
-        fs::write(&shipped.program, program(3)).unwrap();
-        let libraries = vec![shipped.roots.clone()];
-        let with_linker = Shipped { libraries, ..shipped.clone() };
-        with_linker.build("peili").unwrap();
-        refused(b"#!/bin/sh".to_vec(), "not a program of Linux");
-        refused(program(1)[..65].to_vec(), "cut off");
-        let mut far = program(1);
-        far[32..40].fill(0xff);
-        refused(far, "cut off");
-        let mut strange = program(1);
-        strange[18] = 8;
-        refused(strange, "unknown machine 8");
-    }
-}
+mod tests;
