@@ -108,6 +108,7 @@ pub(super) fn cleanup(options: &Options, dry: bool, disk: &Disk) -> Result<Repor
         work.journal.all()?.into_iter().filter(|record| is_wanted(&record.target)).collect();
     let mut undone = Vec::new();
     for record in &records {
+        work.sees(&record.path)?;
         let current = disk::read(&work.root.at(&record.path))?;
         let undo = plan::undo(current.as_ref(), record)?;
         undone.push((record, undo, current));
@@ -165,6 +166,16 @@ impl<'a> Work<'a> {
 
     fn trees(&self) -> impl Iterator<Item = Tree<'_>> {
         self.lists.iter().map(|folders| Tree { root: &self.root, folders })
+    }
+
+    /// Whether the host's files are there: what a pod has not mounted is not gone. On the host itself it is.
+    fn sees(&self, file: &Path) -> Result<(), Error> {
+        let mut above = file.ancestors().skip(2);
+        let (Some(hosts), Some(folder)) = (above.next(), above.next()) else { return Ok(()) };
+        if self.options.root == Path::new("/") || disk::exists(&self.root.at(folder))? {
+            return Ok(());
+        }
+        Err(Error::NoFolder(hosts.to_owned()))
     }
 
     /// Removes what a run that was killed left under names that nobody reads.

@@ -377,3 +377,17 @@ fn copies_are_no_more_readable() {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{path:?}");
     }
 }
+
+/// A pod that lacks a mount would else forget what it has to undo.
+#[test]
+fn what_is_not_mounted_is_not_gone() {
+    let text = "server = \"https://a.test\"\n[host.\"https://m.test\"]\n";
+    let host = Host::plain(&[("a.io/hosts.toml", text)]);
+    host.configure(&["a.io"]);
+    let (folder, aside) = (host.path("etc/containerd"), host.path("aside"));
+    fs::rename(&folder, &aside).unwrap();
+    assert!(matches!(cleanup(&host.options(&[]), false), Err(Error::NoFolder(_))));
+    fs::rename(&aside, &folder).unwrap();
+    host.cleanup();
+    assert_eq!(host.read("a.io/hosts.toml"), text);
+}
