@@ -91,7 +91,7 @@ impl Config {
 
     /// All addresses, in the order in which they are asked, each with what names it. Those that are none are left out: the check of the
     /// configuration has said so.
-    fn places(&self) -> Vec<(Origin, Uri)> {
+    pub(crate) fn places(&self) -> Vec<(Origin, Uri)> {
         let endpoints = self.endpoints.iter().map(|address| (Origin::Endpoint, address.clone()));
         let service =
             (!self.service.is_empty()).then(|| (Origin::Service, format!("https://{}", self.service)));

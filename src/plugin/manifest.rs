@@ -13,7 +13,7 @@ use flate2::write::GzEncoder;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Component, Data, Given, InspectError};
+use super::{Data, Given, InspectError};
 use crate::oci::Digest;
 use crate::policy;
 
@@ -79,11 +79,11 @@ impl Fit {
 
 /// The ways into a cluster, for a component of these bytes.
 pub(super) fn fits(component: &[u8]) -> Vec<Fit> {
-    fits_of(&[("policy.wasm".into(), component.to_vec())])
+    fits_of(&[("policy.wasm", component)])
 }
 
 /// The ways into a cluster, for a ConfigMap of these keys.
-fn fits_of(files: &[(String, Vec<u8>)]) -> Vec<Fit> {
+fn fits_of(files: &[(&str, &[u8])]) -> Vec<Fit> {
     let object = config_map("policy", None, files);
     // As kubectl writes it: with empty annotations, a namespace, and a line's end.
     let mut applied = object.clone();
@@ -132,17 +132,16 @@ pub fn manifest(
         policy::read(path).map_err(|source| InspectError::Read { path: path.to_owned(), source })
     };
     let bytes = read(path)?;
-    policy::facts(&bytes).map_err(|reason| InspectError::Form { path: path.to_owned(), reason })?;
-    let component = Component::of(path, &bytes);
-    let world = component.world.ok_or_else(|| InspectError::World(path.to_owned()))?;
+    let facts =
+        policy::facts(&bytes).map_err(|reason| InspectError::Form { path: path.to_owned(), reason })?;
+    let world = facts.world.ok_or_else(|| InspectError::World(path.to_owned()))?;
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let own = file.strip_suffix(".wasm").unwrap_or(&file);
     let name = name.unwrap_or_else(|| own.strip_suffix(".component").unwrap_or(own));
     if !is_name(name) || !namespace.is_none_or(is_name) {
         return Err(InspectError::Name(namespace.filter(|_| is_name(name)).unwrap_or(name).to_owned()));
     }
-    let mut plugin =
-        json!({"name": name, "path": format!("{MOUNTED}/{name}.wasm"), "sha256": component.sha256});
+    let mut plugin = json!({"name": name, "path": format!("{MOUNTED}/{name}.wasm"), "sha256": Digest::sha256(&bytes).hex()});
     if given.settings.as_object().is_none_or(|settings| !settings.is_empty()) {
         plugin["settings"] = given.settings.clone();
     }
@@ -159,6 +158,8 @@ pub fn manifest(
     if !data.is_empty() {
         plugin["data"] = json!(data);
     }
+    let files: Vec<(&str, &[u8])> =
+        files.iter().map(|(key, content)| (key.as_str(), content.as_slice())).collect();
     Ok(Manifest {
         config_map: config_map(name, namespace, &files),
         configuration: json!({"policies": {world: [plugin]}}),
@@ -166,14 +167,13 @@ pub fn manifest(
     })
 }
 
-/// The first file is the component.
-fn config_map(name: &str, namespace: Option<&str>, files: &[(String, Vec<u8>)]) -> Value {
+fn config_map(name: &str, namespace: Option<&str>, files: &[(&str, &[u8])]) -> Value {
     let mut metadata = json!({"name": name});
     if let Some(namespace) = namespace {
         metadata["namespace"] = json!(namespace);
     }
     let mut object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
-    for (key, content) in files {
+    for &(key, content) in files {
         // What people edit stays text.
         match std::str::from_utf8(content) {
             Ok(text) if is_plain(text) => object["data"][key] = json!(text),
@@ -190,7 +190,7 @@ fn is_plain(text: &str) -> bool {
 
 /// What Helm keeps of a chart that has the component as a file and the ConfigMap as a manifest, in bytes: both as JSON, by gzip
 /// and base64, as a value of a Secret (helm, `pkg/storage/driver/util.go`). The rest of a chart comes on top.
-fn release(object: &Value, files: &[(String, Vec<u8>)]) -> u64 {
+fn release(object: &Value, files: &[(&str, &[u8])]) -> u64 {
     let files: Vec<Value> =
         files.iter().map(|(_, content)| json!({"data": STANDARD.encode(content)})).collect();
     let kept = json!({"chart": {"files": files}, "manifest": object.to_string()});

@@ -31,13 +31,14 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![Case::new("story::a_cluster_without_its_api_server", &needs, played).within(LIMIT).throughout()]
 }
 
-/// The image of this build: as `cargo xtask image` makes it, but for the program, which is not linked statically here and has its libraries beside it.
-pub(crate) fn image(folder: &Path) -> PathBuf {
+/// What is in the image of this build: as `cargo xtask image` makes it, but for the program, which is not linked statically here and has its libraries
+/// beside it. A file of it is written to `folder`.
+pub(crate) fn shipped(folder: &Path) -> Shipped {
     let program = folder.join("peili");
     let built = node::binary().unwrap();
     let stripped = std::process::Command::new("strip").arg("-o").arg(&program).arg(&built).status().unwrap();
     assert!(stripped.success());
-    let shipped = Shipped {
+    Shipped {
         libraries: Shipped::libraries(&program).unwrap(),
         programs: vec![program],
         policies: Shipped::policies(&target().join("plugins")),
@@ -45,8 +46,11 @@ pub(crate) fn image(folder: &Path) -> PathBuf {
         version: "story".into(),
         revision: String::new(),
         created: 0,
-    };
-    let image = shipped.build("localhost/peili").unwrap();
+    }
+}
+
+fn image(folder: &Path) -> PathBuf {
+    let image = shipped(folder).build("localhost/peili").unwrap();
     let (layout, archive) = (folder.join("layout"), folder.join("image.tar"));
     image.write_layout(&layout, Some("localhost/peili:story")).unwrap();
     write_archive(&layout, 0, &archive).unwrap();

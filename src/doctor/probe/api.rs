@@ -74,9 +74,7 @@ pub(super) async fn namespace(config: &cluster::Config) -> Result<String, String
 
 /// API servers whose names no name server says anything of, as [`Reach::address`] has them.
 pub(super) async fn unnamed(config: &cluster::Config) -> Vec<(String, Unresolved)> {
-    let service = Some(format!("https://{}", config.service)).filter(|_| !config.service.is_empty());
-    let named = config.endpoints.iter().chain(&service).filter_map(|address| cluster::endpoint(address));
-    let tries = named.map(async |uri| {
+    let tries = config.places().into_iter().map(async |(_, uri)| {
         let host = uri.host()?;
         // An address needs no name server.
         let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use peili_lab::kubernetes::Options;
@@ -14,13 +14,14 @@ use peili_lab::node::Plan;
 use peili_lab::process::Process;
 use peili_lab::requirements::cluster;
 use peili_lab::scratch::Scratch;
-use peili_lab::{Containerd, Dns, Generation, Image, Node, Origin, chart, containerd, http, wait};
+use peili_lab::{Containerd, Dns, Generation, Image, Origin, chart, containerd, http, wait};
 use serde_json::{Value, json};
 
 use crate::chart::parse;
 use crate::cli::layout;
 use crate::cluster::REGISTRY;
 use crate::coordination::Cluster;
+use crate::story::shipped;
 
 /// Who is who in the network: the node whose pod is looked at, another one, the API server, and names with the registry.
 const HERE: usize = 0;
@@ -94,7 +95,7 @@ struct Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let _ = self.pod.runc(&["delete", "--force", &self.id]);
+        let _ = self.pod.runc(&["delete", "--force", &self.id]).output();
         let _ = self.process.kill();
     }
 }
@@ -112,9 +113,10 @@ impl Pod {
         mounts.iter().map(|mount| mount["name"].as_str().unwrap()).collect()
     }
 
-    fn runc(&self, arguments: &[&str]) -> Output {
+    fn runc(&self, arguments: &[&str]) -> Command {
         let mut runc = Command::new(cluster().unwrap().join("runc"));
-        runc.arg("--root").arg(self.scratch.path().join("runc")).args(arguments).output().unwrap()
+        runc.arg("--root").arg(self.scratch.path().join("runc")).args(arguments);
+        runc
     }
 
     /// What runc is told of a container, with one of its mounts changed.
@@ -179,9 +181,8 @@ impl Pod {
     fn begin(&self, name: &str, changed: Option<(&str, Change)>) -> Running<'_> {
         let bundle = self.bundle(name, changed);
         let id = format!("{}-{name}", self.namespace.name());
-        let mut runc = Command::new(cluster().unwrap().join("runc"));
-        runc.arg("--root").arg(self.scratch.path().join("runc"));
-        runc.args(["run", "--bundle"]).arg(bundle).arg(&id);
+        let mut runc = self.runc(&["run", "--bundle"]);
+        runc.arg(bundle).arg(&id);
         let process = Process::spawn(name, runc, &self.scratch.path().join("log"), None).unwrap();
         Running { pod: self, id, process }
     }
@@ -200,7 +201,7 @@ impl Pod {
         &self,
         changed: Option<(&str, Change)>,
         expected: &[&'static str],
-        has: &mut Has<'_>,
+        has: &Has<'_>,
     ) -> String {
         let _ = fs::remove_file(self.scratch.path().join("log"));
         // As on a node that is new to Peili.
@@ -242,7 +243,7 @@ impl Running<'_> {
     }
 
     /// What a node has that this one has not.
-    async fn lacks(&self, has: &mut Has<'_>) -> BTreeSet<&'static str> {
+    async fn lacks(&self, has: &Has<'_>) -> BTreeSet<&'static str> {
         let mut lacks = BTreeSet::new();
         if self.get(ADMIN_PORT, "/readyz").await.is_none() {
             return ["mirror"].into();
@@ -277,7 +278,8 @@ impl Running<'_> {
 
     /// The codes that doctor says in it, but for notes; that it cannot see is one that counts.
     fn doctor(&self) -> String {
-        let output = self.pod.runc(&["exec", &self.id, "/usr/bin/peili", "doctor", "--json"]);
+        let output =
+            self.pod.runc(&["exec", &self.id, "/usr/bin/peili", "doctor", "--json"]).output().unwrap();
         let report: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
         let verdicts = report["verdicts"].as_array().unwrap().iter();
@@ -287,27 +289,6 @@ impl Running<'_> {
             .collect();
         codes.into_iter().collect::<Vec<_>>().join(" ")
     }
-}
-
-/// The files of the image of this build.
-fn unpack(folder: &Path) -> PathBuf {
-    crate::story::image(folder);
-    let layout = folder.join("layout");
-    let read = |path: PathBuf| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
-    let blob = |digest: &Value| layout.join("blobs").join(digest.as_str().unwrap().replace(':', "/"));
-    let index = read(layout.join("index.json"));
-    let mut manifest = read(blob(&index["manifests"][0]["digest"]));
-    while let Some(next) = manifest["manifests"][0].as_object() {
-        manifest = read(blob(&next["digest"]));
-    }
-    let root = folder.join("root");
-    fs::create_dir_all(&root).unwrap();
-    for layer in manifest["layers"].as_array().unwrap() {
-        let tar =
-            Command::new("tar").arg("-xf").arg(blob(&layer["digest"])).arg("-C").arg(&root).status().unwrap();
-        assert!(tar.success());
-    }
-    root
 }
 
 pub(super) async fn each_is_needed() {
@@ -359,12 +340,26 @@ pub(super) async fn each_is_needed() {
     let of_kubelet = folder("kubelet/pods/9d1d2f3a");
     let names = of_kubelet.join("etc-hosts");
     fs::write(&names, "127.0.0.1 localhost\n").unwrap();
-    let resolver = scratch.path().join("resolv.conf");
-    let search = "search peili.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5";
-    fs::write(&resolver, format!("nameserver {}\n{search}\n", dns.address())).unwrap();
+    let theirs = Image::builder("library/theirs", "1").layer(4_096).seed(2).build().unwrap();
+    let images = folder("layout");
+    layout(&images, &[&theirs]);
+    let place = &network.nodes[OTHER];
+    let store = format!("layout:{}", images.display());
+    let mut plan = Plan::in_namespace("other", &store, &place.namespace, place.address()).unwrap();
+    plan.merge(
+        &json!({"network": {"cluster-key": [key.join("current")], "dns": ["peili-peers.peili.svc:5001"]}}),
+    );
+    plan.set_resolver(dns.address()).unwrap();
+    let other = plan.start().await.unwrap();
+    let mut files = other.plan.files().to_vec();
+    files.push((names, "/etc/hosts"));
+
+    let image = folder("image");
+    let root = image.join("root");
+    shipped(&image).write_tree(&root).unwrap();
     let pod = Pod {
         spec,
-        root: unpack(&folder("image")),
+        root,
         volumes: BTreeMap::from([
             ("config".into(), configured),
             ("cluster-key".into(), key.clone()),
@@ -375,7 +370,7 @@ pub(super) async fn each_is_needed() {
             ("runtime-config".into(), runtime),
             ("token".into(), credentials),
         ]),
-        files: vec![(resolver, "/etc/resolv.conf"), (names, "/etc/hosts")],
+        files,
         environment: vec![
             "PATH=/usr/bin".into(),
             "PEILI_CONFIG=/etc/peili/config/config.yaml".into(),
@@ -388,18 +383,6 @@ pub(super) async fn each_is_needed() {
         namespace: here.namespace.clone(),
         scratch: Scratch::new().unwrap(),
     };
-
-    let theirs = Image::builder("library/theirs", "1").layer(4_096).seed(2).build().unwrap();
-    let images = folder("layout");
-    layout(&images, &[&theirs]);
-    let place = &network.nodes[OTHER];
-    let store = format!("layout:{}", images.display());
-    let mut plan = Plan::in_namespace("other", &store, &place.namespace, place.address()).unwrap();
-    plan.merge(
-        &json!({"network": {"cluster-key": [key.join("current")], "dns": ["peili-peers.peili.svc:5001"]}}),
-    );
-    plan.set_resolver(dns.address()).unwrap();
-    let _other: Node = plan.start().await.unwrap();
 
     // The init container. It never fails, and says what it could not do.
     let _ = fs::remove_dir_all(pod.volumes["runtime-config"].join("certs.d"));
@@ -429,11 +412,11 @@ pub(super) async fn each_is_needed() {
     fs::write(pod.hosts(), written).unwrap();
 
     // The mirror.
-    let mut has = Has { containerd: &containerd, own: &own, theirs: &theirs };
-    assert_eq!(pod.comes_to(None, &[], &mut has).await, "", "with all mounts");
+    let has = Has { containerd: &containerd, own: &own, theirs: &theirs };
+    assert_eq!(pod.comes_to(None, &[], &has).await, "", "with all mounts");
     for (mount, change, missing, says) in EXPECTED {
         let began = Instant::now();
-        let codes = pod.comes_to(Some((mount, change)), missing, &mut has).await;
+        let codes = pod.comes_to(Some((mount, change)), missing, &has).await;
         println!(
             "{:.1} s: {mount} {change:?}: {missing:?} is missing, doctor says: {codes}",
             began.elapsed().as_secs_f64()
