@@ -191,7 +191,8 @@ command_of() { # MACHINE SERVICE -> array CMD
         --oom-score-adj=0 --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0s --conntrack-tcp-timeout-close-wait=0s) ;;
     # Enforces NetworkPolicies, and nothing else of what it can. Other chains are its own, but it takes INPUT, FORWARD and OUTPUT first.
     policy) CMD=("${KUBE_ROUTER:?names kube-router}" --kubeconfig="$k/admin.conf" --hostname-override="$m" --run-firewall=true --run-router=false
-        --run-service-proxy=false --service-cluster-ip-range="$SVC_NET.0/24" --health-port=0) ;;
+        --run-service-proxy=false --service-cluster-ip-range="$SVC_NET.0/24" --health-port=0
+        --iptables-sync-period=10s) ;; # a pod that it was told of too early it sees again only by then: five minutes by default
     *) die "no service $2" ;;
   esac
 }
