@@ -10,9 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::download::{Context, Download};
 use super::fetch::{Flow, Limits, NoFlow, Want};
 use super::{Answer, BlobRequest, NotHere, Refusal, Shared, Source, empty, resolve, whole};
-use crate::oci::{
-    ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Manifest, OCTET_STREAM, RangeHeader, is_manifest,
-};
+use crate::oci::{ByteRange, Descriptor, Digest, MANIFEST_LIMIT, Manifest, OCTET_STREAM, RangeHeader};
 use crate::policy::registry::Plan;
 
 /// Holders that a small content is asked of before giving up, when each sends wrong bytes.
@@ -159,7 +157,7 @@ impl Shared {
             })?;
             let size = flow.size();
             let claimed = Descriptor::new(*digest, size, &flow.segment.descriptor.media_type);
-            if is_manifest(&claimed.media_type) && self.rules.load().is_private(&request.name) {
+            if claimed.may_be_manifest() && self.rules.load().is_private(&request.name) {
                 return Err(Refusal::NotHere(NotHere::Private));
             }
             let range = resolve(request.range, size)?;

@@ -19,11 +19,11 @@ impl Gate for Without {
     }
 }
 
-/// A peer that says its layers are so much larger than they are.
-struct Larger(Serve, u64);
+/// A peer that says something else of what it gives.
+struct Saying<F>(Serve, F);
 
 #[async_trait]
-impl transfer::Source for Larger {
+impl<F: Fn(&mut Descriptor) + Send + Sync> transfer::Source for Saying<F> {
     async fn open(
         &self,
         peer: &PeerId,
@@ -33,9 +33,7 @@ impl transfer::Source for Larger {
     ) -> io::Result<Option<Segment>> {
         let segment = self.0.open(peer, digest, start, length).await?;
         Ok(segment.map(|mut segment| {
-            if segment.descriptor.size > MIB as u64 {
-                segment.descriptor.size += self.1;
-            }
+            self.1(&mut segment.descriptor);
             segment
         }))
     }
@@ -46,17 +44,21 @@ fn with_larger(artifact: &Artifact, by: u64) -> Lab {
     let lab = Lab::new(2);
     lab.hold(0, artifact);
     lab.hold(1, artifact);
+    first_says(&lab, move |descriptor| {
+        if descriptor.size > MIB as u64 {
+            descriptor.size += by;
+        }
+    });
+    lab
+}
+
+/// The first holder keeps nothing back, and says this of what it gives.
+fn first_says(lab: &Lab, says: impl Fn(&mut Descriptor) + Send + Sync + 'static) {
     let gate = Arc::new(PinnedTrust::new(trust::Config::default(), [lab.id.clone()]).unwrap());
     let settings = Settings::new(&Config::default(), false).unwrap();
-    let serve = Serve::new(
-        &settings,
-        lab.holders[0].store.clone(),
-        gate.clone(),
-        nothing_of_tags(),
-        Metrics::default(),
-    );
-    lab.transfer.add(lab.holders[0].id.clone(), Arc::new(Larger(serve, by)), gate, 64);
-    lab
+    let store = lab.holders[0].store.clone();
+    let serve = Serve::new(&settings, store, gate.clone(), nothing_of_tags(), Metrics::default());
+    lab.transfer.add(lab.holders[0].id.clone(), Arc::new(Saying(serve, says)), gate, 64);
 }
 
 async fn the_honest_one_gives(lab: &Lab, layer: &Digest, bytes: &[u8]) {
@@ -103,22 +105,16 @@ async fn a_private_manifest_is_no_blob_of_peers() {
     let lab = Lab::with(1, &Config { private: vec![private], ..Config::default() });
     let (artifact, layer, _) = image("team/app", 10);
     lab.hold(0, &artifact);
-    let gate = Arc::new(PinnedTrust::new(trust::Config::default(), [lab.id.clone()]).unwrap());
-    let settings = Settings::new(&Config::default(), false).unwrap();
-    let serve = Serve::new(
-        &settings,
-        lab.holders[0].store.clone(),
-        gate.clone(),
-        nothing_of_tags(),
-        Metrics::default(),
-    );
-    lab.transfer.add(lab.holders[0].id.clone(), Arc::new(serve), gate, 64);
     let ask = |digest| {
         lab.mirror.blob(BlobRequest { name: name("team/app"), digest, range: None, head: false }, LIMIT)
     };
-    let refusal = ask(artifact.target.digest).await.map(drop).unwrap_err();
-    assert_eq!(refusal, Refusal::NotHere(NotHere::Private));
+    let kept_back = Refusal::NotHere(NotHere::Private);
+    first_says(&lab, |_| {});
+    assert_eq!(ask(artifact.target.digest).await.map(drop).unwrap_err(), kept_back);
     assert!(ask(layer).await.is_ok());
+    // It is held there before the record that says what it is.
+    first_says(&lab, |descriptor| *descriptor = Descriptor::new(descriptor.digest, descriptor.size, ""));
+    assert_eq!(ask(artifact.target.digest).await.map(drop).unwrap_err(), kept_back);
 }
 
 /// Guards each place where the gate is asked here: the network, with a gate of its own, has let these peers through.
