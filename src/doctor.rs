@@ -185,13 +185,12 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// As [`Code::meaning`] has it, and as sure as it can be of this code.
+    /// As [`Code::meaning`] has it.
     pub(crate) fn new(code: Code, confidence: Confidence, fix: impl Into<String>) -> Self {
-        let most = if code.is_proved() { Confidence::High } else { Confidence::Low };
         Self {
             code,
             severity: code.severity(),
-            confidence: confidence.min(most),
+            confidence,
             text: code.meaning().to_owned(),
             evidence: Vec::new(),
             other_causes: Vec::new(),

@@ -45,7 +45,7 @@ const SERVICE_RANGE_V6: &str = "fd00:10:96::/112";
 /// Of what is on by itself namespaces and webhooks remain.
 const NO_ADMISSION: &str = "CertificateApproval,CertificateSigning,CertificateSubjectRestriction,DefaultIngressClass,\
                             DefaultStorageClass,DefaultTolerationSeconds,LimitRanger,PersistentVolumeClaimResize,Priority,\
-                            ResourceQuota,RuntimeClass,ServiceAccount,StorageObjectInUseProtection,TaintNodesByCondition";
+                            RuntimeClass,ServiceAccount,StorageObjectInUseProtection,TaintNodesByCondition";
 /// Where betas are on by themselves (before 1.24): their descriptions, and those of what only controllers act upon, are a third of
 /// the time to its start.
 const FEW_GROUPS: &str = "api/beta=false,api/alpha=false,autoscaling/v1=false,batch/v1=false,certificates.k8s.io/v1=false,\

@@ -189,7 +189,8 @@ fn refused(response: &Response) -> Write {
         401 | 429 => return Write::Failed(fault),
         404 if body["details"]["kind"] == "namespaces" => Refusal::NoNamespace,
         403 if fault.cause == Cause::NoNamespace => Refusal::Terminating,
-        403 if says("exceeded quota") => Refusal::Quota,
+        // One that is used up, and one that no controller has counted yet.
+        403 if says("exceeded quota") || says("status unknown for quota") => Refusal::Quota,
         400 if says("does not support dry run") => Refusal::NotDry,
         // A webhook chooses the status itself, 500 too.
         400..=599 if says("denied the request") || says("ValidatingAdmissionPolicy") => Refusal::Denied,
@@ -222,6 +223,7 @@ mod tests {
         let cannot = "leases is forbidden: User \"u\" cannot create resource \"leases\"";
         check(403, none(), cannot, Some(Refusal::Forbidden));
         check(403, none(), "leases \"a\" is forbidden: exceeded quota: q", Some(Refusal::Quota));
+        check(403, none(), "leases \"a\" is forbidden: status unknown for quota: q", Some(Refusal::Quota));
         check(403, none(), "admission webhook \"w\" denied the request: you cannot", Some(Refusal::Denied));
         check(400, none(), "admission webhook \"w\" does not support dry run", Some(Refusal::NotDry));
         check(422, none(), "ValidatingAdmissionPolicy 'p' denied request", Some(Refusal::Denied));

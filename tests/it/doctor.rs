@@ -5,6 +5,7 @@
 mod api;
 mod network;
 mod node;
+mod refusals;
 mod rights;
 mod server;
 
@@ -30,6 +31,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(api::cases());
     cases.extend(network::cases());
     cases.extend(node::cases());
+    cases.extend(refusals::cases());
     cases
 }
 

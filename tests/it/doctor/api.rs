@@ -18,7 +18,7 @@ use super::{Doctor, in_cluster};
 use crate::Case;
 use crate::coordination::Cluster;
 
-const HOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+pub(super) const HOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 
 pub(super) fn cases() -> Vec<Case> {
     let server = [Requirement::Kubernetes];
@@ -99,7 +99,7 @@ async fn impostors() {
     Doctor::new(&config).finds("no TLS", &["tls-broken"]).await;
 }
 
-fn webhook(name: &str, url: &str, authority: Option<&str>, seconds: u32) -> Value {
+pub(super) fn webhook(name: &str, url: &str, authority: Option<&str>, seconds: u32) -> Value {
     use base64::Engine as _;
     let mut client = json!({"url": url});
     if let Some(authority) = authority {

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use peili_lab::scratch::Scratch;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
@@ -26,6 +28,8 @@ pub(super) enum Manner {
     Page,
     /// It refuses as a webhook of admission.
     Webhook,
+    /// It changes Leases, as a webhook of admission, to what none may be.
+    Spoils,
 }
 
 /// A running one. Dropped: gone.
@@ -103,13 +107,18 @@ async fn serve(
         if body.len() < length.unwrap_or(0) || manner == Manner::Silent {
             continue;
         }
-        let (kind, answer) = if manner == Manner::Webhook {
+        let (kind, answer) = if let Manner::Webhook | Manner::Spoils = manner {
             let asked: Value = serde_json::from_str(body).unwrap_or_default();
-            let response = json!({
-                "uid": asked["request"]["uid"],
-                "allowed": false,
-                "status": {"code": 403, "message": "locks are not wanted"},
-            });
+            let mut response = match manner {
+                Manner::Spoils => {
+                    let patch =
+                        json!([{"op": "add", "path": "/spec", "value": {"leaseDurationSeconds": -1}}]);
+                    let patch = STANDARD.encode(patch.to_string());
+                    json!({"allowed": true, "patchType": "JSONPatch", "patch": patch})
+                }
+                _ => json!({"allowed": false, "status": {"code": 403, "message": "locks are not wanted"}}),
+            };
+            response["uid"] = asked["request"]["uid"].clone();
             let review =
                 json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
             ("application/json", review.to_string())
