@@ -116,6 +116,9 @@ async fn wrong_values() {
     refused(&["ports.registry=30500"], "is a NodePort");
     refused(&["config.node.data-dir=/x"], "say dataFolder");
     refused(&["runtime.configFolder="], "name containerd's folder");
+    refused(&["config.policies.registry={}"], "say policies.registry");
+    refused(&["config.election.lease.name=other"], "say election.lease");
+    refused(&["config.network.cluster-key={/other}"], "say clusterKey");
     let error =
         format!("{:#}", chart::render(&["--values", values, "--namespace", "kube-system"]).unwrap_err());
     assert!(error.contains("Install into a namespace of its own"), "{error}");
@@ -348,8 +351,13 @@ async fn rights() {
         right.starts_with("create ") && !is_event
     };
     let find = |preset: &str| rules(&objects(&chart::rendering(preset)));
-    assert_eq!(find("default"), needed(&["peili"]));
-    let mut precreated = needed(&["peili"]);
+    // The chart makes the ConfigMap: who may create that one may create any, those of policies too.
+    let mut made = needed(&["peili"]);
+    assert!(made.remove("create /configmaps/*"));
+    assert_eq!(find("default"), made);
+    let fleet = |object: &Value| object["kind"] == "ConfigMap" && object["metadata"]["name"] == "peili-fleet";
+    assert!(objects(&chart::rendering("default")).iter().any(fleet));
+    let mut precreated = made;
     precreated.retain(|right| !creates(right));
     assert_eq!(find("precreated"), precreated);
     precreated.extend(["get", "update", "watch"].map(|verb| format!("{verb} /configmaps/mirror-leader")));

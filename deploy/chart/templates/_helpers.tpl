@@ -79,7 +79,7 @@ labels:
 {{- fail "no cluster key: whoever reaches the ports could give and get content. Make one with `peili cluster-key generate FILE`, and give it as clusterKey.value, or its Secret as clusterKey.existingSecret; or say clusterKey.allowOpen=true" -}}
 {{- end -}}
 {{- if and (eq $values.rbac.lease "create") (eq .Release.Namespace "kube-system") (include "peili.strict" .) -}}
-{{- fail "rbac.lease=create in kube-system: the pods could create any ConfigMap there. Install into a namespace of its own (deploy/manifests/namespace.yaml), or say rbac.lease=precreated" -}}
+{{- fail "rbac.lease=create in kube-system: the pods could create any Lease there. Install into a namespace of its own (deploy/manifests/namespace.yaml), or say rbac.lease=precreated" -}}
 {{- end -}}
 {{- if and (eq $values.rbac.lease "none") (include "peili.strict" .) -}}
 {{- fail (printf "rbac.lease=none with election.backend=%s, which asks the API server: say election.backend=gossip" $values.election.backend) -}}
@@ -96,11 +96,14 @@ labels:
 {{- if and $values.runtime.configure (not (hasPrefix (printf "%s/" $values.runtime.configFolder) $values.runtime.hostsFolder)) -}}
 {{- fail (printf "runtime.hostsFolder is %s, outside of runtime.configFolder %s, in which alone `configure` writes: name a folder that holds both, or say runtime.configure=false" $values.runtime.hostsFolder $values.runtime.configFolder) -}}
 {{- end -}}
-{{- range $key, $value := dict "admin.listen" "ports.admin, metrics.expose and networkMode" "admin.clients" "metrics.expose and networkMode" "registry.listen" "ports.registry and networkMode" "registry.clients" "networkMode" "network.listen" "ports.control" "transfer.listen" "ports.peer" "node.data-dir" "dataFolder" "upstream.hosts-dirs" "runtime.hostsFolder" "store.socket" "runtime.socket" "store.content-root" "runtime.contentRoot" "election.backend" "election.backend" -}}
+{{- range $key, $value := dict "admin.listen" "ports.admin, metrics.expose and networkMode" "admin.clients" "metrics.expose and networkMode" "registry.listen" "ports.registry and networkMode" "registry.clients" "networkMode" "network.listen" "ports.control" "transfer.listen" "ports.peer" "node.data-dir" "dataFolder" "upstream.hosts-dirs" "runtime.hostsFolder" "store.socket" "runtime.socket" "store.content-root" "runtime.contentRoot" "election.backend" "election.backend" "network.cluster-key" "clusterKey" "policies.registry" "policies.registry" "policies.trust" "policies.trust" "policies.election" "policies.election" -}}
 {{- $path := splitList "." $key -}}
 {{- if hasKey (get $values.config (first $path) | default dict) (last $path) -}}
 {{- fail (printf "config.%s: the chart sets it, and what else goes by it: say %s" $key $value) -}}
 {{- end -}}
+{{- end -}}
+{{- if hasKey ((get $values.config "election" | default dict).lease | default dict) "name" -}}
+{{- fail "config.election.lease.name: the rights go by it, too: say election.lease" -}}
 {{- end -}}
 {{- if and (eq $values.networkMode "pod") $values.ciliumHostFirewall.enabled -}}
 {{- fail "ciliumHostFirewall.enabled with networkMode=pod: its rules are about nodes. Say networkPolicy.kind=cilium" -}}
