@@ -349,9 +349,9 @@ pub enum Failure {
     /// It was looked at, and pulls do not come to Peili, or will not any more: exit code 3.
     #[error("{0}")]
     NotSetUp(String),
-    /// It was looked at, and there are warnings: exit code 4.
-    #[error("{0}")]
-    Warned(String),
+    /// It was looked at, and this is what was found, by its exit code. No error of the program.
+    #[error("{1}")]
+    Found(u8, &'static str),
 }
 
 impl Failure {
@@ -361,7 +361,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Failed(_) => 1,
             Self::NotSetUp(_) => 3,
-            Self::Warned(_) => 4,
+            Self::Found(code, _) => *code,
         }
     }
 }

@@ -29,7 +29,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            say(format!("error: {failure}\n"));
+            let error = if let Failure::Found(..) = failure { "" } else { "error: " };
+            say(format!("{error}{failure}\n"));
             ExitCode::from(failure.code())
         }
     }

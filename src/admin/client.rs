@@ -25,13 +25,13 @@ const SIZE_LIMIT: usize = 64 << 20;
 pub enum FetchError {
     /// Nothing answers there.
     #[error(
-        "cannot connect to {address}: {source}\nhint: is peili running on this node? `admin.listen` of its configuration says where it answers"
+        "cannot connect to {address}: {reason}\nhint: is peili running on this node? `admin.listen` of its configuration says where it answers"
     )]
     Connect {
         /// Where.
         address: SocketAddr,
-        /// The system's reason.
-        source: io::Error,
+        /// The system's; not its source, which would be said again behind the hint.
+        reason: io::Error,
     },
     /// It took too long.
     #[error(
@@ -78,7 +78,7 @@ pub(super) async fn fetch_within(address: SocketAddr, limit: Duration) -> Result
 
 async fn ask(address: SocketAddr) -> Result<Status, FetchError> {
     let stream =
-        TcpStream::connect(address).await.map_err(|source| FetchError::Connect { address, source })?;
+        TcpStream::connect(address).await.map_err(|reason| FetchError::Connect { address, reason })?;
     let wrong = |reason: String| FetchError::Answer { address, reason };
     let (status, body) =
         send(stream, &address.to_string(), (Method::GET, "/status"), SIZE_LIMIT).await.map_err(wrong)?;

@@ -67,14 +67,14 @@ pub struct ExplainServer {
 pub enum ExplainError {
     /// Nothing listens there.
     #[error(
-        "cannot connect to {}: {source}\nhint: is peili running on this node, and are you the user that it runs as? the socket is in `node.data-dir`",
+        "cannot connect to {}: {reason}\nhint: is peili running on this node, and are you the user that it runs as? the socket is in `node.data-dir`",
         path.display()
     )]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
+        /// The system's; not its source, which would be said again behind the hint.
+        reason: io::Error,
     },
     /// It took too long.
     #[error("{} did not answer within 5 s", path.display())]
@@ -267,7 +267,7 @@ async fn ask<T: DeserializeOwned>(path: &Path, question: &str) -> Result<T, Expl
 async fn exchange<T: DeserializeOwned>(path: &Path, question: (Method, &str)) -> Result<T, ExplainError> {
     let stream = UnixStream::connect(path)
         .await
-        .map_err(|source| ExplainError::Connect { path: path.to_owned(), source })?;
+        .map_err(|reason| ExplainError::Connect { path: path.to_owned(), reason })?;
     let wrong = |reason: String| ExplainError::Answer { path: path.to_owned(), reason };
     let (status, body) = send(stream, "localhost", question, SIZE_LIMIT).await.map_err(wrong)?;
     match status {

@@ -57,10 +57,11 @@ pub fn render_pull(explained: &mirror::Explained) -> String {
     let mut page = Page { text: String::new(), width: usize::MAX };
     page.line("Image    ", image);
     let here = if *local { "here, " } else { "" };
-    page.line(
-        "Held     ",
-        &format!("{here}by {}", counted(u64::from(*peers), "trusted peer", "trusted peers")),
-    );
+    let held = match peers {
+        Some(peers) => format!("{here}by {}", counted(u64::from(*peers), "trusted peer", "trusted peers")),
+        None => "not known by a tag: ask by digest".to_owned(),
+    };
+    page.line("Held     ", &held);
     policies_said(&mut page, said);
     let by = by.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
     page.line("Ruling   ", &format!("{ruling}{by}"));

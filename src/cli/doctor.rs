@@ -36,8 +36,10 @@ pub(super) struct Doctor {
 /// Looks, and says what it found.
 pub(super) async fn doctor(arguments: Doctor) -> Result<(), Failure> {
     let (options, config) = arguments.place.load(Vec::new(), None)?;
-    if let Some(folder) = &arguments.fix_manifests {
-        empty(folder)?;
+    let folder = arguments.fix_manifests.as_deref().map(|folder| empty(folder).map(|()| folder)).transpose();
+    // What is seen is worth more than where it is to be written: a pod's root is read-only.
+    if let Err(failure @ Failure::Usage(_)) = folder {
+        return Err(failure);
     }
     let report = examine(&Subject::new(config, Some(options))).await;
     if arguments.json {
@@ -45,23 +47,27 @@ pub(super) async fn doctor(arguments: Doctor) -> Result<(), Failure> {
     } else {
         print(&report.render())?;
     }
-    if let Some(folder) = &arguments.fix_manifests {
+    if let Some(folder) = folder? {
         write(&report, folder)?;
     }
     match report.severity() {
         None | Some(Severity::Note) => Ok(()),
-        Some(Severity::Warning) => {
-            Err(Failure::Warned("no problem, but warnings: see the verdicts above".into()))
-        }
-        Some(Severity::Problem) => {
-            Err(Failure::NotSetUp("there are problems: see the verdicts above".into()))
-        }
+        Some(Severity::Warning) => Err(Failure::Found(4, "no problem, but warnings: see the verdicts above")),
+        Some(Severity::Problem) => Err(Failure::Found(3, "there are problems: see the verdicts above")),
     }
 }
 
 /// A folder with nothing in it, so that what is applied later is all of this report.
 fn empty(folder: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    if let Err(error) = std::fs::create_dir_all(folder) {
+        let hint = match error.kind() {
+            std::io::ErrorKind::ReadOnlyFilesystem => {
+                "\nhint: from a pod: `kubectl exec POD -- peili doctor --json | jq '.verdicts[].manifests[].objects[]' | kubectl apply -f -`"
+            }
+            _ => "",
+        };
+        return Err(anyhow::anyhow!("cannot make {}: {error}{hint}", folder.display()).into());
+    }
     let mut found = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     if found.next().is_some() {
         return Err(Failure::Usage(format!(

@@ -414,8 +414,10 @@ fn inspect(file: &Path, json: bool) -> Result<(), Failure> {
 /// As YAML. JSON is YAML too, and the configuration is for people, so that alone is written in its usual form.
 fn manifest(manifest: &Manifest) -> Result<String, Failure> {
     let write = |value: &Value| serde_saphyr::to_string(value).context("cannot write YAML");
-    let mut text =
-        String::from("# In Peili's configuration, with this ConfigMap mounted at the folder of `path`:\n");
+    let mut text = String::from(
+        "# In Peili's configuration, with this ConfigMap mounted at the folder of `path` (the chart mounts NAME at\n\
+         # /etc/peili/policies/NAME: `policies.configMaps`):\n",
+    );
     for line in write(&manifest.configuration)?.lines() {
         let _ = writeln!(text, "#   {line}");
     }

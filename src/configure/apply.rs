@@ -350,7 +350,9 @@ impl<'a> Work<'a> {
                         "{}: {registry} has a folder of its own, so that {DEFAULT} does not count for it",
                         folder.display()
                     ),
-                    Some(format!("to have it too: peili configure {DEFAULT} {registry}")),
+                    Some(format!(
+                        "to have it too: peili configure {DEFAULT} {registry} (`runtime.registries` of the chart)"
+                    )),
                 );
             }
             for target in &self.targets {

@@ -76,6 +76,9 @@ fn talos(targets: &[Target], mirror: &Mirror, mode: Mode) -> String {
     let mut text = String::from(
         "# Apply to every node: talosctl patch machineconfig --patch @FILE --nodes NODES\n\
          # The file in machine.files needs a reboot. It is there once: merge, if you have it already.\n\
+         # A registry with an entry of its own under machine.registries has a folder of its own and does not take part\n\
+         # in \"*\": list it too, with its own address as the second endpoint.\n\
+         # Before Talos 1.9 no \"*\": its own pulls (kubelet, etcd, installer) would not go on to the registry.\n\
          machine:\n  registries:\n    mirrors:\n",
     );
     for target in targets {

@@ -72,6 +72,11 @@ impl Advisory {
         open.map(|(registry, entry)| entry.told(registry)).collect()
     }
 
+    /// Whether the runtime is known to have another host for it.
+    pub(super) fn is_open(&self, registry: &Registry) -> bool {
+        self.lock().get(registry).is_some_and(|entry| entry.is_open == Some(true))
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Registry, Denied>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,7 +86,7 @@ impl Denied {
     fn told(&self, registry: &Registry) -> String {
         format!(
             "the policy `{}` denies images of {registry}, which is advice only ({} requests): the runtime has another host for \
-             it; `peili configure {registry} --mode only` closes it",
+             it; `peili configure {registry} --mode only` (`runtime.configureMode` of the chart) closes it",
             self.policy, self.count
         )
     }

@@ -150,8 +150,8 @@ pub struct Explained {
     pub image: String,
     /// Whether it is held here. Of a tag that is not known: the policies are asked before it is resolved.
     pub local: bool,
-    /// Trusted peers that hold it.
-    pub peers: u32,
+    /// Trusted peers that hold it. `None`: it is asked about by a tag, for which the network keeps no holders.
+    pub peers: Option<u32>,
     /// What each policy said, in their order.
     pub said: Vec<Said>,
     /// What all say together.
@@ -172,7 +172,16 @@ impl Mirror {
         let Availability { local, peers, .. } = request.availability;
         let enforced = match &ruling.way {
             Way::Bypass => "404: the runtime goes to the registry itself".to_owned(),
-            Way::Deny(reason) => format!("403: {reason}"),
+            Way::Deny(reason) => {
+                let registry = &image.name.registry;
+                let is_advice = self.shared.advisory.is_open(registry);
+                let but = if is_advice { ". It is advice: the runtime goes on to the registry" } else { "" };
+                format!("403: {reason}{but}")
+            }
+            Way::Mirror(_) if self.shared.rules.load().is_private(&image.name) => {
+                "404: `mirror.private` keeps its manifests back, and the runtime goes to the registry"
+                    .to_owned()
+            }
             Way::Mirror(plan) => {
                 let asks = if is_tag { plan.asks_peers_for_tags() } else { plan.asks_peers() };
                 let asked = match (asks, is_tag) {
@@ -205,7 +214,7 @@ impl Mirror {
         Explained {
             image: image.to_string(),
             local,
-            peers,
+            peers: (!is_tag).then_some(peers),
             said,
             ruling: ruling.to_string(),
             by: ruling.by.as_deref().map(str::to_owned),

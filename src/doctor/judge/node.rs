@@ -115,6 +115,8 @@ fn registry(runtime: &Runtime, report: &configure::Report, found: &mut Found) {
         found.say(Verdict::new(code, Confidence::High, fix).seen(finding.text.as_str()));
     }
     if report.ready {
-        found.note("runtime: pulls come to Peili");
+        let is_shadowed = |finding: &configure::Finding| finding.code == configure::Code::Shadowed;
+        let but = if report.findings.iter().any(is_shadowed) { ", but for those registries" } else { "" };
+        found.note(format!("runtime: pulls come to Peili{but}"));
     }
 }
