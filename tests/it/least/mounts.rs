@@ -283,12 +283,7 @@ const MIRROR: &[Row] = &[
     (Without("data"), &["explain", "identity"], &["mirror-data"], "data folder /var/lib/peili: No such file"),
     (ReadOnly("data"), &["explain"], &["mirror-data"], "data folder /var/lib/peili: Read-only file system"),
     (Without("runtime-socket"), &["gives", "ready"], &["containerd-absent"], "is the socket mounted?"),
-    (
-        Without("runtime-content"),
-        &[OUTAGE],
-        &[],
-        "mirror: says: store: content comes over containerd's API",
-    ),
+    (Without("runtime-content"), &[OUTAGE], &[], "mirror: says: store: content comes over containerd's API"),
     (
         Without("runtime-config"),
         &["registry"],
@@ -365,19 +360,19 @@ pub(super) async fn each_is_needed() {
 
     // A node is not clean before its files are.
     let set_up = written();
-    for (altered, words) in CLEANUP {
-        let output = cleaner.run("cleanup", *altered, None);
-        let text = said(&output);
-        assert!(!output.status.success() && text.contains(words), "{altered:?}: {text}");
-        assert_eq!(written(), set_up, "{altered:?}");
-        shown(&format!("cleanup: {altered:?}"), "clean", "", words);
+    for container in ["cleanup", "hold"] {
+        for (altered, words) in CLEANUP {
+            let output = cleaner.run(container, *altered, None);
+            let text = said(&output);
+            assert!(!output.status.success() && text.contains(words), "{container} {altered:?}: {text}");
+            assert_eq!(written(), set_up, "{container} {altered:?}");
+            shown(&format!("{container}: {altered:?}"), "clean", "", words);
+        }
+        all_are_altered(&cleaner, container, CLEANUP.iter().map(|(altered, _)| altered));
     }
     let output = cleaner.run("cleanup", Nothing, None);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(written(), rig.hosts());
-    for container in ["cleanup", "hold"] {
-        all_are_altered(&cleaner, container, CLEANUP.iter().map(|(altered, _)| altered));
-    }
 }
 
 /// The process has no more of the node than its mounts, none of which is for programs, and no rights.
