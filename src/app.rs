@@ -12,6 +12,7 @@ mod report;
 mod vitals;
 mod zone;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -122,7 +123,8 @@ impl App {
         log.register(metrics);
 
         let (identity, identity_problem) = identity(&config);
-        let problems = Arc::new(Problems::new(identity_problem));
+        let data_problem = data_problem(&config.node.data_dir);
+        let problems = Arc::new(Problems::default());
         tracing::info!(
             version = versions::PROGRAM, node = config.node.name, peer = %identity.peer_id(),
             store = config.store.source, "starting"
@@ -298,7 +300,8 @@ impl App {
             node: admin::Node {
                 peer_id: identity.peer_id().to_string(),
                 name: config.node.name.clone(),
-                passing_identity: false,
+                identity_problem: identity_problem.unwrap_or_default(),
+                data_problem: data_problem.unwrap_or_default(),
                 zone: String::new(),
                 version: versions::PROGRAM.into(),
                 uptime_seconds: 0,
@@ -482,6 +485,18 @@ fn identity(config: &Config) -> (Identity, Option<String>) {
             (Identity::generate(), Some(problem))
         }
     }
+}
+
+/// Why nothing can be kept in the data folder; `None`: it can. To be asked after the identity, with which the folder is made.
+fn data_problem(folder: &Path) -> Option<String> {
+    let error = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).err()?;
+    let problem = format!(
+        "data folder {}: {}; what this node learns ends with this run, and `peili explain` has no socket: let it have the folder, writable",
+        folder.display(),
+        std::io::Error::from(error)
+    );
+    tracing::error!("{problem}");
+    Some(problem)
 }
 
 fn store(config: &Config) -> anyhow::Result<(Arc<dyn Provider>, Arc<dyn Watcher>)> {

@@ -68,6 +68,11 @@ pub trait Watcher: Send + Sync {
     /// Whether the view can be kept right, and why not.
     fn health(&self) -> watch::Receiver<Health>;
 
+    /// What goes worse than it could and says nothing against the view; `None`: nothing.
+    fn problem(&self) -> Option<String> {
+        None
+    }
+
     /// Whether the task that keeps the view right still runs, or says of its end in the health.
     fn is_running(&self) -> bool {
         true

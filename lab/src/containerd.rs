@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::cri::Cri;
 use crate::netns::Namespace;
@@ -17,6 +18,8 @@ use crate::{hosts, wait};
 
 /// containerd is ready within about a second; a busy machine gets more.
 const READY_LIMIT: Duration = Duration::from_secs(30);
+/// As on a node: among its state.
+const SOCKET: &str = "state/containerd.sock";
 
 /// How one is set up.
 #[derive(Clone, Debug)]
@@ -73,7 +76,7 @@ impl Containerd {
     /// Starts one and waits until its CRI answers.
     pub async fn start(options: Options) -> Result<Self> {
         let scratch = Scratch::new()?;
-        let cri = Cri::new(&scratch.path().join("s"));
+        let cri = Cri::new(&scratch.path().join(SOCKET));
         let mut containerd = Self { options, cri, process: None, scratch };
         fs::create_dir_all(containerd.hosts_dir())?;
         containerd.write_config()?;
@@ -93,7 +96,12 @@ impl Containerd {
 
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
-        self.scratch.path().join("s")
+        self.scratch.path().join(SOCKET)
+    }
+
+    /// Its folder of state, with its socket, as `/run/containerd` is on a node.
+    pub fn state(&self) -> PathBuf {
+        self.scratch.path().join("state")
     }
 
     /// Its content store: `blobs` and `ingest`.
@@ -168,6 +176,30 @@ impl Containerd {
         self.content_root().join("blobs").join(algorithm).join(digest.hex()).is_file()
     }
 
+    /// What it asks of a runtime for a container that may nothing beyond its defaults, under its profile of seccomp: `config.json` of the OCI's
+    /// runtime specification.
+    ///
+    /// # Errors
+    /// There is no `ctr` beside it, or what that says is wrong.
+    pub fn spec(&self) -> Result<Value> {
+        let ctr = self.options.generation.binary().context("no such containerd")?.with_file_name("ctr");
+        let run = |arguments: &[&str]| -> Result<Vec<u8>> {
+            let output = Command::new(&ctr)
+                .arg("--address")
+                .arg(self.socket())
+                .arg("containers")
+                .args(arguments)
+                .output();
+            let output = output.with_context(|| format!("cannot run {}", ctr.display()))?;
+            ensure!(output.status.success(), "ctr: {}", String::from_utf8_lossy(&output.stderr).trim());
+            Ok(output.stdout)
+        };
+        run(&["create", "--rootfs", "--read-only", "--seccomp", "/nowhere", "spec"])?;
+        let spec = serde_json::from_slice(&run(&["info", "--spec", "spec"])?)?;
+        run(&["delete", "spec"])?;
+        Ok(spec)
+    }
+
     fn write_config(&self) -> Result<()> {
         let root = self.scratch.path();
         let snapshotter = if supports_overlay(root) { "overlayfs" } else { "native" };
@@ -201,10 +233,10 @@ fn render(options: &Options, root: &Path, snapshotter: &str) -> String {
 state = "{folder}/state"
 
 [grpc]
-  address = "{folder}/s"
+  address = "{folder}/{SOCKET}"
 
 [ttrpc]
-  address = "{folder}/s.ttrpc"
+  address = "{folder}/{SOCKET}.ttrpc"
 
 [debug]
   level = "debug"

@@ -50,8 +50,10 @@ pub struct Node {
     pub name: String,
     /// Zone; empty: unknown.
     pub zone: String,
-    /// Whether its identity ends with the process, since the folder of its state cannot be used; `problems` say why.
-    pub passing_identity: bool,
+    /// Why its identity ends with the process; empty: it does not.
+    pub identity_problem: String,
+    /// Why its data folder could not be written to at its start; empty: it could.
+    pub data_problem: String,
     /// Peili's version.
     pub version: String,
     /// Seconds since its start.
@@ -167,6 +169,13 @@ pub struct Served {
 impl Status {
     /// The version of what is written here.
     pub const VERSION: u32 = 1;
+}
+
+impl Node {
+    /// What of it is wrong for as long as the process runs, one line each.
+    pub fn problems(&self) -> impl Iterator<Item = &String> {
+        [&self.data_problem, &self.identity_problem].into_iter().filter(|problem| !problem.is_empty())
+    }
 }
 
 impl Served {

@@ -41,7 +41,8 @@ fn sample() -> Status {
         node: Node {
             peer_id: "12D3KooWAAAABBBBCCCC".into(),
             name: "worker-1".into(),
-            passing_identity: false,
+            identity_problem: String::new(),
+            data_problem: String::new(),
             zone: "north".into(),
             version: "0.1.0".into(),
             uptime_seconds: 3_725,

@@ -32,7 +32,6 @@ const STRANGERS: Duration = Duration::from_secs(600);
 /// What is wrong beside what the parts say of themselves.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
-    identity: Option<String>,
     configuration: Mutex<Option<String>>,
 }
 
@@ -66,10 +65,12 @@ impl Report {
         let counts = self.mirror.counts();
         let network = self.network.status();
         let (requests, bytes) = self.to_peers.to_peers();
-        let mut problems = self.problems.list();
+        let mut problems: Vec<_> = self.node.problems().cloned().collect();
+        problems.extend(self.problems.configuration());
         if let Health::Degraded(reason) = &health {
             problems.push(format!("store: {reason}"));
         }
+        problems.extend(self.watcher.problem().map(|problem| format!("store: {problem}")));
         problems.extend(self.policies.problems().into_iter().map(|problem| format!("policies: {problem}")));
         problems.extend(self.zone.problem());
         problems.extend(self.election.problems());
@@ -103,7 +104,6 @@ impl Report {
             version: Status::VERSION,
             node: admin::Node {
                 zone: self.zone.now(),
-                passing_identity: self.problems.identity.is_some(),
                 uptime_seconds: self.started.elapsed().as_secs(),
                 ..self.node.clone()
             },
@@ -141,14 +141,8 @@ fn upstream_status(known: &upstream::Known) -> admin::Upstream {
 }
 
 impl Problems {
-    /// `identity`: why this node has a passing one; `None`: it has not.
-    pub(super) fn new(identity: Option<String>) -> Self {
-        Self { identity, ..Self::default() }
-    }
-
-    fn list(&self) -> Vec<String> {
-        let configuration = self.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.identity.iter().cloned().chain(configuration).collect()
+    fn configuration(&self) -> Option<String> {
+        self.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why the configuration that was read last does not count; `None`: it does.

@@ -118,6 +118,7 @@ codes! {
     RegistriesSilent "registries-silent" Warning "none of the registries that pulls asked for lately answers this node, so that peers are asked about their tags"
     MirrorAlone "mirror-alone" Warning "the mirror that runs here knows no other member"
     PeerPort "peer-port-unreachable" Warning "members are known, and none of those that were tried is reached at its peer port"
+    MirrorData "mirror-data" Warning "the mirror that runs here cannot write to its data folder, so that what it learns ends with it"
     IdentityPassing "identity-passing" Warning "the mirror that runs here has an identity that ends with it"
     MirrorStore "mirror-store" Problem "the mirror that runs here cannot follow its store"
 }

@@ -141,6 +141,8 @@ pub struct Runtime {
     pub report: Result<Box<configure::Report>, Unseen>,
     /// Folders of registry hosts that containerd is to read and that do not exist.
     pub missing: Vec<String>,
+    /// The data folder, in which `peili configure` keeps its records, is not seen from here.
+    pub unrecorded: bool,
 }
 
 /// Why containerd does not answer.

@@ -187,6 +187,15 @@ impl Watcher for ContainerdStore {
         self.shared.view.health()
     }
 
+    fn problem(&self) -> Option<String> {
+        let goes_by_api = self.shared.api.load().is_some() && self.shared.root.load().is_none();
+        goes_by_api.then(|| {
+            "content comes over containerd's API, and not at all while that hangs, since containerd's content folder cannot be read here: mount it, \
+             at its own path or at `store.content-root`"
+                .to_owned()
+        })
+    }
+
     fn is_running(&self) -> bool {
         !self.synchronizer.is_finished()
     }

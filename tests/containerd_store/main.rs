@@ -177,6 +177,7 @@ async fn conforms_by_files(generation: Generation) {
     let store = ContainerdStore::new(&containerd.config());
     ready(&store).await;
     assert!(store.content_root().is_some());
+    assert_eq!(store.problem(), None);
     conformance(&Real { containerd, store, files: true }).await;
 }
 
@@ -186,6 +187,7 @@ async fn conforms_by_the_api(generation: Generation) {
     let store = ContainerdStore::new(&config);
     ready(&store).await;
     assert_eq!(store.content_root(), None);
+    assert!(store.problem().unwrap().contains("content folder"));
     conformance(&Real { containerd, store, files: false }).await;
 }
 

@@ -22,6 +22,7 @@ use crate::coordination::Cluster;
 use crate::doctor::Doctor;
 
 mod mounts;
+mod pod;
 
 /// Who is who in the network. The mirrors stand first.
 const MIRRORS: usize = 2;
@@ -43,11 +44,15 @@ pub(crate) fn cases() -> Vec<Case> {
         Requirement::Helm,
     ];
     let long = Duration::from_secs(600);
-    let of_mounts = [&needs[..], &[Requirement::Cluster, Requirement::Containerd(Generation::V1_6)]].concat();
+    let of_mounts =
+        [&needs[..], &[Requirement::Cluster, Requirement::Containerd(Generation::V2), Requirement::Policies]]
+            .concat();
     vec![
         Case::new("least::each_rule_of_the_host_firewall_is_needed", &needs, host_firewall).within(long),
         Case::new("least::each_rule_of_the_network_policy_is_needed", &needs, network_policy).within(long),
         Case::new("least::each_mount_is_needed", &of_mounts, mounts::each_is_needed).within(long),
+        Case::new("least::each_mount_on_talos_is_needed", &of_mounts, mounts::each_on_talos_is_needed)
+            .within(long),
     ]
 }
 

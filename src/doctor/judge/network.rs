@@ -2,9 +2,9 @@
 
 use super::super::Verdict;
 use super::super::code::{Code, Confidence};
-use super::super::facts::Facts;
+use super::super::facts::{Facts, Runtime, Unseen};
 use super::Found;
-use crate::admin::{AskedRegistry, StoreHealth};
+use crate::admin::{AskedRegistry, Node, StoreHealth};
 use crate::cluster::{Obstacle, Origin, Reach};
 use crate::network::Status as NetworkStatus;
 use crate::network::swarm::Unresolved;
@@ -130,16 +130,7 @@ fn mirror(facts: &Facts, found: &mut Found) {
         let causes: &[Code] = if knows_names_alone(facts, &status.network) { &NO_PEERS } else { &[] };
         found.say_or_fold(verdict, causes);
     }
-    if status.node.passing_identity {
-        let fix = "let the mirror write to `node.data-dir`: the chart mounts the host's folder /var/lib/peili there; then start it again";
-        let why = status.problems.iter().find(|problem| problem.starts_with("identity: "));
-        let verdict = Verdict::new(Code::IdentityPassing, Confidence::High, fix);
-        found.say(
-            verdict
-                .seen(why.map_or("its status says so", String::as_str))
-                .or("the file of its identity is damaged"),
-        );
-    }
+    data(&status.node, found);
     peer_ports(facts, found);
     registries(facts, &status.registries, found);
     let is_explained = facts.runtime.as_ref().is_some_and(|runtime| runtime.version.is_err());
@@ -149,6 +140,25 @@ fn mirror(facts: &Facts, found: &mut Found) {
         let fix = "see what is wrong with the runtime; `peili status` shows when it is over";
         found.say(Verdict::new(Code::MirrorStore, Confidence::High, fix).seen(reason.as_str()));
     }
+}
+
+/// One verdict for what the mirror keeps and who it is: without a folder to write to it may have no identity to keep either.
+fn data(node: &Node, found: &mut Found) {
+    let (code, fix) = match (node.data_problem.as_str(), node.identity_problem.as_str()) {
+        ("", "") => return,
+        ("", _) => {
+            let fix = "mend what is said of the file, or move it away, by which the node becomes another one to lists of peers; then start the \
+                       mirror again";
+            (Code::IdentityPassing, fix)
+        }
+        _ => {
+            let fix = "let the mirror write to `node.data-dir`: the chart mounts the host's folder /var/lib/peili there; then start it again";
+            (Code::MirrorData, fix)
+        }
+    };
+    let mut verdict = Verdict::new(code, Confidence::High, fix);
+    verdict.evidence.extend(node.problems().cloned());
+    found.say(verdict);
 }
 
 /// A hostPort with `hostIP: 127.0.0.1` is for the node's own processes, where the network plugin heeds that.
@@ -182,8 +192,11 @@ fn registries(facts: &Facts, asked: &[AskedRegistry], found: &mut Found) {
     }
     let fix = "let this node reach its registries (egress of policies and firewalls, DNS, `HTTPS_PROXY`); where there is to be no way to them, \
                say so: `mirror.tags-peers-first`";
-    let mut verdict = Verdict::new(Code::RegistriesSilent, Confidence::Medium, fix)
-        .seen(silent.join(", "))
+    let mut verdict = Verdict::new(Code::RegistriesSilent, Confidence::Medium, fix).seen(silent.join(", "));
+    if matches!(facts.runtime, Some(Runtime { report: Err(Unseen::NoRuntime), .. })) {
+        verdict = verdict.or("other hosts stand for them in hosts.toml files, which are not seen from here");
+    }
+    verdict = verdict
         .or("a policy or a firewall lets nothing through to registries")
         .or("the registries are down, or fail with 5xx or 429");
     let unnamed = facts.unnamed.iter().filter(|(name, _)| silent.contains(&name.as_str()));

@@ -3,6 +3,7 @@
 use super::super::Verdict;
 use super::super::code::{Code, Confidence};
 use super::super::facts::{Facts, Runtime, Silence, Unseen};
+use super::super::place::Inside;
 use super::Found;
 use crate::configure;
 
@@ -12,7 +13,7 @@ pub(super) fn judge(facts: &Facts, found: &mut Found) {
     };
     let answers = socket(runtime, found);
     match &runtime.report {
-        Ok(report) => registry(runtime, report, found),
+        Ok(report) => registry(runtime, report, is_forgotten(facts, runtime), found),
         Err(Unseen::NoRuntime) if answers => {
             let fix = "mount the host's files and name them: `peili doctor --root /host`";
             found.say(Verdict::new(Code::RuntimeUnseen, Confidence::High, fix));
@@ -75,7 +76,13 @@ fn socket(runtime: &Runtime, found: &mut Found) -> bool {
     false
 }
 
-fn registry(runtime: &Runtime, report: &configure::Report, found: &mut Found) {
+/// Whether nobody here knows for which registries the node was set up: a mirror that runs had a data folder once, and a pod sees of the node's
+/// folders what is mounted. A node without both was never set up.
+fn is_forgotten(facts: &Facts, runtime: &Runtime) -> bool {
+    runtime.unrecorded && (facts.mirror.is_ok() || facts.place.inside == Inside::Pod)
+}
+
+fn registry(runtime: &Runtime, report: &configure::Report, is_forgotten: bool, found: &mut Found) {
     if let Some(node) = &report.node {
         found.note(format!("runtime: {} by {}", node.distribution.name(), node.config.display()));
     }
@@ -91,6 +98,11 @@ fn registry(runtime: &Runtime, report: &configure::Report, found: &mut Found) {
         let code = match finding.code {
             // Follows from the folder that is not there, or has to be asked of the distribution.
             configure::Code::NotSetUp if is_owned || !runtime.missing.is_empty() => continue,
+            configure::Code::NotSetUp if is_forgotten => {
+                let why = "the data folder with the records of that is not seen from here";
+                found.note(format!("runtime: for which registries it was set up is not known: {why}"));
+                continue;
+            }
             configure::Code::NotSetUp => Code::RegistryNotSetUp,
             configure::Code::Owned => Code::RegistryOwned,
             configure::Code::ConfigPath

@@ -21,12 +21,13 @@ pub(super) async fn runtime(subject: &Subject) -> Option<Runtime> {
     let socket = &subject.store.socket;
     let files = timeout(LIMIT, spawn_blocking(move || files(&options)));
     let (version, files) = tokio::join!(version(socket), files);
-    let (report, missing) = match files {
+    let unread = |text| (Err(Unseen::Unreadable(text)), Vec::new(), false);
+    let (report, missing, unrecorded) = match files {
         Ok(Ok(found)) => found,
-        Ok(Err(error)) => (Err(Unseen::Unreadable(error.to_string())), Vec::new()),
-        Err(_) => (Err(Unseen::Unreadable(format!("its files were not read within {LIMIT:?}"))), Vec::new()),
+        Ok(Err(error)) => unread(error.to_string()),
+        Err(_) => unread(format!("its files were not read within {LIMIT:?}")),
     };
-    Some(Runtime { socket: socket.display().to_string(), version, report, missing })
+    Some(Runtime { socket: socket.display().to_string(), version, report, missing, unrecorded })
 }
 
 async fn version(socket: &Path) -> Result<String, Silence> {
@@ -56,7 +57,7 @@ async fn version(socket: &Path) -> Result<String, Silence> {
     }
 }
 
-fn files(options: &Options) -> (Result<Box<Report>, Unseen>, Vec<String>) {
+fn files(options: &Options) -> (Result<Box<Report>, Unseen>, Vec<String>, bool) {
     let report = configure::check(options).map_err(|error| match error {
         Error::NoRuntime(_) => Unseen::NoRuntime,
         Error::Owned(..) => Unseen::Owned(error.to_string()),
@@ -75,5 +76,6 @@ fn files(options: &Options) -> (Result<Box<Report>, Unseen>, Vec<String>) {
         folders.iter().filter(is_missing).map(|folder| folder.display().to_string()).collect();
     // containerd passes over those of a list that are not there.
     let missing = if missing.len() < folders.len() { Vec::new() } else { missing };
-    (report.map(Box::new), missing)
+    let unrecorded = options.state.parent().is_some_and(|folder| !folder.exists());
+    (report.map(Box::new), missing, unrecorded)
 }

@@ -160,6 +160,16 @@ async fn mirror() {
     assert!(found.report["seen"].to_string().contains("2 members"), "{found:?}");
     drop(one);
 
+    let fourth = Plan::on_loopback("fourth", &layout).unwrap();
+    std::fs::write(fourth.data_dir().join("identity.key"), "no key").unwrap();
+    let doctor = Doctor::of(&fourth);
+    let _fourth = fourth.start().await.unwrap();
+    let found = until(&doctor, "its identity is damaged", &["identity-passing", "mirror-alone"]).await;
+    assert!(
+        found.verdict("identity-passing")["evidence"].to_string().contains("holds no identity"),
+        "{found:?}"
+    );
+
     // It is not ready without containerd, and says why.
     let _third = third.launch().unwrap();
     wait::until("its store", Duration::from_secs(30), async || {

@@ -1,428 +1,443 @@
-//! Each mount of the pod: the rendered DaemonSet's containers run by runc on the image's files alone, read-only and without any capability, all mounts
-//! `nosuid`, `nodev` and `noexec`. With all of them a node works; without any one of them something is missing, and doctor names it where it can know.
+//! Each mount of the pod is needed: the rendered pod runs beside a real containerd with the mounts that it names and no others of the node's, none
+//! of which is for programs. With all of them all works; without one of them, or with one read-only that is writable, something breaks, and the
+//! node says what where it can know. A mount that nothing needs would fail this test.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::process::Output;
+use std::time::Duration;
 
+use peili_lab::image::Image;
 use peili_lab::kubernetes::Options;
-use peili_lab::netns::{Addresses, Namespace, Network};
-use peili_lab::node::Plan;
-use peili_lab::process::Process;
-use peili_lab::requirements::cluster;
+use peili_lab::netns::{Addresses, Network};
+use peili_lab::node::{Node, Plan};
 use peili_lab::scratch::Scratch;
-use peili_lab::{Containerd, Dns, Generation, Image, Origin, chart, containerd, http, wait};
+use peili_lab::{Dns, Generation, Origin, chart, wait};
 use serde_json::{Value, json};
 
+use super::pod::{Altered, Host, Pod, Running};
 use crate::chart::parse;
 use crate::cli::layout;
-use crate::cluster::REGISTRY;
+use crate::cluster::{PULL, REGISTRY};
 use crate::coordination::Cluster;
-use crate::story::shipped;
 
-/// Who is who in the network: the node whose pod is looked at, another one, the API server, and names with the registry.
-const HERE: usize = 0;
+use Altered::{Nothing, ReadOnly, Without};
+
+/// Who is who in the network.
+const POD: usize = 0;
 const OTHER: usize = 1;
 const SERVER: usize = 2;
-const OUTSIDE: usize = 3;
-/// Longest until a pod that began has all that it will have.
-const SOON: Duration = Duration::from_secs(30);
-/// For how long what is missing has to stay so.
-const STAYS: Duration = Duration::from_secs(1);
+const NAMES: usize = 3;
+const OUTSIDE: usize = 4;
+/// Longest until what is broken, or is not, is seen.
+const SOON: Duration = Duration::from_secs(20);
+const KEY: &str = "a key of the cluster for tests, 32 bytes at least";
 const ZONE: &str = "zone-a";
-const REGISTRY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000);
-const ADMIN_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5003);
+/// containerd's own, where nothing of Talos' is.
+const CONFIG: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
 
-/// What becomes of a mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    /// It is left out.
-    Gone,
-    /// It cannot be written to.
-    ReadOnly,
+/// What the pod and its neighbours are joined to.
+struct Rig {
+    // Processes before the namespaces that they live in.
+    other: Node,
+    host: Host,
+    cluster: Cluster,
+    /// What the other node has and no registry: to be asked for, and to be pulled.
+    theirs: Image,
+    pulled: Image,
+    /// What this node has.
+    ours: Image,
+    origin: Origin,
+    _dns: Dns,
+    _network: Network,
+    _scratch: Scratch,
 }
 
-/// A mount, what is done to it, what is missing then, and the codes that doctor says.
-type Needed = (&'static str, Change, &'static [&'static str], &'static str);
+impl Rig {
+    async fn start() -> Self {
+        let network = Network::new(OUTSIDE + 1, Addresses::V4).unwrap();
+        let scratch = Scratch::new().unwrap();
+        let (server, outside) = (network.nodes[SERVER].clone(), network.nodes[OUTSIDE].clone());
+        let cluster = Cluster::start(Options::in_namespace(&server.namespace, server.address())).await;
+        cluster.allow_all().await;
+        let names = &network.nodes[NAMES];
+        let dns = Dns::start(&names.namespace, names.address()).unwrap();
+        dns.set("kubernetes.default.svc.cluster.local", Some(vec![server.address()]));
+        let mirrors = [POD, OTHER].map(|node| network.nodes[node].address());
+        dns.set("peili-peers.peili.svc.cluster.local", Some(mirrors.into()));
+        let origin =
+            Origin::start_at(Some(&outside.namespace), &[SocketAddr::new(outside.address(), 80)]).unwrap();
 
-const EXPECTED: [Needed; 9] = [
-    // It ends and says which file is not there; doctor reads the same one.
-    ("config", Change::Gone, &["mirror"], "(the file of the configuration is missing)"),
-    ("cluster-key", Change::Gone, &["peers", "lease"], "mirror-alone"),
-    // A node without a zone is none that anything is wrong with.
-    ("podinfo", Change::Gone, &["zone"], ""),
-    ("data", Change::Gone, &["identity"], "identity-passing"),
-    ("data", Change::ReadOnly, &["identity"], "identity-passing"),
-    // Not Ready before it has seen the store once.
-    ("runtime-socket", Change::Gone, &["mirror"], "containerd-absent"),
-    // Without it content comes through containerd's API, which costs more and fails where containerd does.
-    ("runtime-content", Change::Gone, &["content without containerd"], ""),
-    // Whether containerd asks Peili is seen by these files alone.
-    ("runtime-config", Change::Gone, &[], "runtime-unseen"),
-    ("token", Change::Gone, &["lease"], "no-authority no-namespace no-token"),
-];
+        let image = |name: &str, seed| Image::builder(name, "1").layer(65_536).seed(seed).build().unwrap();
+        let (theirs, pulled) = (image("library/theirs", 1), image("library/pulled", 2));
+        let ours = image("library/ours", 3);
+        origin.add(&ours);
+        layout(&scratch.path().join("layout"), &[&theirs, &pulled]);
+        let key = scratch.path().join("cluster.key");
+        std::fs::write(&key, KEY).unwrap();
+        let place = &network.nodes[OTHER];
+        let store = format!("layout:{}", scratch.path().join("layout").display());
+        let mut plan = Plan::in_namespace("node-2", &store, &place.namespace, place.address()).unwrap();
+        plan.merge(&json!({
+            "network": {"cluster-key": [key], "dns": ["peili-peers.peili.svc:5001"]},
+            "election": {"backend": "gossip"},
+        }));
+        plan.set_resolver(dns.address()).unwrap();
 
-/// The pod of a node, as it was rendered.
-struct Pod {
-    spec: Value,
-    /// Where the image's files are.
-    root: PathBuf,
-    /// Folders of the machine by the names of volumes.
-    volumes: BTreeMap<String, PathBuf>,
-    /// Files that kubelet gives each pod.
-    files: Vec<(PathBuf, &'static str)>,
-    environment: Vec<String>,
-    namespace: Namespace,
-    scratch: Scratch,
-}
-
-/// What a node has of its own and of others.
-struct Has<'a> {
-    containerd: &'a Containerd,
-    own: &'a Image,
-    theirs: &'a Image,
-}
-
-/// A container that runs. Dropped: gone.
-struct Running<'a> {
-    pod: &'a Pod,
-    id: String,
-    process: Process,
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        let _ = self.pod.runc(&["delete", "--force", &self.id]).output();
-        let _ = self.process.kill();
-    }
-}
-
-impl Pod {
-    fn container(&self, name: &str) -> &Value {
-        let lists = [&self.spec["initContainers"], &self.spec["containers"]];
-        let mut all = lists.into_iter().flat_map(|list| list.as_array().unwrap());
-        all.find(|container| container["name"] == name).unwrap()
-    }
-
-    /// Mounts of a container by their volumes.
-    fn mounts(&self, name: &str) -> Vec<&str> {
-        let mounts = self.container(name)["volumeMounts"].as_array().unwrap();
-        mounts.iter().map(|mount| mount["name"].as_str().unwrap()).collect()
-    }
-
-    fn runc(&self, arguments: &[&str]) -> Command {
-        let mut runc = Command::new(cluster().unwrap().join("runc"));
-        runc.arg("--root").arg(self.scratch.path().join("runc")).args(arguments);
-        runc
-    }
-
-    /// What runc is told of a container, with one of its mounts changed.
-    fn bundle(&self, name: &str, changed: Option<(&str, Change)>) -> PathBuf {
-        let container = self.container(name);
-        let security = &container["securityContext"];
-        assert_eq!(
-            (&security["capabilities"]["drop"], &security["readOnlyRootFilesystem"]),
-            (&json!(["ALL"]), &json!(true))
+        let service = SocketAddr::new(server.address(), 6443);
+        let host = Host::start(Generation::V2, &network.nodes[POD], service).await;
+        let resolver = format!(
+            "nameserver {}\nsearch peili.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n",
+            dns.address()
         );
-        let mut mounts = vec![
-            json!({"destination": "/proc", "type": "proc", "source": "proc"}),
-            json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]}),
+        host.write("/etc/resolv.conf", &resolver);
+        host.write("/var/lib/kubelet/pods/1/etc-hosts", "127.0.0.1 localhost\n");
+        let other = plan.start().await.unwrap();
+        Self {
+            other,
+            host,
+            cluster,
+            theirs,
+            pulled,
+            ours,
+            origin,
+            _dns: dns,
+            _network: network,
+            _scratch: scratch,
+        }
+    }
+
+    /// Where images of the registry come from, without a mirror.
+    fn hosts(&self) -> String {
+        format!(
+            "server = \"{}\"\n\n[host.\"{0}\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
+            self.origin.url()
+        )
+    }
+
+    /// A pod of these objects, with what kubelet gives it.
+    async fn pod(&self, objects: &[Value], name: &str, policies: &[(&str, &[u8])]) -> Pod<'_> {
+        let folder = self.cluster.credentials("account").await;
+        let credential = |file: &str| std::fs::read(folder.join(file)).unwrap();
+        let (token, authority, namespace) =
+            (credential("token"), credential("ca.crt"), credential("namespace"));
+        let mut given: Vec<(&str, &[u8])> = vec![
+            ("token/token", &token),
+            ("token/ca.crt", &authority),
+            ("token/namespace", &namespace),
+            ("cluster-key/current", KEY.as_bytes()),
+            ("cluster-key/next", KEY.as_bytes()),
         ];
-        let mut bind = |source: &Path, at: &str, is_read_only: bool| {
-            let access = if is_read_only { "ro" } else { "rw" };
-            mounts.push(json!({
-                "destination": at, "type": "bind", "source": source,
-                "options": ["bind", access, "nosuid", "nodev", "noexec", "rprivate"],
-            }));
-        };
-        for mount in container["volumeMounts"].as_array().unwrap() {
-            let volume = mount["name"].as_str().unwrap();
-            let change = changed.filter(|(name, _)| *name == volume).map(|(_, change)| change);
-            if change != Some(Change::Gone) {
-                let is_read_only = mount["readOnly"] == json!(true) || change.is_some();
-                bind(&self.volumes[volume], mount["mountPath"].as_str().unwrap(), is_read_only);
-            }
-        }
-        for (file, at) in &self.files {
-            bind(file, at, true);
-        }
-        // A new one each time: runc makes the places of mounts in it.
-        let root = self.scratch.path().join("root");
-        let _ = fs::remove_dir_all(&root);
-        let copied = Command::new("cp").args(["-a", "--link"]).arg(&self.root).arg(&root).status().unwrap();
-        assert!(copied.success());
-        let mut arguments = vec![json!("/usr/bin/peili")];
-        arguments.extend(container["args"].as_array().unwrap().iter().cloned());
-        let config = json!({
-            "ociVersion": "1.0.2",
-            "process": {
-                "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": arguments, "env": self.environment,
-                "capabilities": {}, "noNewPrivileges": true,
-            },
-            "root": {"path": root, "readonly": true},
-            "mounts": mounts,
-            "linux": {
-                "namespaces": [
-                    {"type": "mount"}, {"type": "pid"}, {"type": "ipc"},
-                    {"type": "network", "path": format!("/run/netns/{}", self.namespace.name())},
-                ],
-                "maskedPaths": ["/proc/kcore", "/proc/keys"], "readonlyPaths": ["/proc/sys"],
-            },
-        });
-        let folder = self.scratch.path().join("bundle");
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("config.json"), config.to_string()).unwrap();
-        folder
+        given.extend(policies);
+        Pod::new(&self.host, objects, name, &given)
     }
 
-    fn begin(&self, name: &str, changed: Option<(&str, Change)>) -> Running<'_> {
-        let bundle = self.bundle(name, changed);
-        let id = format!("{}-{name}", self.namespace.name());
-        let mut runc = self.runc(&["run", "--bundle"]);
-        runc.arg(bundle).arg(&id);
-        let process = Process::spawn(name, runc, &self.scratch.path().join("log"), None).unwrap();
-        Running { pod: self, id, process }
+    /// What does not work. `identity`: that of the node; empty: any.
+    async fn broken(&self, pod: &mut Running<'_>, identity: &str) -> BTreeSet<&'static str> {
+        let Some(status) = pod.status().await.filter(|_| pod.is_running()) else { return ["runs"].into() };
+        let tag = format!("/v2/library/unknown/manifests/1?ns={REGISTRY}");
+        let (theirs, tag) = (pod.fetch(&layer(&self.theirs)).await, pod.fetch(&tag).await);
+        let is = |what, works: bool| (!works).then_some(what);
+        // Until it has heard of the last one's end it says that it starts.
+        let elects = ["", "starting"].map(|cause| status["election"]["cause"] == cause);
+        let looks = [
+            is("ready", pod.is_ready().await),
+            is("members", status["network"]["members"] == 2),
+            is("takes", theirs.is_some_and(|answer| answer.status == 200)),
+            is("gives", self.gives().await),
+            is("elects", elects.contains(&true)),
+            // While it answers, its tags are left to it.
+            is("registry", tag.is_some_and(|answer| answer.text().contains("tag-upstream"))),
+            is("identity", identity.is_empty() || status["node"]["peer_id"] == *identity),
+            is("zone", status["node"]["zone"] == ZONE),
+            is("policies", !status["problems"].to_string().contains("\"policies: ")),
+            is("explain", pod.exec(&["election", "status"]).status.success()),
+        ];
+        looks.into_iter().flatten().collect()
     }
 
-    /// Runs the init container to its end. Returns what it said.
-    async fn configure(&self, changed: Option<(&str, Change)>) -> String {
-        let _ = fs::remove_file(self.scratch.path().join("log"));
-        let mut running = self.begin("configure", changed);
-        let ended = running.process.ended(SOON).await.unwrap();
-        assert!(ended.success(), "{changed:?}: {}", running.process.log());
-        running.process.log()
+    /// Whether the other node gets what this one has.
+    async fn gives(&self) -> bool {
+        self.other.fetch(&layer(&self.ours)).await.is_ok_and(|answer| answer.status == 200)
     }
 
-    /// Runs the mirror until exactly this is missing, and stays so. Returns doctor's codes.
+    /// Waits until exactly this is broken; an error: it is not.
     async fn comes_to(
         &self,
-        changed: Option<(&str, Change)>,
-        expected: &[&'static str],
-        has: &Has<'_>,
-    ) -> String {
-        let _ = fs::remove_file(self.scratch.path().join("log"));
-        // As on a node that is new to Peili.
-        let data = &self.volumes["data"];
-        fs::remove_dir_all(data).unwrap();
-        fs::create_dir_all(data).unwrap();
-        let mut running = self.begin("peili", changed);
-        let expected: BTreeSet<_> = expected.iter().copied().collect();
-        let (mut last, mut since) = (BTreeSet::new(), None);
-        let what = format!("{changed:?}");
-        let waited = wait::until(&what, SOON, async || {
-            last = running.lacks(has).await;
-            if last != expected {
-                since = None;
-                return None;
-            }
-            (since.get_or_insert_with(Instant::now).elapsed() > STAYS).then_some(())
+        pod: &mut Running<'_>,
+        identity: &str,
+        expected: &BTreeSet<&'static str>,
+    ) -> Result<(), String> {
+        let mut last = BTreeSet::new();
+        let waited = wait::until("what is broken", SOON, async || {
+            last = self.broken(pod, identity).await;
+            (last == *expected).then_some(())
         });
-        if let Err(error) = waited.await {
-            panic!("{error}: {last:?} is missing instead of {expected:?}; {}", running.process.log_tail());
-        }
-        if running.process.is_running() {
-            running.doctor()
-        } else {
-            let log = running.process.log();
-            assert!(log.contains("cannot read /etc/peili/config/config.yaml"), "{log}");
-            "(the file of the configuration is missing)".into()
-        }
+        waited.await.map_err(|error| format!("{error}: {last:?} instead of {expected:?}"))
     }
 
-    fn hosts(&self) -> PathBuf {
-        self.volumes["runtime-config"].join("certs.d/_default/hosts.toml")
+    /// Leaves mounts out, one after the other, of the mirror's container.
+    async fn alter(&self, pod: &Pod<'_>, identity: &str, rows: &[Row]) {
+        let mut wrong = Vec::new();
+        for row in rows {
+            // What it remembers from before shows nothing.
+            let _ = std::fs::remove_file(self.host.path("/var/lib/peili/zone"));
+            if let Err(error) = self.altered(pod, identity, row).await {
+                wrong.push(format!("{:?}: {error}", row.0));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    async fn altered(&self, pod: &Pod<'_>, identity: &str, row: &Row) -> Result<(), String> {
+        let (altered, breaks, says, words) = row;
+        let mut running = pod.launch("peili", *altered);
+        let runs = !breaks.contains(&"runs");
+        let at_once: BTreeSet<_> = breaks.iter().copied().filter(|broken| *broken != OUTAGE).collect();
+        let mut text = if runs {
+            self.comes_to(&mut running, identity, &at_once).await?;
+            let doctor = running.exec(&["doctor", "--json"]);
+            check(codes(&doctor) == *says, || said(&doctor))?;
+            let broken = self.broken(&mut running, identity).await;
+            check(broken == at_once, || format!("then {broken:?}"))?;
+            // containerd is started anew, or hangs.
+            let containerd = self.host.containerd.process().unwrap();
+            containerd.pause().unwrap();
+            let gives = self.gives().await;
+            containerd.resume().unwrap();
+            let is_lost = breaks.contains(&OUTAGE) || breaks.contains(&"gives");
+            check(gives != is_lost, || format!("gives while containerd stands still: {gives}"))?;
+            said(&doctor)
+        } else {
+            running.has_ended().await;
+            said(&pod.run("peili", *altered, Some(&["doctor", "--json"])))
+        };
+        text.push_str(&running.end().await);
+        check(text.contains(words), || format!("nobody says `{words}`: {text}"))?;
+        shown(&format!("{altered:?}"), &breaks.join(", "), &says.join(", "), words);
+        Ok(())
     }
 }
 
-impl Running<'_> {
-    async fn get(&self, address: SocketAddr, path: &str) -> Option<http::Answer> {
-        http::get(Some(&self.pod.namespace), address, path).await.ok().filter(|answer| answer.status == 200)
-    }
+fn check(is_so: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if is_so { Ok(()) } else { Err(otherwise()) }
+}
 
-    /// What a node has that this one has not.
-    async fn lacks(&self, has: &Has<'_>) -> BTreeSet<&'static str> {
-        let mut lacks = BTreeSet::new();
-        if self.get(ADMIN_PORT, "/readyz").await.is_none() {
-            return ["mirror"].into();
-        }
-        let manifest =
-            |image: &Image| format!("/v2/{}/manifests/{}?ns={REGISTRY}", image.repository, image.root);
-        if self.get(REGISTRY_PORT, &manifest(has.theirs)).await.is_none() {
-            lacks.insert("peers");
-        }
-        if self.get(REGISTRY_PORT, &manifest(has.own)).await.is_none() {
-            lacks.insert("own content");
-        }
-        // While containerd hangs its files can be read.
-        has.containerd.process().unwrap().pause().unwrap();
-        if self.get(REGISTRY_PORT, &manifest(has.own)).await.is_none() {
-            lacks.insert("content without containerd");
-        }
-        has.containerd.process().unwrap().resume().unwrap();
-        let status: Value =
-            serde_json::from_slice(&self.get(ADMIN_PORT, "/status").await.unwrap().body).unwrap();
-        if status["election"]["mode"] != "lease" {
-            lacks.insert("lease");
-        }
-        if status["node"]["zone"] != ZONE {
-            lacks.insert("zone");
-        }
-        if !self.pod.volumes["data"].join("identity.key").is_file() {
-            lacks.insert("identity");
-        }
-        lacks
-    }
+/// What is other, what that breaks, doctor's verdicts, and words that doctor, the status or the log has.
+type Row = (Altered, &'static [&'static str], &'static [&'static str], &'static str);
 
-    /// The codes that doctor says in it, but for notes; that it cannot see is one that counts.
-    fn doctor(&self) -> String {
-        let output =
-            self.pod.runc(&["exec", &self.id, "/usr/bin/peili", "doctor", "--json"]).output().unwrap();
-        let report: Value = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-        let verdicts = report["verdicts"].as_array().unwrap().iter();
-        let codes: BTreeSet<&str> = verdicts
-            .filter(|verdict| verdict["severity"] != "note" || verdict["code"] == "runtime-unseen")
-            .map(|verdict| verdict["code"].as_str().unwrap())
-            .collect();
-        codes.into_iter().collect::<Vec<_>>().join(" ")
-    }
+/// What it has is given while containerd stands still.
+const OUTAGE: &str = "gives in an outage of containerd";
+
+fn shown(what: &str, breaks: &str, says: &str, words: &str) {
+    println!("| {what} | {breaks} | {says} | {words} |");
+}
+
+fn layer(image: &Image) -> String {
+    format!("/v2/{}/blobs/{}?ns={REGISTRY}", image.repository, image.layers[0])
+}
+
+/// What a program said, on both ways.
+fn said(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text)).concat()
+}
+
+/// The codes of doctor's verdicts.
+fn codes(output: &Output) -> Vec<String> {
+    let report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let verdicts = report["verdicts"].as_array().unwrap();
+    let mut codes: Vec<_> =
+        verdicts.iter().map(|verdict| verdict["code"].as_str().unwrap().to_owned()).collect();
+    codes.sort();
+    codes
+}
+
+/// Of a container that ends: what is other, and what it says of that.
+const CONFIGURE: &[(Altered, &str)] = &[
+    (Without("config"), "cannot read /etc/peili/config/config.yaml: No such file"),
+    (Without("data"), "cannot make /var/lib/peili/configure: Read-only file system"),
+    (ReadOnly("data"), "cannot make /var/lib/peili/configure: Read-only file system"),
+    (Without("runtime-config"), "/etc/containerd/certs.d is not there"),
+    (
+        ReadOnly("runtime-config"),
+        "cannot write /host/etc/containerd/certs.d/lab.test/.peili-hosts.toml: Read-only file system",
+    ),
+];
+const CLEANUP: &[(Altered, &str)] = &[
+    (Without("data"), "cannot make /var/lib/peili/configure: Read-only file system"),
+    (ReadOnly("data"), "cannot open /var/lib/peili/configure/lock: Read-only file system"),
+    (Without("runtime-config"), "/etc/containerd/certs.d is not there"),
+    (ReadOnly("runtime-config"), "/.peili-hosts.toml: Read-only file system"),
+];
+const MIRROR: &[Row] = &[
+    (Without("config"), &["runs"], &[], "cannot read /etc/peili/config/config.yaml: No such file"),
+    (
+        Without("cluster-key"),
+        &["elects", "gives", "members", "takes"],
+        &["mirror-alone"],
+        "cluster key /etc/peili/cluster-key/current: it cannot be read",
+    ),
+    // Nobody can know that there are labels.
+    (Without("podinfo"), &["zone"], &[], ""),
+    (Without("data"), &["explain", "identity"], &["mirror-data"], "data folder /var/lib/peili: No such file"),
+    (ReadOnly("data"), &["explain"], &["mirror-data"], "data folder /var/lib/peili: Read-only file system"),
+    (Without("runtime-socket"), &["gives", "ready"], &["containerd-absent"], "is the socket mounted?"),
+    (Without("runtime-content"), &[OUTAGE], &[], "mirror: says: store: content comes over containerd's API"),
+    (
+        Without("runtime-config"),
+        &["registry"],
+        &["registries-silent", "runtime-unseen"],
+        "containerd's configuration cannot be seen from here",
+    ),
+    (
+        Without("token"),
+        &["elects"],
+        &["no-authority", "no-namespace", "no-token"],
+        "mount a service account's token",
+    ),
+];
+
+/// All mounts of these containers, and those that they may write to once more as read-only, are among those that are altered.
+fn all_are_altered<'a>(pod: &Pod<'_>, container: &str, altered: impl Iterator<Item = &'a Altered>) {
+    let names = |altered: &Altered| match altered {
+        Nothing => unreachable!("a row alters something"),
+        Without(name) => ((*name).to_owned(), false),
+        ReadOnly(name) => ((*name).to_owned(), true),
+    };
+    let altered: BTreeSet<_> = altered.map(names).collect();
+    let mounts = pod.mounts(container);
+    let writable = mounts.iter().filter(|(_, writes)| *writes).cloned();
+    let rendered = mounts.iter().map(|(name, _)| (name.clone(), false)).chain(writable).collect();
+    assert_eq!(altered, rendered, "{container}");
 }
 
 pub(super) async fn each_is_needed() {
-    let network = Network::new(OUTSIDE + 1, Addresses::V4).unwrap();
-    let scratch = Scratch::new().unwrap();
-    let (here, server, outside) = (&network.nodes[HERE], &network.nodes[SERVER], &network.nodes[OUTSIDE]);
-    let cluster = Cluster::start(Options::in_namespace(&server.namespace, server.address())).await;
-    cluster.allow_all().await;
-    let credentials = cluster.credentials("account").await;
-
+    let rig = Rig::start().await;
+    let set = format!("runtime.registries={{{REGISTRY}}},podLabels.topology\\.kubernetes\\.io/zone={ZONE}");
     let values = chart::values("default").display().to_string();
-    let rendered = parse(&chart::render(&["--values", &values]).unwrap());
-    let of_kind = |kind: &str, name: &str| {
-        rendered.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name).unwrap()
-    };
-    let spec = of_kind("DaemonSet", "peili")["spec"]["template"]["spec"].clone();
-    let config = of_kind("ConfigMap", "peili")["data"]["config.yaml"].as_str().unwrap();
+    let objects = parse(&chart::render(&["--values", &values, "--set", &set]).unwrap());
+    let pod = rig.pod(&objects, chart::NAME, &[]).await;
+    let cleaner = rig.pod(&objects, "peili-cleanup", &[]).await;
+    let hosts = format!("/etc/containerd/certs.d/{REGISTRY}/hosts.toml");
+    rig.host.write("/etc/containerd/config.toml", CONFIG);
+    rig.host.write(&hosts, &rig.hosts());
+    rig.host.keep_hosts("/etc/containerd/certs.d", false);
+    let cri = rig.host.containerd.cri();
+    let _ = cri.pull(&rig.ours.reference(REGISTRY), PULL).await.unwrap();
+    let written = || std::fs::read_to_string(rig.host.path(&hosts)).unwrap();
 
-    let dns = Dns::start(&outside.namespace, outside.address()).unwrap();
-    dns.set("kubernetes.default.svc.cluster.local", Some(vec![server.address()]));
-    let mirrors = vec![here.address(), network.nodes[OTHER].address()];
-    dns.set("peili-peers.peili.svc.cluster.local", Some(mirrors));
+    // Whatever `configure` lacks, it says so, changes nothing, and the mirror goes on; doctor sees what is missing.
+    let mut mirror = None;
+    for (altered, words) in CONFIGURE {
+        let output = pod.run("configure", *altered, None);
+        let text = said(&output);
+        assert!(output.status.success() && text.contains(words), "{altered:?}: {text}");
+        assert_eq!(written(), rig.hosts(), "{altered:?}");
+        let running = mirror.get_or_insert_with(|| pod.launch("peili", Nothing));
+        rig.comes_to(running, "", &BTreeSet::new()).await.unwrap();
+        let doctor = running.exec(&["doctor", "--json"]);
+        assert_eq!(codes(&doctor), ["registry-not-set-up"], "{altered:?}: {}", said(&doctor));
+        shown(&format!("configure: {altered:?}"), "set up", "registry-not-set-up", words);
+    }
+    all_are_altered(&pod, "configure", CONFIGURE.iter().map(|(altered, _)| altered));
 
-    // What the node has, and what kubelet would put there.
-    let origin =
-        Origin::start_at(Some(&outside.namespace), &[SocketAddr::new(outside.address(), 5000)]).unwrap();
-    let options = containerd::Options::new(Generation::V1_6).in_namespace(&here.namespace);
-    let containerd = Containerd::start(options).await.unwrap();
-    containerd.set_hosts(REGISTRY, &format!("http://{}", origin.address()), &[]).unwrap();
-    let own = Image::builder("library/own", "1").layer(4_096).seed(1).build().unwrap();
-    origin.add(&own);
-    containerd.cri().pull(&own.reference(REGISTRY), SOON).await.unwrap();
-    let folder = |name: &str| {
-        let path = scratch.path().join(name);
-        fs::create_dir_all(&path).unwrap();
-        path
-    };
-    let write = |folder: &Path, name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
-    let (configured, key, podinfo) = (folder("config"), folder("cluster-key"), folder("podinfo"));
-    write(&configured, "config.yaml", config);
-    let secret = "a key of the cluster for tests, 32 bytes at least";
-    write(&key, "current", secret);
-    write(&podinfo, "labels", &format!("topology.kubernetes.io/zone=\"{ZONE}\"\n"));
-    let (socket, runtime) = (folder("run"), folder("etc"));
-    fs::hard_link(containerd.socket(), socket.join("containerd.sock")).unwrap();
-    let registries = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
-    write(&runtime, "config.toml", registries);
-    // By its place a process knows that a kubelet gave it to it.
-    let of_kubelet = folder("kubelet/pods/9d1d2f3a");
-    let names = of_kubelet.join("etc-hosts");
-    fs::write(&names, "127.0.0.1 localhost\n").unwrap();
-    let theirs = Image::builder("library/theirs", "1").layer(4_096).seed(2).build().unwrap();
-    let images = folder("layout");
-    layout(&images, &[&theirs]);
-    let place = &network.nodes[OTHER];
-    let store = format!("layout:{}", images.display());
-    let mut plan = Plan::in_namespace("other", &store, &place.namespace, place.address()).unwrap();
-    plan.merge(
-        &json!({"network": {"cluster-key": [key.join("current")], "dns": ["peili-peers.peili.svc:5001"]}}),
+    let output = pod.run("configure", Nothing, None);
+    assert!(output.status.success() && written().contains("http://127.0.0.1:5000"), "{}", said(&output));
+    let mirror = mirror.unwrap();
+    let doctor = mirror.exec(&["doctor", "--json"]);
+    assert_eq!(codes(&doctor), [] as [&str; 0], "{}", said(&doctor));
+    let _ = cri.pull(&rig.pulled.digest_reference(REGISTRY), PULL).await.unwrap();
+    confined(&pod, &mirror);
+    let status = mirror.status().await.unwrap();
+    let identity = status["node"]["peer_id"].as_str().unwrap().to_owned();
+    let mode = async || (mirror.status().await?["election"]["mode"] == "lease").then_some(());
+    wait::until("a lease", SOON, mode).await.unwrap();
+    mirror.end().await;
+
+    rig.alter(&pod, &identity, MIRROR).await;
+    all_are_altered(&pod, "peili", MIRROR.iter().map(|(altered, ..)| altered));
+
+    // A node is not clean before its files are.
+    let set_up = written();
+    for container in ["cleanup", "hold"] {
+        for (altered, words) in CLEANUP {
+            let output = cleaner.run(container, *altered, None);
+            let text = said(&output);
+            assert!(!output.status.success() && text.contains(words), "{container} {altered:?}: {text}");
+            assert_eq!(written(), set_up, "{container} {altered:?}");
+            shown(&format!("{container}: {altered:?}"), "clean", "", words);
+        }
+        all_are_altered(&cleaner, container, CLEANUP.iter().map(|(altered, _)| altered));
+    }
+    let output = cleaner.run("cleanup", Nothing, None);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(written(), rig.hosts());
+}
+
+/// The process has no more of the node than its mounts, none of which is for programs, and no rights.
+fn confined(pod: &Pod<'_>, running: &Running<'_>) {
+    let mounts = running.proc("mountinfo");
+    let places = pod.places("peili");
+    let mut of_node = Vec::new();
+    for line in mounts.lines() {
+        let (about, system) = line.split_once(" - ").unwrap();
+        let (at, options) = (about.split(' ').nth(4).unwrap(), about.split(' ').nth(5).unwrap());
+        let has = |option: &str| options.split(',').any(|other| other == option);
+        // The kernel's own, and what runc hides of them.
+        if ["proc", "sysfs", "tmpfs", "devpts", "mqueue"]
+            .iter()
+            .any(|kind| system.starts_with(&format!("{kind} ")))
+        {
+            assert!(has("noexec") || has("ro"), "{line}");
+            continue;
+        }
+        match places.iter().find(|(place, _)| place == at) {
+            Some((_, writes)) => assert!(has("ro") != *writes, "{line}"),
+            None => assert!(["/", "/etc/hosts", "/etc/resolv.conf"].contains(&at) && has("ro"), "{line}"),
+        }
+        assert!(at == "/" || ["nosuid", "nodev", "noexec"].into_iter().all(has), "{line}");
+        of_node.push(at);
+    }
+    assert_eq!(of_node.len(), places.len() + 3, "{mounts}");
+    let status = running.proc("status");
+    for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+}
+
+/// Of those of [`MIRROR`] Talos' pod has another one, for containerd's configuration, and one for policies.
+const TALOS: &[Row] = &[
+    (Without("runtime-hosts"), &["registry"], &["registries-silent", "runtime-unseen"], ""),
+    (Without("policies-0"), &["gives", "policies", "registry", "takes"], &["runtime-unseen"], "policies: "),
+];
+
+/// As on Talos: nobody may write to the folder of hosts, which the machine's configuration makes.
+pub(super) async fn each_on_talos_is_needed() {
+    let rig = Rig::start().await;
+    let set = format!(
+        "policies.registry[0].settings.allow={{{REGISTRY}/**}},podLabels.topology\\.kubernetes\\.io/zone={ZONE}"
     );
-    plan.set_resolver(dns.address()).unwrap();
-    let other = plan.start().await.unwrap();
-    let mut files = other.plan.files().to_vec();
-    files.push((names, "/etc/hosts"));
+    let values = chart::values("talos").display().to_string();
+    let objects = parse(&chart::render(&["--values", &values, "--set", &set]).unwrap());
+    let policy = std::fs::read(peili_lab::policy("allow-list")).unwrap();
+    let pod = rig.pod(&objects, chart::NAME, &[("policies-0/allow-list.wasm", &policy)]).await;
+    let hosts = rig.hosts().replacen("[host", "[host.\"http://127.0.0.1:5000\"]\n[host", 1);
+    rig.host.write(&format!("/etc/cri/conf.d/hosts/{REGISTRY}/hosts.toml"), &hosts);
+    rig.host.keep_hosts("/etc/cri/conf.d/hosts", true);
+    let cri = rig.host.containerd.cri();
+    let _ = cri.pull(&rig.ours.reference(REGISTRY), PULL).await.unwrap();
 
-    let image = folder("image");
-    let root = image.join("root");
-    shipped(&image).write_tree(&root).unwrap();
-    let pod = Pod {
-        spec,
-        root,
-        volumes: BTreeMap::from([
-            ("config".into(), configured),
-            ("cluster-key".into(), key.clone()),
-            ("podinfo".into(), podinfo),
-            ("data".into(), folder("data")),
-            ("runtime-socket".into(), socket),
-            ("runtime-content".into(), containerd.content_root()),
-            ("runtime-config".into(), runtime),
-            ("token".into(), credentials),
-        ]),
-        files,
-        environment: vec![
-            "PATH=/usr/bin".into(),
-            "PEILI_CONFIG=/etc/peili/config/config.yaml".into(),
-            "NODE_NAME=here".into(),
-            format!("POD_IP={}", here.address()),
-            format!("HOST_IP={}", here.address()),
-            format!("KUBERNETES_SERVICE_HOST={}", server.address()),
-            "KUBERNETES_SERVICE_PORT=6443".into(),
-        ],
-        namespace: here.namespace.clone(),
-        scratch: Scratch::new().unwrap(),
-    };
-
-    // The init container. It never fails, and says what it could not do.
-    let _ = fs::remove_dir_all(pod.volumes["runtime-config"].join("certs.d"));
-    pod.configure(None).await;
-    assert!(pod.hosts().is_file());
-    let written = fs::read(pod.hosts()).unwrap();
-    let without = [
-        ("config", Change::Gone, "cannot read /etc/peili/config/config.yaml"),
-        // Where what was there before is kept for the removal.
-        ("data", Change::Gone, "cannot make /var/lib/peili/configure"),
-        ("runtime-config", Change::Gone, "/etc/containerd/certs.d is not there"),
-        // As on Talos, where the folder is the system's.
-        (
-            "runtime-config",
-            Change::ReadOnly,
-            "cannot make /host/etc/containerd/certs.d: Read-only file system",
-        ),
-    ];
-    for (mount, change, says) in without {
-        let _ = fs::remove_dir_all(pod.volumes["runtime-config"].join("certs.d"));
-        let said = pod.configure(Some((mount, change))).await;
-        assert!(said.contains(says) && !pod.hosts().exists(), "{mount} {change:?}: {said}");
-    }
-    let tried: BTreeSet<&str> = without.iter().map(|(mount, ..)| *mount).collect();
-    assert_eq!(tried, pod.mounts("configure").into_iter().collect());
-    fs::create_dir_all(pod.hosts().parent().unwrap()).unwrap();
-    fs::write(pod.hosts(), written).unwrap();
-
-    // The mirror.
-    let has = Has { containerd: &containerd, own: &own, theirs: &theirs };
-    assert_eq!(pod.comes_to(None, &[], &has).await, "", "with all mounts");
-    for (mount, change, missing, says) in EXPECTED {
-        let began = Instant::now();
-        let codes = pod.comes_to(Some((mount, change)), missing, &has).await;
-        println!(
-            "{:.1} s: {mount} {change:?}: {missing:?} is missing, doctor says: {codes}",
-            began.elapsed().as_secs_f64()
-        );
-        assert_eq!(codes, says, "{mount} {change:?}");
-    }
-    let tried: BTreeSet<&str> = EXPECTED.iter().map(|(mount, ..)| *mount).collect();
-    assert_eq!(tried, pod.mounts("peili").into_iter().collect());
+    let mut mirror = pod.launch("peili", Nothing);
+    rig.comes_to(&mut mirror, "", &BTreeSet::new()).await.unwrap();
+    let doctor = mirror.exec(&["doctor", "--json"]);
+    assert_eq!(codes(&doctor), ["runtime-unseen"], "{}", said(&doctor));
+    let _ = cri.pull(&rig.pulled.digest_reference(REGISTRY), PULL).await.unwrap();
+    confined(&pod, &mirror);
+    let status = mirror.status().await.unwrap();
+    mirror.end().await;
+    rig.alter(&pod, status["node"]["peer_id"].as_str().unwrap(), TALOS).await;
+    let of_both =
+        TALOS.iter().chain(MIRROR.iter().filter(|(altered, ..)| *altered != Without("runtime-config")));
+    all_are_altered(&pod, "peili", of_both.map(|(altered, ..)| altered));
 }
