@@ -24,6 +24,8 @@ pub struct Status {
     pub network: network::Status,
     /// The policies in force, in their order.
     pub policies: Vec<policy::Loaded>,
+    /// Why those that are configured are not; empty: they are, or are waited for.
+    pub policies_refused: String,
     /// Who does what for all nodes.
     pub election: election::Status,
     /// The upstreams of the configuration, in their order.

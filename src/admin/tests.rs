@@ -72,6 +72,7 @@ fn sample() -> Status {
             }),
             problems: vec!["peers.peili.svc: no such name".into()],
         },
+        policies_refused: String::new(),
         policies: vec![policy::Loaded {
             world: "registry".into(),
             name: "allow-list".into(),

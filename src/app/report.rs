@@ -116,6 +116,7 @@ impl Report {
             },
             network,
             policies: self.policies.loaded(),
+            policies_refused: self.policies.refused().unwrap_or_default(),
             election: self.election.status(),
             registries: self
                 .prober

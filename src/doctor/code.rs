@@ -120,6 +120,7 @@ codes! {
     PeerPort "peer-port-unreachable" Warning "members are known, and none of those that were tried is reached at its peer port"
     MirrorData "mirror-data" Warning "the mirror that runs here cannot write to its data folder, so that what it learns ends with it"
     IdentityPassing "identity-passing" Warning "the mirror that runs here has an identity that ends with it"
+    PoliciesRefused "policies-refused" Warning "the policies that are configured are not in force: the mirror that runs here refuses one"
     MirrorStore "mirror-store" Problem "the mirror that runs here cannot follow its store"
 }
 

@@ -153,6 +153,11 @@ impl Policies {
         self.last_problem().as_ref().map(ToString::to_string)
     }
 
+    /// The same, but for those that are waited for.
+    pub fn refused(&self) -> Option<String> {
+        self.last_problem().as_ref().filter(|problem| !problem.pending).map(ToString::to_string)
+    }
+
     /// All that is wrong with policies now.
     pub fn problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.problem().into_iter().collect();

@@ -131,6 +131,17 @@ fn mirror(facts: &Facts, found: &mut Found) {
         found.say_or_fold(verdict, causes);
     }
     data(&status.node, found);
+    if !status.policies_refused.is_empty() {
+        let (what, fix) = status.policies_refused.split_once("\nhint: ").unwrap_or((
+            &status.policies_refused,
+            "mend what is named; `peili plugin check FILE` says of a component what a node would",
+        ));
+        let in_force = match status.policies.len() {
+            0 => "no policy is in force".to_owned(),
+            some => format!("{some} of before are in force"),
+        };
+        found.say(Verdict::new(Code::PoliciesRefused, Confidence::High, fix).seen(what).seen(in_force));
+    }
     peer_ports(facts, found);
     registries(facts, &status.registries, found);
     let is_explained = facts.runtime.as_ref().is_some_and(|runtime| runtime.version.is_err());

@@ -470,6 +470,11 @@ const ROWS: &[Row] = &[
     ("the mirror is well", |f| mirror(f, |s| s.election.mode = "lease".into()), &[]),
     ("the mirror is alone", |f| mirror(f, |s| s.election.mode = "alone".into()), &[Code::MirrorAlone]),
     (
+        "policies are refused",
+        |f| mirror(f, |s| s.policies_refused = "not a component\nhint: mount one".into()),
+        &[Code::PoliciesRefused],
+    ),
+    (
         "no peer port answers",
         |f| {
             mirror(f, |s| s.election.mode = "lease".into());

@@ -146,7 +146,7 @@ async fn mirror() {
     let mut pair = vec![one, other];
     Plan::introduce(&mut pair);
     let [one, other] = pair.try_into().unwrap_or_else(|_| panic!("two"));
-    let one = one.start().await.unwrap();
+    let mut one = one.start().await.unwrap();
     let until = async |doctor: &Doctor, what: &str, codes: &[&str]| {
         wait::until(what, SOON, async || (doctor.run().await.codes == super::sorted(codes)).then_some(()))
             .await
@@ -158,6 +158,17 @@ async fn mirror() {
     let _other = other.start().await.unwrap();
     let found = until(&doctors[0], "two know each other", &[]).await;
     assert!(found.report["seen"].to_string().contains("2 members"), "{found:?}");
+
+    // A file that is no component, and its end.
+    let broken = scratch.path().join("broken.wasm");
+    std::fs::write(&broken, "no component").unwrap();
+    one.plan.merge(&json!({"policies": {"registry": [{"name": "broken", "path": broken}]}}));
+    one.rewrite().unwrap();
+    let found = until(&doctors[0], "its policy is none", &["policies-refused"]).await;
+    assert!(found.verdict("policies-refused")["evidence"].to_string().contains("broken"), "{found:?}");
+    one.plan.merge(&json!({"policies": {"registry": []}}));
+    one.rewrite().unwrap();
+    until(&doctors[0], "none is wanted any more", &[]).await;
     drop(one);
 
     let fourth = Plan::on_loopback("fourth", &layout).unwrap();
