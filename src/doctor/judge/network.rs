@@ -158,8 +158,7 @@ fn data(node: &Node, found: &mut Found) {
     let (code, fix) = match (node.data_problem.as_str(), node.identity_problem.as_str()) {
         ("", "") => return,
         ("", _) => {
-            let fix = "mend what is said of the file, or move it away, by which the node becomes another one to lists of peers; then start the \
-                       mirror again";
+            let fix = "do as is said of the file, and start the mirror again: until then no list of peers has this node";
             (Code::IdentityPassing, fix)
         }
         _ => {

@@ -173,7 +173,8 @@ async fn mirror() {
 
     let fourth = Plan::on_loopback("fourth", &layout).unwrap();
     std::fs::write(fourth.data_dir().join("identity.key"), "no key").unwrap();
-    let doctor = Doctor::of(&fourth);
+    let mut doctor = Doctor::of(&fourth);
+    doctor.merge(&json!({"election": {"backend": "gossip"}}));
     let _fourth = fourth.start().await.unwrap();
     let found = until(&doctor, "its identity is damaged", &["identity-passing", "mirror-alone"]).await;
     assert!(
