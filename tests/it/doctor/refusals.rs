@@ -115,7 +115,7 @@ async fn throttled() {
         "apiVersion": version, "kind": "FlowSchema", "metadata": {"name": "few"},
         "spec": {
             "priorityLevelConfiguration": {"name": "few"},
-            "matchingPrecedence": 1,
+            "matchingPrecedence": 2,
             "rules": [{
                 "subjects": [{"kind": "ServiceAccount", "serviceAccount": {"name": "peili", "namespace": "peili"}}],
                 "resourceRules": [{
@@ -135,14 +135,14 @@ async fn throttled() {
     }]);
     create(&cluster, HOOKS, &hook).await;
     let token = std::fs::read_to_string(folder.join("token")).unwrap();
-    let busy: Vec<_> = (0..40)
+    let busy: Vec<_> = (0..16)
         .map(|number| {
             let client = cluster.server.client(&token);
             AbortOnDropHandle::new(tokio::spawn(async move {
                 let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("n{number}")}});
                 loop {
                     let _ = client.send("POST", "/api/v1/namespaces/peili/configmaps?dryRun=All", Some(&object)).await;
-                    sleep(Duration::from_millis(50)).await;
+                    sleep(Duration::from_millis(250)).await;
                 }
             }))
         })
