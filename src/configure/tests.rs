@@ -176,6 +176,9 @@ fn formats() {
     insta::assert_snapshot!(render(Format::Talos, Mode::Only), @r#"
     # Apply to every node: talosctl patch machineconfig --patch @FILE --nodes NODES
     # The file in machine.files needs a reboot. It is there once: merge, if you have it already.
+    # A registry with an entry of its own under machine.registries has a folder of its own and does not take part
+    # in "*": list it too, with its own address as the second endpoint.
+    # Before Talos 1.9 no "*": its own pulls (kubelet, etcd, installer) would not go on to the registry.
     machine:
       registries:
         mirrors:
