@@ -22,7 +22,7 @@ pub use crate::policy::Data;
 pub use crate::policy::cases::Tested;
 pub use bench::{Measured, bench};
 pub use build::{BuildError, build};
-pub use cases::{Answer, CasesError, Difference, diff, run, test};
+pub use cases::{Answer, CasesError, Compared, Difference, diff, run, test};
 pub use manifest::{Fit, Manifest, manifest};
 pub use new::{Made, NewError, World, new};
 pub use replay::{Change, Lines, Replay, ReplayError, Replayed, diff_decisions};

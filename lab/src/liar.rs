@@ -33,6 +33,9 @@ const CHUNK: usize = 64 << 10;
 /// Content above this size is passed on to the runtime before it is verified.
 const PASSED_ON: usize = 4 << 20;
 
+/// Its zone: who is in it too asks it before all others.
+pub const ZONE: &str = "liar";
+
 /// How it lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lie {
@@ -162,6 +165,7 @@ async fn live(
     let announcement = Announcement {
         transfer: vec![SocketAddr::new(address, ports.transfer)],
         node: "liar".into(),
+        zone: ZONE.into(),
         ..Announcement::default()
     };
     let parts = Parts {

@@ -69,15 +69,19 @@ pub(super) enum Plugin {
 
     /// Ask a policy the questions of a file, and compare its verdicts with those that are expected
     ///
-    /// Each is asked twice of one instance and once of a fresh one, in the engine of a node.
+    /// Each is asked twice of one instance and once of a fresh one, in the engine of a node. Data that is given counts where the file
+    /// brings none.
     #[command(
-        after_help = "Examples:\n  peili plugin test allow-list.wasm plugins/allow-list/cases.yaml\n\nExit codes: 0 all passed, 1 failed, 2 wrong usage."
+        after_help = "Examples:\n  peili plugin test allow-list.wasm plugins/allow-list/cases.yaml\n  \
+        peili plugin test allow-list.wasm cases.yaml --data images=images.txt\n\nExit codes: 0 all passed, 1 failed, 2 wrong usage."
     )]
     Test {
         /// The component
         file: PathBuf,
         /// The cases, as docs/writing-policies.md describes them
         cases: PathBuf,
+        #[command(flatten)]
+        data: Data,
         /// Print what was expected and said as JSON
         #[arg(long)]
         json: bool,
@@ -108,7 +112,8 @@ pub(super) enum Plugin {
     #[command(
         after_help = "Examples:\n  peili plugin replay decisions.jsonl allow-list.wasm --settings '{\"deny\": [\"quay.io/**\"]}'\n  \
         peili plugin replay decisions.jsonl --config peili.yaml --json\n  \
-        peili plugin replay decisions.jsonl allow-list.wasm --write-cases cases.yaml\n\n\
+        peili plugin replay decisions.jsonl allow-list.wasm --write-cases cases.yaml\n  \
+        peili plugin replay decisions.jsonl allow-list.wasm --settings '{\"allow-data\": [\"images\"]}' --data images=images.txt --write-cases cases.yaml\n\n\
         Exit codes: 0 they say the same, 1 they do not, or cannot be asked; 2 wrong usage."
     )]
     Replay {
@@ -129,7 +134,7 @@ pub(super) enum Plugin {
         /// Ask the policies of this configuration
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Write what was asked and recorded as cases of `peili plugin test`; never over what is there
+        /// Write what was asked and recorded as cases of `peili plugin test`, with the settings and the data; never over what is there
         #[arg(long, value_name = "FILE", conflicts_with = "config")]
         write_cases: Option<PathBuf>,
         /// Print the result as JSON
@@ -138,9 +143,12 @@ pub(super) enum Plugin {
     },
 
     /// Ask two components the questions of a file, and show where they say different things
+    ///
+    /// Both get the same data: that of the file of cases, or where it brings none, that which is given.
     #[command(
         after_help = "Examples:\n  peili plugin diff allow-list.old.wasm allow-list.wasm cases.yaml\n  \
-        peili plugin diff allow-list.old.wasm allow-list.wasm --requests decisions.jsonl\n\n\
+        peili plugin diff allow-list.old.wasm allow-list.wasm --requests decisions.jsonl\n  \
+        peili plugin diff allow-list.old.wasm allow-list.wasm --requests decisions.jsonl --settings '{\"allow-data\": [\"images\"]}' --data images=images.txt\n\n\
         Exit codes: 0 they say the same, 1 they do not, or cannot be asked; 2 wrong usage."
     )]
     Diff {
@@ -157,6 +165,8 @@ pub(super) enum Plugin {
         /// Settings as JSON for what a node recorded; cases have their own
         #[arg(long, default_value = "{}", requires = "requests")]
         settings: String,
+        #[command(flatten)]
+        data: Data,
         /// Print the differences as JSON
         #[arg(long)]
         json: bool,
@@ -265,7 +275,7 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
             let component = plugin::check(&subject.file, subject.given(data)?);
             show(&component.context("a node would refuse it")?, subject.json)
         }
-        Plugin::Test { file, cases, json } => test(&file, &cases, json),
+        Plugin::Test { file, cases, data, json } => test(&file, &cases, &data.data, json),
         Plugin::Run { subject, data, request } => {
             let answer = plugin::run(&subject.file, subject.given(data)?, &request);
             let answer = answer.context("it cannot be asked")?;
@@ -283,15 +293,14 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
             };
             replayed(&replay.run(&decisions, write_cases.as_deref()).context("it cannot be replayed")?, json)
         }
-        Plugin::Diff { old, new, cases, requests, settings, json } => {
+        Plugin::Diff { old, new, cases, requests, settings, data, json } => {
             let compared = match (cases, requests) {
                 (_, Some(requests)) => {
-                    plugin::diff_decisions(&old, &new, &parse_settings(&settings)?, &requests)
-                        .context("they cannot be asked")?
+                    let given = plugin::Given { settings: parse_settings(&settings)?, data: data.data };
+                    plugin::diff_decisions(&old, &new, &given, &requests).context("they cannot be asked")?
                 }
-                (cases, None) => {
-                    plugin::diff(&old, &new, &cases.unwrap_or_default()).context("the cases cannot be run")?
-                }
+                (cases, None) => plugin::diff(&old, &new, &cases.unwrap_or_default(), &data.data)
+                    .context("the cases cannot be run")?,
             };
             diff(&compared, json)
         }
@@ -428,8 +437,8 @@ fn manifest(manifest: &Manifest) -> Result<String, Failure> {
     Ok(text)
 }
 
-fn test(file: &Path, cases: &Path, json: bool) -> Result<(), Failure> {
-    let tested = plugin::test(file, cases).context("the cases cannot be run")?;
+fn test(file: &Path, cases: &Path, data: &[plugin::Data], json: bool) -> Result<(), Failure> {
+    let tested = plugin::test(file, cases, data).context("the cases cannot be run")?;
     if json {
         print_json(&tested)?;
     } else {
@@ -481,16 +490,21 @@ fn replayed(replayed: &plugin::Replayed, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn diff((count, differences): &(usize, Vec<plugin::Difference>), json: bool) -> Result<(), Failure> {
+fn diff(compared: &plugin::Compared, json: bool) -> Result<(), Failure> {
+    let plugin::Compared { questions, different, differences } = compared;
     if json {
-        print_json(&differences)?;
+        print_json(differences)?;
     } else if differences.is_empty() {
-        print(&format!("they say the same in {count} cases\n"))?;
+        print(&format!("they say the same in {questions} cases\n"))?;
     } else {
         differences.iter().try_for_each(|difference| print(&format!("{difference}\n")))?;
+        let more = different - differences.len() as u64;
+        if more > 0 {
+            print(&format!("and {more} more\n"))?;
+        }
     }
-    if !differences.is_empty() {
-        return Err(anyhow::anyhow!("they differ in {} of {count} cases", differences.len()).into());
+    if *different > 0 {
+        return Err(anyhow::anyhow!("they differ in {different} of {questions} cases").into());
     }
     Ok(())
 }

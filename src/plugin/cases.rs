@@ -15,6 +15,8 @@ use crate::policy::registry::RegistryPolicy;
 use crate::policy::trust::TrustPolicy;
 use crate::policy::{Config, Data, LoadError, Node, Policies, Said};
 
+/// Differences, and changed verdicts, that are listed: a log may have any number of lines.
+pub(super) const LISTED: usize = 10_000;
 /// Largest file of cases, in bytes.
 const SIZE_LIMIT: u64 = 4 << 20;
 
@@ -75,6 +77,31 @@ pub struct Difference {
     pub new: String,
 }
 
+/// What became of the questions that two components were asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// How many there are.
+    pub questions: u64,
+    /// To how many they give different answers.
+    pub different: u64,
+    /// The first 10,000 of those.
+    pub differences: Vec<Difference>,
+}
+
+impl Compared {
+    /// One more question.
+    pub(super) fn add(&mut self, is_same: bool, difference: impl FnOnce() -> Difference) {
+        self.questions += 1;
+        if is_same {
+            return;
+        }
+        self.different += 1;
+        if self.differences.len() < LISTED {
+            self.differences.push(difference());
+        }
+    }
+}
+
 /// Policies that are asked the cases of a file.
 struct Subject {
     candidate: Candidate,
@@ -82,42 +109,42 @@ struct Subject {
     policies: Policies,
 }
 
-/// Runs the cases of a file with the component at `path`.
+/// Runs the cases of a file with the component at `path`. `data`: the files that it gets where that of the cases brings none.
 ///
 /// # Errors
 /// They cannot be run; a case that fails is none.
-pub fn test(path: &Path, cases: &Path) -> Result<Vec<Tested>, CasesError> {
+pub fn test(path: &Path, cases: &Path, data: &[Data]) -> Result<Vec<Tested>, CasesError> {
     let file = read(cases)?;
     let subject = Subject::new(path, file.here())?;
     let run = |case: &Case| {
-        subject.load(case, &file)?;
+        subject.load(case, &file, data)?;
         let mut said = [subject.ask(case)?, subject.ask(case)?, String::new()];
-        subject.load(case, &file)?;
+        subject.load(case, &file, data)?;
         said[2] = subject.ask(case)?;
         Ok(case.judge(&said))
     };
     file.cases.iter().map(run).collect()
 }
 
-/// Asks two components the cases of a file; `expect` does not count. How many cases there are, and those about which they differ.
+/// Asks two components the cases of a file; `expect` does not count. `data`: the files that they get where that of the cases brings
+/// none.
 ///
 /// # Errors
 /// The cases cannot be run with both: a node would not take one with the settings, or they are of different worlds.
-pub fn diff(old: &Path, new: &Path, cases: &Path) -> Result<(usize, Vec<Difference>), CasesError> {
+pub fn diff(old: &Path, new: &Path, cases: &Path, data: &[Data]) -> Result<Compared, CasesError> {
     let file = read(cases)?;
     let (old, new) = (Subject::new(old, file.here())?, Subject::new(new, file.here())?);
-    let mut differences = Vec::new();
+    let mut compared = Compared::default();
     for case in &file.cases {
         let ask = |subject: &Subject| {
-            subject.load(case, &file)?;
+            subject.load(case, &file, data)?;
             subject.ask(case)
         };
         let (old, new) = (ask(&old)?, ask(&new)?);
-        if old != new {
-            differences.push(Difference { name: case.name.clone(), old, new });
-        }
+        let is_same = old == new;
+        compared.add(is_same, || Difference { name: case.name.clone(), old, new });
     }
-    Ok((file.cases.len(), differences))
+    Ok(compared)
 }
 
 /// Asks the component at `path` one request: the keys of a case, as YAML or JSON, without `name`, `settings` and `expect`.
@@ -144,16 +171,17 @@ impl Subject {
         Ok(Self { candidate, world, policies })
     }
 
-    /// A fresh instance with the settings of a case, and the data of its file.
-    fn load(&self, case: &Case, file: &File) -> Result<(), CasesError> {
+    /// A fresh instance with the settings of a case, and the data of its file; `data`: where that has none, as on a node.
+    fn load(&self, case: &Case, file: &File, data: &[Data]) -> Result<(), CasesError> {
         let settings = case.settings.as_ref().unwrap_or(&file.settings).clone();
-        let data = |(name, text): (&String, &String)| Data {
+        let own = |(name, text): (&String, &String)| Data {
             name: name.clone(),
             path: PathBuf::new(),
             sha256: None,
             content: Some(text.as_bytes().into()),
         };
-        let given = Given { settings, data: file.data.iter().map(data).collect() };
+        let own: Vec<Data> = file.data.iter().map(own).collect();
+        let given = Given { settings, data: if own.is_empty() { data.to_vec() } else { own } };
         // What is in force already is kept, with its instances: here they are to be new ones.
         let none = self.policies.apply(&Config::default());
         let loaded = none.and_then(|()| self.policies.apply(&self.candidate.alone(given)));

@@ -9,20 +9,19 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::Value;
 
-use super::cases::Difference;
-use super::{Candidate, CasesError, Given, printable};
+use super::cases::{Compared, Difference, LISTED};
+use super::{Candidate, CasesError, Data, Given, printable};
 use crate::policy::cases::{self, Asked, Who};
 use crate::policy::metrics::Metrics;
 use crate::policy::{Config, LINE_LIMIT, LoadError, Policies, Record, Said};
 
-/// Changed verdicts that are listed.
-const LISTED: usize = 10_000;
 /// Cases that are written: as many as a node asks.
 const CASES: usize = 1000;
 /// Policies that are named where the log has nothing of the one that is asked.
 const NAMED: usize = 16;
+/// Nodes whose policies are kept while their records alternate: a log is of one node, which may have got another zone.
+const NODES: usize = 4;
 /// What the policies of a configuration say together, where it is listed beside them.
 const RULING: &str = "ruling";
 
@@ -69,7 +68,8 @@ pub struct Replay {
     config: Config,
     /// The recorded name of the one policy; none: all of a configuration, by their names.
     one: Option<Name>,
-    settings: Value,
+    /// What that one is given.
+    given: Given,
 }
 
 /// Whose recorded verdicts are compared.
@@ -128,10 +128,28 @@ pub struct Change {
     pub now: String,
 }
 
-/// The policies, as the node of the last record would have them.
+/// The policies, as the nodes of the last records would have them.
 struct Asker<'a> {
     config: &'a Config,
-    here: Option<(Who, Policies)>,
+    nodes: Recent<Who, Policies>,
+}
+
+/// The few that were used last, the latest at the end: what costs something to make.
+struct Recent<K, V>(Vec<(K, V)>);
+
+impl<K: Clone + PartialEq, V> Recent<K, V> {
+    /// The one of this key, made where it is not there any more.
+    fn get<E>(&mut self, key: &K, make: impl FnOnce() -> Result<V, E>) -> Result<&V, E> {
+        let last = match self.0.iter().position(|(known, _)| known == key) {
+            Some(place) => self.0.remove(place),
+            None => (key.clone(), make()?),
+        };
+        if self.0.len() >= NODES {
+            self.0.remove(0);
+        }
+        self.0.push(last);
+        Ok(&self.0[self.0.len() - 1].1)
+    }
 }
 
 /// Why a record is not asked.
@@ -154,14 +172,13 @@ impl Replay {
         }
         let stem = || path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let one = name.map_or_else(|| Name::Guessed(stem()), Name::Given);
-        let settings = given.settings.clone();
-        Ok(Self { config: candidate.alone(given), one: Some(one), settings })
+        Ok(Self { config: candidate.alone(given.clone()), one: Some(one), given })
     }
 
     /// With all policies of a configuration.
     pub fn configured(config: Config) -> Self {
         // What is asked here is no decision of a node.
-        Self { config: Config { decisions: None, ..config }, one: None, settings: Value::Null }
+        Self { config: Config { decisions: None, ..config }, one: None, given: Given::default() }
     }
 
     /// Asks again what is recorded in `decisions`; `write`: where what one component was asked and said becomes cases.
@@ -198,13 +215,13 @@ impl Replay {
             return Err(ReplayError::Unknown { path: decisions.to_owned(), names });
         }
         if let Some(path) = write {
-            replayed.written_cases = Some(cases.write(path, &self.settings)?);
+            replayed.written_cases = Some(cases.write(path, &self.given)?);
         }
         Ok(replayed)
     }
 
     fn asker(&self) -> Asker<'_> {
-        Asker { config: &self.config, here: None }
+        Asker { config: &self.config, nodes: Recent(Vec::new()) }
     }
 
     /// Each decision of the worlds that there are policies of.
@@ -272,48 +289,43 @@ impl Replay {
     }
 }
 
-/// Asks two components what is recorded in `decisions`. How many decisions there are, and those about which they differ.
+/// Asks two components what is recorded in `decisions`, line by line.
 ///
 /// # Errors
-/// They cannot be asked: a node would not take one with the settings.
+/// They cannot be asked: a node would not take one with what it is given.
 pub fn diff_decisions(
     old: &Path,
     new: &Path,
-    settings: &Value,
+    given: &Given,
     decisions: &Path,
-) -> Result<(usize, Vec<Difference>), ReplayError> {
-    let [old, new] = [old, new].map(|path| Replay::component(path, settings.clone().into(), None));
+) -> Result<Compared, ReplayError> {
+    let [old, new] = [old, new].map(|path| Replay::component(path, given.clone(), None));
     let (old, new) = (old?, new?);
     let mut askers = [old.asker(), new.asker()];
-    let mut differences = Vec::new();
-    let lines = old.each(decisions, |line, record| {
+    let mut compared = Compared::default();
+    old.each(decisions, |line, record| {
         let mut say = |number: usize| -> Result<String, Unasked> {
             let (_, said) = askers[number].ask(record)?;
             Ok(said.into_iter().next().map(|said| said.verdict).unwrap_or_default())
         };
         let (old, new) = (say(0)?, say(1)?);
-        if !is_same(&old, &new) {
-            let name = format!("line {line}: {}", record.request.subject());
-            differences.push(Difference { name, old, new });
-        }
+        let is_same = is_same(&old, &new);
+        let name = || format!("line {line}: {}", record.request.subject());
+        compared.add(is_same, || Difference { name: name(), old, new });
         Ok(())
     })?;
-    Ok((usize::try_from(lines.decisions).unwrap_or(usize::MAX), differences))
+    Ok(compared)
 }
 
 impl Asker<'_> {
     /// The ruling, and what each policy says.
     fn ask(&mut self, record: &Record) -> Result<(String, Vec<Said>), Unasked> {
-        let policies = match self.here.take() {
-            Some((here, policies)) if here == record.here => policies,
-            _ => {
-                let policies = Policies::new(record.here.here(), Metrics::default()).without_self_tests();
-                let loaded = policies.apply(self.config);
-                loaded.map_err(|error| Unasked::All(ReplayError::Load(error.into())))?;
-                policies
-            }
-        };
-        let (_, policies) = self.here.insert((record.here.clone(), policies));
+        let policies = self.nodes.get(&record.here, || {
+            let policies = Policies::new(record.here.here(), Metrics::default()).without_self_tests();
+            let loaded = policies.apply(self.config);
+            loaded.map_err(|error| Unasked::All(ReplayError::Load(error.into())))?;
+            Ok(policies)
+        })?;
         policies.replay(record).map_err(Unasked::Line)
     }
 }
@@ -365,12 +377,17 @@ impl Cases {
         }
     }
 
-    /// Never over what is there: cases are written by hand, too.
-    fn write(&self, path: &Path, settings: &Value) -> Result<usize, ReplayError> {
+    /// Never over what is there: cases are written by hand, too. The files that the policy was given become part of it.
+    fn write(&self, path: &Path, given: &Given) -> Result<usize, ReplayError> {
+        let text = |Data { name, path, .. }: &Data| match std::fs::read_to_string(path) {
+            Ok(text) => Ok((name.clone(), text)),
+            Err(source) => Err(ReplayError::File { path: path.clone(), source }),
+        };
+        let data = given.data.iter().map(text).collect::<Result<_, _>>()?;
         let wrong = |source| ReplayError::File { path: path.to_owned(), source };
         let cases = self.found.iter().map(|(name, asked, expect)| (name.as_str(), asked, expect.as_str()));
-        let text =
-            cases::write(self.here.as_ref(), settings, cases).map_err(io::Error::other).map_err(wrong)?;
+        let text = cases::write(self.here.as_ref(), &given.settings, &data, cases);
+        let text = text.map_err(io::Error::other).map_err(wrong)?;
         let mut file = File::create_new(path).map_err(wrong)?;
         io::Write::write_all(&mut file, text.as_bytes()).map_err(wrong)?;
         Ok(self.found.len())
@@ -465,13 +482,56 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cases.yaml");
-        assert_eq!(cases.write(&path, &serde_json::json!({"deny": []})).unwrap(), 2);
+        let list = dir.path().join("images.txt");
+        std::fs::write(&list, "# Ours.\nquay.io/team/*\n").unwrap();
+        let given =
+            Given { settings: serde_json::json!({"deny": []}), data: vec![Given::file("images", &list)] };
+        assert_eq!(cases.write(&path, &given).unwrap(), 2);
         let text = std::fs::read(&path).unwrap();
         let file = cases::File::parse(&text).unwrap();
+        assert_eq!(file.data["images"], "# Ours.\nquay.io/team/*\n");
         assert_eq!((file.here().name.as_str(), &file.settings), ("a", &serde_json::json!({"deny": []})));
         let judged = |place: usize, said: &str| file.cases[place].judge(&[said; 3].map(Into::into)).passed;
         assert!(judged(0, "deny") && judged(1, "deny (a: b)") && file.cases[0].name == "1: nginx");
         assert!(file.cases[0].asked.registry().unwrap().now > std::time::SystemTime::UNIX_EPOCH);
-        assert!(cases.write(&path, &Value::Null).is_err());
+        assert!(cases.write(&path, &Given::default()).is_err());
+        let binary = dir.path().join("binary");
+        std::fs::write(&binary, [0xff]).unwrap();
+        let given = Given { data: vec![Given::file("images", &binary)], ..Given::default() };
+        let other = dir.path().join("other.yaml");
+        let error = cases.write(&other, &given).unwrap_err().to_string();
+        assert!(error.contains("binary") && !other.exists(), "{error}");
+    }
+
+    /// Guards that records of two nodes that alternate do not compile a component for each line, and that there are few.
+    #[test]
+    fn those_used_last_are_kept() {
+        let (mut recent, mut made) = (Recent(Vec::new()), 0);
+        let mut get = |key: usize| {
+            let value = recent.get(&key, || {
+                made += 1;
+                Ok::<_, ()>(key * 10)
+            });
+            assert_eq!(value, Ok(&(key * 10)));
+            (made, recent.0.len())
+        };
+        assert_eq!([1, 2, 1, 2, 1].map(&mut get).last(), Some(&(2, 2)));
+        assert_eq!((3..=NODES + 1).map(&mut get).last(), Some((NODES + 1, NODES)));
+        assert_eq!([1, 2].map(&mut get), [(NODES + 1, NODES), (NODES + 2, NODES)], "the oldest went");
+        assert_eq!(recent.get(&9, || Err("no")), Err("no"));
+    }
+
+    /// Guards that a log of any length is compared in bounded memory.
+    #[test]
+    fn differences_are_counted_and_the_first_listed() {
+        let mut compared = Compared::default();
+        for number in 0..LISTED + 5 {
+            let difference = || Difference { name: number.to_string(), old: "a".into(), new: "b".into() };
+            compared.add(false, difference);
+        }
+        compared.add(true, || unreachable!());
+        let most = LISTED as u64;
+        assert_eq!((compared.questions, compared.different), (most + 6, most + 5));
+        assert_eq!((compared.differences.len(), &*compared.differences[0].name), (LISTED, "0"));
     }
 }

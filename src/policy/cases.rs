@@ -232,13 +232,14 @@ impl File {
     }
 }
 
-/// The text of a file of cases: their names, questions and verdicts.
+/// The text of a file of cases: their names, questions and verdicts; `data`: the files that the policy had.
 ///
 /// # Errors
 /// It cannot be written as YAML.
 pub fn write<'a>(
     here: Option<&Who>,
     settings: &Value,
+    data: &BTreeMap<String, String>,
     cases: impl Iterator<Item = (&'a str, &'a Asked, &'a str)>,
 ) -> Result<String, String> {
     let case = |(name, asked, expect): (&str, &Asked, &str)| {
@@ -249,7 +250,11 @@ pub fn write<'a>(
     };
     let wrong = |error: serde_json::Error| error.to_string();
     let cases: Result<Vec<Value>, _> = cases.map(case).collect();
-    let file = json!({"here": here, "settings": settings, "cases": cases.map_err(wrong)?});
+    let mut file = json!({"here": here, "settings": settings, "cases": cases.map_err(wrong)?});
+    // Said of none it would be another thing: a node gives its own to a file without.
+    if !data.is_empty() {
+        file["data"] = json!(data);
+    }
     serde_saphyr::to_string(&file).map_err(|error| error.to_string())
 }
 

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use tokio::time::Instant;
 
 use super::{FetchError, Fetched, Known, Route, State, Upstream, Upstreams, Want};
-use crate::oci::{ByteRange, Descriptor, Digest, Name, Registry, Repository, Tag};
+use crate::oci::{ByteRange, Descriptor, Digest, Health, Name, Registry, Repository, Tag};
 
 /// Answers from a table; registries that are not in it do not answer.
 #[derive(Debug, Default)]
@@ -79,7 +80,8 @@ struct Held {
     tags: HashMap<(Repository, Tag), Digest>,
     fault: Fault,
     asked: Vec<Want>,
-    problem: Option<String>,
+    /// Changed by blame alone.
+    state: State,
 }
 
 impl MemoryUpstreams {
@@ -122,7 +124,7 @@ impl MemoryUpstreams {
 
     /// What an upstream is blamed for.
     pub fn blamed(&self, name: &str) -> Option<String> {
-        self.lock().get(name)?.problem.clone()
+        self.lock().get(name)?.state.problem.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Held>> {
@@ -140,7 +142,7 @@ impl Upstreams for MemoryUpstreams {
         let known = |(name, held): (&String, &Held)| Known {
             name: name.as_str().into(),
             repositories: Arc::clone(&held.repositories),
-            state: State::default(),
+            state: held.state.clone(),
         };
         self.lock().iter().map(known).collect()
     }
@@ -194,7 +196,7 @@ impl Upstreams for MemoryUpstreams {
 
     fn blame(&self, upstream: &str, problem: &str) {
         if let Some(held) = self.lock().get_mut(upstream) {
-            held.problem = Some(problem.to_owned());
+            held.state.failed(Health::Degraded, problem.to_owned(), Instant::now());
         }
     }
 }
@@ -203,6 +205,9 @@ impl Held {
     fn check(&self, repository: &Repository) -> Result<(), FetchError> {
         if !self.repositories.iter().any(|prefix| repository.is_below(prefix)) {
             return Err(FetchError::Unknown);
+        }
+        if self.state.is_held(Instant::now()) {
+            return Err(FetchError::Held);
         }
         self.fault.error.clone().map_or(Ok(()), Err)
     }

@@ -16,6 +16,7 @@ use crate::oci::Registry;
 
 mod endpoint;
 mod tls;
+mod upstreams;
 
 const LIMIT: Duration = Duration::from_millis(300);
 

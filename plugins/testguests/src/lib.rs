@@ -21,7 +21,7 @@ pub enum Act {
     Deny,
     /// Nothing wrong: bypasses.
     Bypass,
-    /// Nothing wrong: a plan with each of its fields.
+    /// Nothing wrong: the plan of the settings.
     Plan,
     /// Never returns.
     Loop,
@@ -62,6 +62,20 @@ pub struct Settings {
     /// Only for repositories in whose name this is.
     #[serde(default)]
     pub on: String,
+    /// For [`Act::Plan`]: all that it says; none: something in each field.
+    pub plan: Option<Constraints>,
+}
+
+/// What a plan says.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Constraints {
+    /// `peers`, `upstreams`, `origin`.
+    pub forbidden: Vec<String>,
+    /// `blobs`, or else tags.
+    pub min_trust: Option<String>,
+    /// At least 1.
+    pub max_fan_out: Option<u32>,
 }
 
 /// The policy.
@@ -103,7 +117,7 @@ impl Policy for TestGuest {
             Act::Abstain | Act::Configure | Act::Refuse | Act::Stuck => Verdict::abstain(),
             Act::Deny => Verdict::deny("told-to", "the test guest was told to"),
             Act::Bypass => Verdict::bypass(),
-            Act::Plan => Verdict::mirror(plan()),
+            Act::Plan => Verdict::mirror(self.settings.plan.as_ref().map_or_else(plan, Constraints::plan)),
             Act::Loop => spin(),
             Act::Panic => panic!("told to, on {}", request.name()),
             Act::Allocate => allocate(),
@@ -135,6 +149,26 @@ impl Policy for TestGuest {
     }
 }
 
+impl Constraints {
+    fn plan(&self) -> Plan {
+        let kinds = self.forbidden.iter().map(|kind| match kind.as_str() {
+            "peers" => SourceKinds::PEERS,
+            "upstreams" => SourceKinds::UPSTREAMS,
+            _ => SourceKinds::ORIGIN,
+        });
+        Plan {
+            forbidden: kinds.fold(SourceKinds::empty(), |all, kind| all | kind),
+            min_trust: self.min_trust.as_deref().map(|level| match level {
+                "blobs" => TrustLevel::Blobs,
+                _ => TrustLevel::Tags,
+            }),
+            max_fan_out: self.max_fan_out,
+            ..Plan::any()
+        }
+    }
+}
+
+/// Something in each field.
 fn plan() -> Plan {
     Plan {
         sources: Some(vec![Source::Peers, Source::Origin]),

@@ -9,14 +9,14 @@ use crate::upstream::named::{self, Named};
 use crate::upstream::{FetchError, Route, Upstreams, Want};
 
 /// A server that answers each request by a function of its head, and remembers the heads.
-struct Server {
-    address: String,
+pub(super) struct Server {
+    pub(super) address: String,
     seen: Arc<Mutex<Vec<String>>>,
     _task: JoinHandle<()>,
 }
 
 impl Server {
-    async fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+    pub(super) async fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let seen: Arc<Mutex<Vec<String>>> = Arc::default();

@@ -111,6 +111,44 @@ async fn monitor_enforce_replay() {
     let (code, text) = plugin(&["diff", "--requests"], &[&log(&monitored), &component, &component], &[]);
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("in 9 cases"), "{text}");
+    with_data(scratch.path(), &log(&monitored), &component);
+}
+
+/// The same list in a file beside the settings: whatever asks a policy gives it that, and cases that are written bring it along.
+fn with_data(folder: &Path, log: &Path, component: &Path) {
+    let (list, cases) = (folder.join("images.txt"), folder.join("with-data.yaml"));
+    std::fs::write(&list, format!("# Not ours.\n{REGISTRY}/special/**\n")).unwrap();
+    let settings = json!({"deny-data": ["images"], "message": "ask the platform team"});
+    let (settings, data) = (settings.to_string(), format!("images={}", list.display()));
+    let given = ["--settings", &settings, "--data", &data];
+    let (code, text) = plugin(&["replay", "--write-cases"], &[&cases, log, component], &given);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("deny 6") && text.contains("9 cases written"), "{text}");
+    let (code, text) = plugin(&["diff", "--requests"], &[log, component, component], &given);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("in 9 cases"), "{text}");
+    for what in [&["diff", "--requests"][..], &["replay"]] {
+        let paths = [log, component, component];
+        let (code, text) = plugin(what, &paths[..what.len() + 1], &given[..2]);
+        assert_eq!(code, 1, "without the list: {text}");
+        assert!(text.contains("`images`"), "{text}");
+    }
+
+    std::fs::remove_file(&list).unwrap();
+    let passed = |text: &str| text.lines().filter(|line| line.starts_with("ok ")).count();
+    let (code, text) = plugin(&["test"], &[component, &cases], &[]);
+    assert_eq!((code, passed(&text)), (0, 9), "{text}");
+    // Of cases that bring none, it is the list that is given.
+    let mut file: Value = serde_saphyr::from_str(&std::fs::read_to_string(&cases).unwrap()).unwrap();
+    let lines = file.as_object_mut().unwrap().remove("data").unwrap()["images"].clone();
+    std::fs::write(&list, lines.as_str().unwrap()).unwrap();
+    std::fs::write(&cases, file.to_string()).unwrap();
+    for (given, code) in [(&given[2..], 0), (&given[..0], 1)] {
+        let (tested, text) = plugin(&["test"], &[component, &cases], given);
+        assert_eq!((tested, passed(&text) == 9), (code, code == 0), "{text}");
+        let (compared, text) = plugin(&["diff"], &[component, component, &cases], given);
+        assert_eq!(compared, code, "{text}");
+    }
 }
 
 /// What the runtime gets under three names: the manifest by digest, a layer, and what nobody has.

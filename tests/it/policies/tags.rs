@@ -5,9 +5,9 @@ use std::time::Duration;
 use peili_lab::{Generation, Image, wait};
 use serde_json::{Value, json};
 
-use super::{needs_for, one};
+use super::{needs_for, one, tags_asked};
 use crate::Case;
-use crate::cluster::{Cluster, REGISTRY, Setup};
+use crate::cluster::{REGISTRY, Setup};
 use crate::pulls::tags::cause;
 
 pub(super) fn cases() -> Vec<Case> {
@@ -25,12 +25,6 @@ fn image(repository: &str, seed: u64) -> Image {
 
 fn path(image: &Image) -> String {
     format!("/v2/{}/manifests/v1?ns={REGISTRY}", image.repository)
-}
-
-/// How often the registry was asked what a tag means.
-fn asked(cluster: &Cluster, image: &Image) -> usize {
-    let path = format!("/v2/{}/manifests/v1", image.repository);
-    cluster.origin.requests().iter().filter(|request| request.path == path).count()
 }
 
 /// What a node's runtime got from the registry may come from it as long as it is young, and no longer; a node that was started again
@@ -56,7 +50,7 @@ async fn age() {
         assert_eq!((answer.status, cause(&answer)), (404, "tag-upstream".into()), "{}", image.repository);
         cluster.origin.reset();
         cluster.nodes[1].pull(image).await;
-        assert_eq!((asked(&cluster, image), cluster.origin.layer_bytes(image)), (1, 0), "the tag alone");
+        assert_eq!((tags_asked(&cluster, image), cluster.origin.layer_bytes(image)), (1, 0), "the tag alone");
     }
     // The second node does not know any more, and the first one does.
     for (node, status) in [(1, 200), (0, 404)] {
@@ -89,7 +83,7 @@ async fn home() {
     }
     let pulls = cluster.nodes.iter().map(|node| node.pull(&first));
     futures::future::join_all(pulls).await;
-    assert_eq!(asked(&cluster, &first), 1, "{:?}", cluster.origin.requests());
+    assert_eq!(tags_asked(&cluster, &first), 1, "{:?}", cluster.origin.requests());
 
     let home = cluster.origin.requests().iter().find(|request| request.path.ends_with("/v1")).unwrap().remote;
     let nodes = &cluster.network.nodes;
@@ -100,6 +94,6 @@ async fn home() {
         assert_eq!(answer.status, 200, "node {other}");
         node.pull(&second).await;
     }
-    assert!(asked(&cluster, &first) <= 2, "{:?}", cluster.origin.requests());
-    assert!(asked(&cluster, &second) <= 1, "{:?}", cluster.origin.requests());
+    assert!(tags_asked(&cluster, &first) <= 2, "{:?}", cluster.origin.requests());
+    assert!(tags_asked(&cluster, &second) <= 1, "{:?}", cluster.origin.requests());
 }

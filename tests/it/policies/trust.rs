@@ -7,7 +7,7 @@ use peili_lab::{Generation, Image, policy, wait};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::{APPLIED, needs_for};
+use super::{APPLIED, Taken, needs_for, pulled, sent, tags_asked};
 use crate::Case;
 use crate::cluster::{Cluster, PULL, REGISTRY, Setup};
 
@@ -21,6 +21,8 @@ const DRAINED: Duration = Duration::from_millis(2300);
 /// Slow enough that a change comes in the middle.
 const RATE: u64 = 2 << 20;
 const LAYER: u64 = 24 << 20;
+/// Longest case with many pulls.
+const LONG: Duration = Duration::from_secs(240);
 
 pub(super) fn cases() -> Vec<Case> {
     let needs = needs_for(Generation::V2);
@@ -29,8 +31,8 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("policies::trust::distrusted_while_it_serves", &needs, distrusted_while_it_serves).alone(),
         Case::new("policies::trust::distrusted_while_it_is_served", &needs, distrusted_while_it_is_served)
             .alone(),
-        Case::new("policies::trust::levels", &needs, levels),
-        Case::new("policies::trust::limits", &needs, limits),
+        Case::new("policies::trust::levels", &needs, levels).within(LONG),
+        Case::new("policies::trust::limits", &needs, limits).within(LONG),
         Case::new("policies::trust::failing", &needs, failing),
     ]
 }
@@ -49,12 +51,6 @@ fn guest(settings: &Value) -> Value {
 
 fn image() -> Image {
     Image::builder("library/app", "v1").layer(LAYER).build().unwrap()
-}
-
-/// Bytes that a node sent to peers.
-async fn sent(cluster: &Cluster, node: usize) -> u64 {
-    let status = cluster.nodes[node].peili.status().await.unwrap();
-    status["served"]["to_peers"]["bytes"].as_u64().unwrap()
 }
 
 fn pull(cluster: &Cluster, node: usize, image: &Image) -> JoinHandle<Pulled> {
@@ -141,7 +137,7 @@ async fn levels() {
     let grant = |level: &str| guest(&json!({"act": "grant", "level": level}));
     let withhold = guest(&json!({"act": "grant", "withhold": true}));
     let none = json!({"policies": {"trust": []}});
-    for (node, config, expected) in [
+    let table = [
         (1, grant("introduce"), [404, 404]),
         (1, grant("blobs"), [200, 404]),
         (1, grant("tags"), [200, 200]),
@@ -151,31 +147,59 @@ async fn levels() {
         (0, grant("blobs"), [200, 404]),
         (0, guest(&json!({"act": "deny"})), [404, 404]),
         (0, none, [200, 200]),
-    ] {
+    ];
+    // What was pulled once is asked for no more: an image for each.
+    let mut images = Vec::new();
+    for number in 0..table.len() {
+        let name = format!("library/app-{number}");
+        let image = Image::builder(&name, "v1").layer(1 << 20).seed(number as u64 + 2).build().unwrap();
+        cluster.seed(0, &image).await;
+        images.push(image);
+    }
+    for ((node, config, expected), image) in table.into_iter().zip(images) {
         let peili = &mut cluster.nodes[node].peili;
         peili.plan.merge(&config);
         peili.rewrite().unwrap();
-        wait::until(&format!("{expected:?} by {config} on node {}", node + 1), APPLIED * 2, async || {
-            (answers(&cluster).await == expected).then_some(())
-        })
-        .await
-        .unwrap();
+        let what = format!("{expected:?} by {config} on node {}", node + 1);
+        wait::until(&what, APPLIED * 2, async || (answers(&cluster).await == expected).then_some(()))
+            .await
+            .unwrap();
+        let Taken { origin, nodes, got } = pulled(&cluster, 1, &image).await;
+        let [content, tag] = expected.map(|status| status == 200);
+        let of_origin = if content { 0 } else { image.layer_bytes() };
+        assert_eq!((origin, tags_asked(&cluster, &image) == 0), (of_origin, tag), "{what}");
+        assert_eq!([nodes[0] > 0, got > 0], [content; 2], "{what}");
     }
 }
 
 /// What a grant says about the rate and the number of uploads is kept to.
 async fn limits() {
-    let limits = guest(&json!({"act": "grant", "max-upload-rate": RATE, "max-uploads": 1}));
-    let setup = Setup { configs: vec![(0, limits)], ..Setup::new(Generation::V2) };
-    let cluster = setup.start().await;
+    let limits = |most: Option<u32>, on: &str| {
+        guest(&json!({"act": "grant", "on": on, "max-upload-rate": RATE, "max-uploads": most}))
+    };
+    let setup = Setup { configs: vec![(0, limits(Some(1), "node"))], ..Setup::new(Generation::V2) };
+    let mut cluster = setup.start().await;
     let image = Image::builder("library/app", "v1").layer(8 << 20).build().unwrap();
     cluster.seed(0, &image).await;
     let began = Instant::now();
-    cluster.nodes[1].pull(&image).await;
+    assert_eq!(pulled(&cluster, 1, &image).await.origin, 0);
     let took = began.elapsed();
-    assert_eq!(cluster.origin.layer_bytes(&image), 0);
     // 8 MiB at 2 MiB/s, but for what goes before the rate is known.
     assert!(took > Duration::from_secs(3), "{took:?}");
+
+    // A layer takes longer than a request waits for a busy peer: who asks for the next one meanwhile gets it elsewhere.
+    let [one, all] = [("library/one", 2), ("library/all", 3)]
+        .map(|(name, seed)| Image::builder(name, "v1").layers(3, 8 << 20).seed(seed).build().unwrap());
+    for image in [&one, &all] {
+        cluster.seed(0, image).await;
+    }
+    let Taken { origin, nodes, got } = pulled(&cluster, 1, &one).await;
+    assert!(origin > 0 && nodes[0] > 0 && got > 0, "one at a time");
+    rewrite(&mut cluster, 0, &limits(None, "node-2"), "with `node-2`").await;
+    // The judge looks four times a second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let Taken { origin, nodes, got } = pulled(&cluster, 1, &all).await;
+    assert!(origin == 0 && nodes[0] >= all.layer_bytes() && got >= all.layer_bytes(), "all at once");
 }
 
 /// A policy that never answers: newcomers get nothing, who has a grant keeps it, and the node says so. All is well again once it
