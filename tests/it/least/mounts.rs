@@ -409,7 +409,12 @@ fn confined(pod: &Pod<'_>, running: &Running<'_>) {
 /// Of those of [`MIRROR`] Talos' pod has another one, for containerd's configuration, and one for policies.
 const TALOS: &[Row] = &[
     (Without("runtime-hosts"), &["registry"], &["registries-silent", "runtime-unseen"], ""),
-    (Without("policies-0"), &["gives", "policies", "registry", "takes"], &["runtime-unseen"], "policies: "),
+    (
+        Without("policies-0"),
+        &["gives", "policies", "registry", "takes"],
+        &["policies-refused", "runtime-unseen"],
+        "allow-list.wasm",
+    ),
 ];
 
 /// As on Talos: nobody may write to the folder of hosts, which the machine's configuration makes.
