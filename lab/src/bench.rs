@@ -1,4 +1,5 @@
-//! `peili-lab bench`: what bytes, lookups and memory cost, beside nginx with sendfile in the same run; and how soon elections are decided.
+//! `peili-lab bench`: what bytes, lookups and memory cost, beside nginx with sendfile in the same run; how soon elections are decided;
+//! and what policies cost.
 //!
 //! With root, nodes are network namespaces with real containerds; else they share loopback and layout folders, and the
 //! report says so. Everything is measured from outside: CPU time and memory from `/proc`, the rest by a client's clock.
@@ -8,10 +9,12 @@ mod cases;
 mod election;
 mod load;
 mod machine;
+mod policies;
 
 use std::time::Duration;
 
 use anyhow::Result;
+use peili_lab::{Requirement, require};
 use serde_json::{Map, Value, json};
 
 use self::bed::Bed;
@@ -99,6 +102,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     if ["throughput", "memory", "lookup", "pull"].into_iter().any(wanted) {
         bytes(options, wanted).await?;
     }
+    policies(options, wanted).await?;
     if wanted("election.strict") {
         let (report, server) = election::strict(options.repeats).await?;
         report.print(&server);
@@ -130,6 +134,35 @@ async fn bytes(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<()> {
             Some(report) => report.print(bed.place()),
             None => println!("pull: not measured, it needs root and a containerd"),
         }
+    }
+    Ok(())
+}
+
+/// The cases that are about policies.
+async fn policies(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let names = ["call", "memory", "request", "throughput", "change"].map(|name| format!("policies.{name}"));
+    if !names.iter().any(|name| wanted(name)) {
+        return Ok(());
+    }
+    if let Err(lacking) = require(&[Requirement::Policies]) {
+        println!("policies: not measured: {lacking}");
+        return Ok(());
+    }
+    if wanted("policies.call") {
+        policies::calls(options.repeats)?.print("one process");
+    }
+    if wanted("policies.memory") {
+        policies::memory(options.repeats).await?.print("loopback");
+    }
+    if wanted("policies.request") {
+        policies::requests(options.repeats, options.lookups).await?.print("loopback");
+    }
+    if wanted("policies.change") {
+        policies::changes(options.repeats).await?.print("loopback");
+    }
+    if wanted("policies.throughput") {
+        let bed = Bed::new(options.size, options.loopback).await?;
+        policies::throughput(&bed, options.repeats).await?.print(bed.place());
     }
     Ok(())
 }

@@ -30,6 +30,8 @@ pub struct Process {
 pub struct Usage {
     /// Resident memory in bytes.
     pub resident: u64,
+    /// Of that, what is of no file, in bytes: pages of programs are shared, and can be read again.
+    pub anonymous: u64,
     /// Highest resident memory so far, in bytes.
     pub peak_resident: u64,
     /// Open file descriptors.
@@ -164,6 +166,7 @@ pub fn usage(pid: u32) -> Result<Usage> {
     let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
     Ok(Usage {
         resident: number("VmRSS:").unwrap_or(0) << 10,
+        anonymous: number("RssAnon:").unwrap_or(0) << 10,
         peak_resident: number("VmHWM:").unwrap_or(0) << 10,
         descriptors: fs::read_dir(folder.join("fd"))?.count(),
         threads: number("Threads:").and_then(|count| count.try_into().ok()).unwrap_or(0),

@@ -515,9 +515,12 @@ fn bench(subject: &Subject, data: Data, image: &Reference, candidates: u32) -> R
     if subject.json {
         return print_json(&measured);
     }
-    let plugin::Measured { requests, load, median, p99, allowed } = measured;
+    let plugin::Measured { requests, load, median, p99, noop, allowed } = measured;
+    let noop = noop.map_or_else(String::new, |noop| {
+        format!("no-op:  {noop:.2} us in the median, so an answer costs {:.1} of them\n", median / noop)
+    });
     print(&format!(
-        "load:   {:.1} ms\nanswer: {median:.2} us in the median, {p99:.2} us p99 ({requests} requests, {allowed} allowed)\n",
+        "load:   {:.1} ms\nanswer: {median:.2} us in the median, {p99:.2} us p99 ({requests} requests, {allowed} allowed)\n{noop}",
         load / 1000.0
     ))
 }

@@ -11,7 +11,7 @@ use crate::oci::{Level, Reference as Image};
 use crate::policy::election::{self, ElectionPolicy, Role, RoleKind, Selection, View};
 use crate::policy::registry::{Availability, RegistryPolicy, Request, Requester, Way};
 use crate::policy::trust::{Conduct, Evidence, Method, Request as Peer, TrustPolicy, Way as Standing};
-use crate::policy::{LoadError, Node};
+use crate::policy::{LoadError, Node, Noop};
 
 /// Requests that are measured, after a tenth as many that are not.
 const REQUESTS: u32 = 20_000;
@@ -32,6 +32,8 @@ pub struct Measured {
     pub median: f64,
     /// 99 of 100 took no longer.
     pub p99: f64,
+    /// Half of as many calls of a component that does nothing took no longer, just before; none: it cannot be called here.
+    pub noop: Option<f64>,
     /// How many went through: what is mirrored, a peer that is neither denied nor failed about, a
     /// ranking without a fault.
     pub allowed: u32,
@@ -47,6 +49,7 @@ pub fn bench(path: &Path, given: Given, image: &Image, candidates: usize) -> Res
     let candidate = Candidate::read(path);
     let policies = candidate.load(given)?;
     let load = began.elapsed();
+    let noop = Noop::new().ok().map(|mut noop| measure(REQUESTS, || noop.call()).median);
     let measured = match candidate.world() {
         Some("trust") => {
             let request = newcomer();
@@ -63,7 +66,7 @@ pub fn bench(path: &Path, given: Given, image: &Image, candidates: usize) -> Res
             measure(REQUESTS, || matches!(policies.decide(&request).way, Way::Mirror(_)))
         }
     };
-    Ok(Measured { load: micros(load), ..measured })
+    Ok(Measured { load: micros(load), noop, ..measured })
 }
 
 /// The times of one question; whether what it asks about went through is counted.
@@ -83,7 +86,7 @@ fn measure(requests: u32, mut ask: impl FnMut() -> bool) -> Measured {
         .collect();
     times.sort_unstable();
     let at = |share: usize| micros(times[(times.len() - 1) * share / 100]);
-    Measured { requests, load: 0.0, median: at(50), p99: at(99), allowed }
+    Measured { requests, load: 0.0, median: at(50), p99: at(99), noop: None, allowed }
 }
 
 /// A peer that was just met, and is known by its name and an address.

@@ -8,6 +8,7 @@ mod compiler;
 mod embedded;
 mod host;
 mod inspect;
+mod noop;
 mod profile;
 mod ticker;
 mod v0_1;
@@ -31,6 +32,7 @@ use super::{Failure, Limits, Node};
 pub use embedded::{EMBEDDED_LIMIT, Embedded};
 pub(super) use inspect::Unfit;
 pub use inspect::{Facts, SIZE_LIMIT, facts, world};
+pub use noop::Noop;
 pub(super) use profile::{Bound, Code};
 pub(super) use v0_1::Abi;
 
@@ -248,11 +250,9 @@ impl<W: Abi> Policy<W> {
 
 impl<W: Abi> Answers<W> for Policy<W> {
     fn decide(&self, request: &W::Request, deadline: Instant) -> Result<W::Verdict, Failure> {
-        if Instant::now() >= deadline {
-            return Err(Failure::Time);
-        }
         let mut instance = match self.take() {
             Some(instance) => instance,
+            None if Instant::now() >= deadline => return Err(Failure::Time),
             None => match self.instance(deadline, W::fuel(Some(request))) {
                 Ok((instance, _)) => instance,
                 Err(Refused::Failed(failure)) => return Err(failure),
@@ -263,7 +263,10 @@ impl<W: Abi> Answers<W> for Policy<W> {
         let asked = W::request(request);
         let called = {
             let _running = self.engine.ticker.run();
-            self.engine.ticker.limit(&mut instance.store, deadline);
+            if !self.engine.ticker.limit(&mut instance.store, deadline) {
+                self.keep(instance);
+                return Err(Failure::Time);
+            }
             instance.store.data_mut().begin();
             instance.calls += 1;
             let Instance { store, exports, .. } = &mut instance;

@@ -15,7 +15,7 @@ use peili_lab::scratch::Scratch;
 use peili_lab::{
     Containerd, Generation, Image, Namespace, Network, Requirement, containerd, require, requirements, wait,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{PATIENCE, load};
 
@@ -127,11 +127,21 @@ impl Bed {
     /// Starts nodes that know each other, the first with `store`, the rest with nothing, and waits until the last one
     /// has what the first one holds.
     pub(crate) async fn nodes(&self, count: usize, store: Store, verify: bool) -> Result<Vec<Node>> {
+        self.nodes_with(count, store, |_| json!({"mirror": {"verify": verify}})).await
+    }
+
+    /// The same, each with a configuration of its own laid over the common one.
+    pub(crate) async fn nodes_with(
+        &self,
+        count: usize,
+        store: Store,
+        config: impl Fn(usize) -> Value,
+    ) -> Result<Vec<Node>> {
         let mut plans = Vec::new();
         for index in 0..count {
             let store = if index == 0 { store } else { Store::Empty };
             let mut plan = self.plan(index, store)?;
-            plan.merge(&json!({"mirror": {"verify": verify}}));
+            plan.merge(&config(index));
             plans.push(plan);
         }
         Plan::introduce(&mut plans);
@@ -200,14 +210,14 @@ pub(crate) fn manifest_path(repository: &str, digest: &Digest) -> String {
     format!("/v2/{repository}/manifests/{digest}?ns={REGISTRY}")
 }
 
-fn write_index(folder: &Path, manifests: &[serde_json::Value]) -> Result<()> {
+fn write_index(folder: &Path, manifests: &[Value]) -> Result<()> {
     fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
     fs::write(folder.join("index.json"), json!({"schemaVersion": 2, "manifests": manifests}).to_string())?;
     Ok(())
 }
 
 /// [`SMALL`] images without layers, their manifests filled up to 1 KiB.
-fn write_small(folder: &Path) -> Result<Vec<(Digest, Digest)>> {
+pub(crate) fn write_small(folder: &Path) -> Result<Vec<(Digest, Digest)>> {
     let blobs = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
     let put = |content: &str| -> Result<Digest> {

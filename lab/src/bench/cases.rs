@@ -13,7 +13,7 @@ use super::{PATIENCE, Report};
 
 const GIB: f64 = (1_u64 << 30) as f64;
 /// Before idle memory is read: a start's garbage is gone, intervals have run.
-const SETTLE: Duration = Duration::from_secs(10);
+pub(crate) const SETTLE: Duration = Duration::from_secs(10);
 /// Nodes that pull at once in the memory case.
 const PULLERS: usize = 4;
 
@@ -188,14 +188,20 @@ pub(crate) async fn pull(bed: &Bed, repeats: u32) -> Result<Option<Report>> {
 }
 
 /// Reads the whole of `path`: its bytes, and the seconds that took.
-fn whole(client: &mut Client, path: &str) -> Result<(f64, f64)> {
+pub(crate) fn whole(client: &mut Client, path: &str) -> Result<(f64, f64)> {
     let answer = client.request("GET", path)?;
     ensure!(answer.status == 200, "{path}: status {}", answer.status);
     Ok((answer.bytes as f64, answer.elapsed.as_secs_f64()))
 }
 
 /// Milliseconds of `count` requests, after some that do not count.
-fn timed(client: &mut Client, method: &str, paths: &[String], count: usize, status: u16) -> Result<Vec<f64>> {
+pub(crate) fn timed(
+    client: &mut Client,
+    method: &str,
+    paths: &[String],
+    count: usize,
+    status: u16,
+) -> Result<Vec<f64>> {
     let began = Instant::now();
     let mut times = Vec::with_capacity(count);
     for path in paths.iter().cycle().take(count) {

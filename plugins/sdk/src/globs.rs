@@ -30,8 +30,8 @@ pub struct GlobError {
 /// The globs that have the same segments up to here.
 #[derive(Clone, Debug, Default)]
 struct Node {
-    /// By what follows, where that is no pattern.
-    literal: BTreeMap<Box<str>, Node>,
+    /// By the [`hash`] of what follows, where that is no pattern: numbers are compared sooner than names that begin alike.
+    literal: BTreeMap<u64, Vec<(Box<str>, Node)>>,
     /// By what follows, where it is one.
     patterns: Vec<(Box<str>, Node)>,
     /// After `**`.
@@ -65,8 +65,7 @@ impl Globs {
 
     /// Whether one of them matches the whole of `name`.
     pub fn matches(&self, name: &str) -> bool {
-        let segments: Vec<&str> = name.split('/').collect();
-        self.root.matches(&segments)
+        !self.is_empty() && self.root.matches(Some(name))
     }
 
     fn insert(&mut self, glob: &str) -> Result<(), &'static str> {
@@ -85,16 +84,8 @@ impl Globs {
                 _ if segment.contains(['[', ']', '{', '}', '\\', '!']) => {
                     return Err("only `*`, `**` and `?` have a meaning here");
                 }
-                _ if segment.contains(['*', '?']) => {
-                    match node.patterns.iter().position(|(at, _)| **at == *segment) {
-                        Some(at) => &mut node.patterns[at].1,
-                        None => {
-                            node.patterns.push((segment.into(), Node::default()));
-                            &mut node.patterns.last_mut().ok_or("no pattern")?.1
-                        }
-                    }
-                }
-                _ => node.literal.entry(segment.into()).or_default(),
+                _ if segment.contains(['*', '?']) => below(&mut node.patterns, segment),
+                _ => below(node.literal.entry(hash(segment)).or_default(), segment),
             };
         }
         node.ends = true;
@@ -104,19 +95,52 @@ impl Globs {
 }
 
 impl Node {
-    fn matches(&self, segments: &[&str]) -> bool {
-        if let Some(deep) = &self.deep
-            && (0..=segments.len()).any(|skipped| deep.matches(&segments[skipped..]))
-        {
-            return true;
+    /// `name`: what is left of it; none: nothing, which is not the same as an empty segment.
+    fn matches(&self, name: Option<&str>) -> bool {
+        let Some(deep) = &self.deep else { return self.matches_here(name) };
+        let mut left = name;
+        loop {
+            if deep.matches(left) {
+                return true;
+            }
+            let Some(skipped) = left else { return self.matches_here(name) };
+            left = split(skipped).1;
         }
-        let Some((first, rest)) = segments.split_first() else { return self.ends };
-        self.literal.get(*first).is_some_and(|node| node.matches(rest))
+    }
+
+    /// Without `**`.
+    fn matches_here(&self, name: Option<&str>) -> bool {
+        let Some(name) = name else { return self.ends };
+        let (first, rest) = split(name);
+        let literal = self.literal.get(&hash(first)).into_iter().flatten();
+        literal.filter(|(segment, _)| **segment == *first).any(|(_, node)| node.matches(rest))
             || self
                 .patterns
                 .iter()
                 .any(|(pattern, node)| is_match(pattern.as_bytes(), first.as_bytes()) && node.matches(rest))
     }
+}
+
+/// The node below `segment`, made where there is none.
+fn below<'a>(nodes: &'a mut Vec<(Box<str>, Node)>, segment: &str) -> &'a mut Node {
+    let at = nodes.iter().position(|(known, _)| **known == *segment).unwrap_or_else(|| {
+        nodes.reserve_exact(1);
+        nodes.push((segment.into(), Node::default()));
+        nodes.len() - 1
+    });
+    &mut nodes[at].1
+}
+
+/// The first segment, and what follows it.
+fn split(name: &str) -> (&str, Option<&str>) {
+    name.split_once('/').map_or((name, None), |(first, rest)| (first, Some(rest)))
+}
+
+/// FNV-1a. Whoever asks cannot make the operator's globs collide.
+fn hash(segment: &str) -> u64 {
+    segment
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Whether a pattern with `*` and `?` matches a segment. A `*` that was passed is taken up again where the rest fails, so

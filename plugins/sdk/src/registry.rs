@@ -91,7 +91,7 @@ impl Plan {
 impl Request {
     /// `registry/repository`, as in an image's name.
     pub fn name(&self) -> String {
-        format!("{}/{}", self.registry, self.repository)
+        [self.registry.as_str(), &self.repository].join("/")
     }
 }
 

@@ -51,11 +51,12 @@ impl Ticker {
         Running(&self.state)
     }
 
-    /// Ends what runs in `store` at `deadline`, at the latest one tick after it.
-    pub(super) fn limit<T>(&self, store: &mut Store<T>, deadline: Instant) {
+    /// Ends what runs in `store` at `deadline`, at the latest one tick after it. Whether that is still to come.
+    pub(super) fn limit<T>(&self, store: &mut Store<T>, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
         let ticks = u64::try_from(left.as_millis()).unwrap_or(u64::MAX / 2);
         store.set_epoch_deadline(ticks + 1);
+        !left.is_zero()
     }
 }
 
