@@ -49,12 +49,23 @@ struct Shared {
     origins: Origins,
 }
 
+/// What a probe found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// One of the hosts answers.
+    Yes,
+    /// None does.
+    No,
+    /// The runtime has no host for it but this mirror, so that nobody was asked.
+    Closed,
+}
+
 struct Entry {
     /// When the answer was asked for last.
     used: Instant,
     /// The last answer and when it came; `None`: the first probe runs.
-    answer: watch::Receiver<Option<(bool, Instant)>>,
-    sender: Arc<watch::Sender<Option<(bool, Instant)>>>,
+    answer: watch::Receiver<Option<(Answer, Instant)>>,
+    sender: Arc<watch::Sender<Option<(Answer, Instant)>>>,
     running: bool,
 }
 
@@ -79,16 +90,17 @@ impl Prober {
         self.shared.origins.clear();
     }
 
-    /// The registries that were asked for in the last `recent`, with what their last probe found, the latest first; at most `limit`. One that
-    /// did not answer is probed anew, so that who looks again sees that it does.
+    /// The registries that were asked for in the last `recent`, with whether they answered their last probe, the latest first; at most `limit`.
+    /// One that did not is probed anew, so that who looks again sees that it does. Those that nobody is asked about are left out.
     pub fn asked(&self, recent: Duration, limit: usize) -> Vec<(Registry, bool)> {
         let config = self.config();
         let mut known = Vec::new();
         for (registry, entry) in lock(&self.shared.entries).iter_mut() {
-            let Some((answers, _)) = *entry.answer.borrow() else { continue };
-            if entry.used.elapsed() >= recent {
+            let Some((answer, _)) = *entry.answer.borrow() else { continue };
+            if entry.used.elapsed() >= recent || answer == Answer::Closed {
                 continue;
             }
+            let answers = answer == Answer::Yes;
             if !answers && known.len() < limit {
                 self.renew(registry, entry, &config);
             }
@@ -103,7 +115,7 @@ impl Prober {
     }
 
     /// The answer as far as it is known, with a probe under way where it is not fresh.
-    fn ask(&self, registry: &Registry, config: &Config) -> watch::Receiver<Option<(bool, Instant)>> {
+    fn ask(&self, registry: &Registry, config: &Config) -> watch::Receiver<Option<(Answer, Instant)>> {
         let now = Instant::now();
         let mut entries = lock(&self.shared.entries);
         if !entries.contains_key(registry) && entries.len() >= REGISTRY_LIMIT {
@@ -143,9 +155,9 @@ impl Upstream for Prober {
         let mut answer = self.ask(registry, &config);
         // An answer that is too old is not believed: the request waits for the probe that runs.
         let fresh =
-            |found: &Option<(bool, Instant)>| found.is_some_and(|(_, at)| at.elapsed() < config.cache);
+            |found: &Option<(Answer, Instant)>| found.is_some_and(|(_, at)| at.elapsed() < config.cache);
         match timeout(config.limit, answer.wait_for(fresh)).await {
-            Ok(Ok(found)) => found.is_some_and(|(answers, _)| answers),
+            Ok(Ok(found)) => found.is_some_and(|(answer, _)| answer == Answer::Yes),
             // No answer in time, or the probe was forgotten.
             Ok(Err(_)) | Err(_) => false,
         }
@@ -181,16 +193,16 @@ async fn run(
     shared: &Shared,
     registry: Registry,
     config: Config,
-    sender: &Arc<watch::Sender<Option<(bool, Instant)>>>,
+    sender: &Arc<watch::Sender<Option<(Answer, Instant)>>>,
 ) {
-    let answers = timeout(config.limit, async {
+    let answer = timeout(config.limit, async {
         let _permit = shared.permits.acquire().await;
         probe(shared, &registry, config.hosts_dirs).await
     });
-    let answers = answers.await.unwrap_or(false);
-    let previous = sender.send_replace(Some((answers, Instant::now())));
-    if previous.is_none_or(|(previous, _)| previous != answers) {
-        tracing::debug!(%registry, answers, "probed a registry");
+    let answer = answer.await.unwrap_or(Answer::No);
+    let previous = sender.send_replace(Some((answer, Instant::now())));
+    if previous.is_none_or(|(previous, _)| previous != answer) {
+        tracing::debug!(%registry, ?answer, "probed a registry");
     }
     let mut entries = lock(&shared.entries);
     if let Some(entry) = entries.get_mut(&registry)
@@ -201,16 +213,17 @@ async fn run(
 }
 
 /// Whether any candidate answers; the others are dropped at the first that does.
-async fn probe(shared: &Shared, registry: &Registry, dirs: Vec<PathBuf>) -> bool {
+async fn probe(shared: &Shared, registry: &Registry, dirs: Vec<PathBuf>) -> Answer {
     let (name, own) = (registry.clone(), shared.own.clone());
-    let Ok(reader) = Arc::clone(&shared.readers).acquire_owned().await else { return false };
+    let Ok(reader) = Arc::clone(&shared.readers).acquire_owned().await else { return Answer::No };
     let clients = tokio::task::spawn_blocking(move || {
         let _reader = reader;
         clients(&dirs, &name, &own)
     });
-    let clients = clients.await;
+    let Ok(clients) = clients.await else { return Answer::No };
+    let Some(clients) = clients else { return Answer::Closed };
     let mut probes = JoinSet::new();
-    for (client, url) in clients.unwrap_or_default() {
+    for (client, url) in clients {
         probes.spawn(async move {
             match client.get(url).send().await {
                 Ok(response) => counts(response.status()),
@@ -220,10 +233,10 @@ async fn probe(shared: &Shared, registry: &Registry, dirs: Vec<PathBuf>) -> bool
     }
     while let Some(result) = probes.join_next().await {
         if matches!(result, Ok(true)) {
-            return true;
+            return Answer::Yes;
         }
     }
-    false
+    Answer::No
 }
 
 /// A server that refuses this anonymous request may well answer the pod's; one that is broken or overrun will not.
@@ -255,9 +268,18 @@ fn configured(dirs: &[PathBuf], registry: &Registry) -> Vec<Host> {
     })
 }
 
-fn clients(dirs: &[PathBuf], registry: &Registry, own: &[SocketAddr]) -> Vec<(reqwest::Client, String)> {
+/// Who is asked, and where; none: the runtime has nobody else for it.
+fn clients(
+    dirs: &[PathBuf],
+    registry: &Registry,
+    own: &[SocketAddr],
+) -> Option<Vec<(reqwest::Client, String)>> {
+    let hosts = candidates(configured(dirs, registry), own);
+    if hosts.is_empty() {
+        return None;
+    }
     let mut clients = Vec::new();
-    for host in candidates(configured(dirs, registry), own) {
+    for host in hosts {
         let host = host.anonymous();
         let client = host.client().or_else(|error| {
             tracing::debug!(url = host.url, %error, "probing without certificates");
@@ -270,7 +292,7 @@ fn clients(dirs: &[PathBuf], registry: &Registry, own: &[SocketAddr]) -> Vec<(re
             Err(error) => tracing::debug!(url = host.url, %error, "cannot probe"),
         }
     }
-    clients
+    Some(clients)
 }
 
 /// The hosts after this mirror; all but this mirror where it is not among them.

@@ -171,6 +171,22 @@ async fn the_mirror_itself_is_never_asked() {
     }
 }
 
+/// A registry that has no host but this mirror is asked by nobody, which is no silence.
+#[tokio::test]
+async fn a_closed_registry_is_not_among_those_that_were_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mirror = serve("200").await;
+    for (name, server) in [("closed.test", mirror.address.as_str()), ("silent.test", "127.0.0.1:1")] {
+        let text = format!("server = \"http://{server}\"\n[host.\"http://{}\"]\n", mirror.address);
+        write(dir.path(), name, &text);
+    }
+    let prober = prober(dir.path(), &[&mirror.address], Duration::from_secs(10));
+    for name in ["closed.test", "silent.test"] {
+        assert!(!prober.answers(&registry(name)).await, "{name}");
+    }
+    assert_eq!(prober.asked(Duration::from_secs(60), 10), [(registry("silent.test"), false)]);
+}
+
 /// Headers of a hosts file may say who asks; a probe does not. (Certificates: `tls`.)
 #[tokio::test]
 async fn a_probe_sends_nothing_that_is_configured() {
