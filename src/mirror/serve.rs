@@ -181,8 +181,8 @@ impl Serve {
             })
     }
 
-    /// How this node itself would have the tag resolved, if by its home.
-    fn home_plan(&self, name: &Reference) -> Option<(Tag, Plan)> {
+    /// How this node itself would have the tag resolved, if by its home, and how new the answer has to be.
+    fn home_plan(&self, name: &Reference) -> Option<(Tag, Plan, Duration)> {
         if !self.policy.is_active() || is_local(&name.name.registry) {
             return None;
         }
@@ -191,7 +191,7 @@ impl Serve {
         let request =
             policy::Request::manifest(name, Requester::Runtime, policy::Availability::default(), upstreams);
         match self.policy.decide(&request).way {
-            Way::Mirror(plan) => plan.home_age().map(|_| (tag, plan)),
+            Way::Mirror(plan) => plan.home_age().map(|age| (tag, plan, age)),
             Way::Bypass | Way::Deny(_) => None,
         }
     }
@@ -209,9 +209,8 @@ impl TagSource for Serve {
         if !self.may_know(peer, name, None) {
             return None;
         }
-        let (tag, plan) = self.home_plan(name)?;
+        let (tag, plan, age) = self.home_plan(name)?;
         // No peer makes this node ask more often than it would itself.
-        let fresh = fresh.max(plan.home_age()?);
-        self.tags.at_home(&name.name, &tag, &plan, fresh).await.ok()
+        self.tags.at_home(&name.name, &tag, &plan, fresh.max(age)).await.ok()
     }
 }
