@@ -339,6 +339,9 @@ fn the_kubernetes_section_is_checked() {
         ("election: {configmap: {name: peili-fleet}}", "the coordinator's summary"),
         ("election: {configmap: {hold: none}}", "none"),
         ("election: {lease: {name: ../x}}", "no name of an object"),
+        // Of each of these only one is wrong: the name, and that of the ConfigMap that is called after it.
+        ("election: {lease: {name: a-}}", "no name of an object"),
+        (&format!("election: {{lease: {{name: {}}}}}", "a".repeat(253)), "no name of an object"),
         ("election: {lease: {times: slow}}", "slow"),
         ("kubernetes: {endpoints: ['http://a']}", "no address of an API server"),
         ("kubernetes: {service: 'a'}", "kubernetes.service"),

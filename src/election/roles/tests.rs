@@ -275,9 +275,12 @@ fn policies_are_asked_when_something_has_changed_and_not_before() {
     members[1].facts.labels = BTreeMap::from([("a".into(), "b".into())]);
     bench.at(2, &members);
     assert_eq!(asked(), 2);
-    // A wrong length is worth nothing.
+    // A wrong length is worth nothing, where all carry the policies.
+    members[1].facts.policy = Mark::of(&MARK);
+    bench.at(3, &members);
+    assert_eq!(by(&bench.at(20, &members), Role::TagHome).0, By::Policy);
     bench.ranks.say(&[1]);
-    assert_eq!(by(&bench.at(3, &members), Role::TagHome).0, By::BuiltIn);
+    assert_eq!(by(&bench.at(21, &members), Role::TagHome).0, By::BuiltIn);
 }
 
 #[test]

@@ -564,3 +564,31 @@ async fn some<F: Future + Unpin>(future: Option<F>) -> F::Output {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards that a right to read is not taken for one to write.
+    #[test]
+    fn what_could_not_be_written_stays_wrong_until_it_is() {
+        let fault = |cause| Some(Fault::new(cause, "it failed"));
+        let mut health = Health::default();
+        health.take(fault(Cause::Forbidden), true, false, 0);
+        for (is_write, is_empty) in [(false, false), (false, true), (true, true)] {
+            health.take(None, is_write, is_empty, 2 * PASSING);
+            assert!(health.fault.is_some() && health.well.is_none());
+        }
+        health.take(None, true, false, 2 * PASSING);
+        assert!(health.fault.is_none() && health.well.is_some());
+        // What got no answer is over after a while, and a read that failed with the next.
+        health.take(fault(Cause::NoAnswer), true, false, 0);
+        health.take(None, false, false, PASSING - 1);
+        assert!(health.fault.is_some());
+        health.take(None, false, false, PASSING);
+        assert!(health.fault.is_none());
+        health.take(fault(Cause::Forbidden), false, false, 0);
+        health.take(None, false, false, 1);
+        assert!(health.fault.is_none());
+    }
+}

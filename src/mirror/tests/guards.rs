@@ -19,6 +19,20 @@ impl Gate for Without {
     }
 }
 
+/// Trusts everybody, but for one who is introduced only: it keeps its connection.
+#[derive(Default)]
+struct But(std::sync::Mutex<Option<PeerId>>);
+
+impl Gate for But {
+    fn level(&self, peer: &PeerId, _: Action) -> Level {
+        if self.0.lock().unwrap().as_ref() == Some(peer) { Level::Introduce } else { Level::Tags }
+    }
+
+    fn serves(&self, _: &PeerId, _: &Name) -> bool {
+        true
+    }
+}
+
 /// A peer that says something else of what it gives.
 struct Saying<F>(Serve, F);
 
@@ -140,4 +154,26 @@ async fn the_gate_is_asked_before_a_peer_is_and_before_it_is_told() {
     let serve =
         Serve::new(&settings, tags.holders[0].store.clone(), gate, nothing_of_tags(), Metrics::default());
     assert_eq!(serve.tag(&tags.id, &"registry.test/library/app:v1".parse().unwrap()), None);
+}
+
+/// Guards that who is trusted no more while it gives is left, and the rest comes from another one.
+#[tokio::test]
+async fn who_is_trusted_no_more_in_mid_body_is_left() {
+    let (artifact, layer, bytes) = image("library/app", 8 * MIB);
+    let gate = Arc::new(But::default());
+    let lab = Lab::gated(2, &Config::default(), Some(gate.clone()));
+    lab.hold(0, &artifact);
+    lab.hold(1, &artifact);
+    let mut body = lab.open(&layer, None).await.unwrap().body;
+    let mut came = body.next().await.unwrap().unwrap().to_vec();
+    let asked = [lab.asked(0), lab.asked(1)];
+    let giver = usize::from(asked[1] > 0);
+    assert_eq!((asked[giver], asked[1 - giver]), (1, 0), "it would give all of it");
+    *gate.0.lock().unwrap() = Some(lab.holders[giver].id.clone());
+    while let Some(chunk) = timeout(LIMIT, body.next()).await.unwrap() {
+        came.extend_from_slice(&chunk.unwrap());
+    }
+    assert!(came == bytes);
+    assert_eq!(lab.asked(giver), 1);
+    assert!(lab.asked(1 - giver) > 0);
 }

@@ -291,6 +291,11 @@ mod tests {
         assert_eq!((counted.written.get(), counted.dropped.get()), (0, 1));
         assert!(problem.unwrap().contains("decisions.jsonl: "));
         assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
+        // A link is none, wherever it leads: what is empty could be the beginning of a log.
+        fs::write(&other, "").unwrap();
+        let (counted, _) = written(&path, 1 << 20, vec![record("nginx:1")]);
+        assert_eq!((counted.written.get(), counted.dropped.get()), (0, 1));
+        assert_eq!(fs::read_to_string(&other).unwrap(), "");
 
         fs::remove_file(&path).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, OWNER, 0).unwrap();

@@ -79,6 +79,10 @@ async fn files_of_a_policy_are_followed() {
     until("it is back", || policies.problem().is_none()).await;
     assert_eq!(number(), 2, "the same set is no other generation");
     following.abort();
+    // With other limits it is.
+    let limits = Limits { memory: ByteSize::mib(8), ..Limits::default() };
+    policies.apply(&only(Plugin { limits, ..telling(vec![data("list", &path)]) })).unwrap();
+    assert_eq!(number(), 3);
 }
 
 /// What must not be read is not, and what is wrong is said of that file; the last good set stands.
