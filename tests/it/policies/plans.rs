@@ -14,7 +14,8 @@ use crate::cluster::{Cluster, PULL, REGISTRY, Setup};
 pub(super) fn cases() -> Vec<Case> {
     let needs = needs_for(Generation::V2);
     vec![
-        Case::new("policies::plans::sources", &needs, sources),
+        // Alone: five policies share the 10 ms of a chain, in a debug build.
+        Case::new("policies::plans::sources", &needs, sources).alone(),
         Case::new("policies::plans::min_trust", &needs, min_trust),
         // Alone: who is slow for want of a processor is asked beside as one that hangs.
         Case::new("policies::plans::max_fan_out", &needs, max_fan_out).alone(),
