@@ -31,7 +31,8 @@ pub(super) fn cases() -> Vec<Case> {
     }
     for generation in Generation::ALL {
         let name = format!("faults::processes::asker_stopped_{generation:?}").to_lowercase();
-        cases.push(timed(name, &needs(generation), move || stopped(generation)));
+        // Beside a cluster 300 ms are too few.
+        cases.push(timed(name, &needs(generation), move || stopped(generation)).alone());
     }
     cases
 }
