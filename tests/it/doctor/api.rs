@@ -73,6 +73,14 @@ async fn nothing() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(text.starts_with("problem containerd-absent: "), "{text}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("there are problems"), "what was found is no error of the program: {said}");
+    // The report is there where the manifests cannot be written.
+    let output = command.args(["--fix-manifests", "/proc/nowhere"]).output().unwrap();
+    let (text, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.starts_with("problem containerd-absent: "), "{text}");
+    assert!(said.starts_with("error: cannot make /proc/nowhere"), "{said}");
 }
 
 async fn impostors() {
