@@ -149,11 +149,7 @@ impl Doctor {
         let took = start.elapsed();
         let report: Value =
             serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
-        let verdicts = report["verdicts"].as_array().unwrap();
-        let mut codes: Vec<_> =
-            verdicts.iter().map(|verdict| verdict["code"].as_str().unwrap().to_owned()).collect();
-        codes.sort();
-        Found { codes, report, exit: output.status.code(), took }
+        Found { codes: codes(&report), report, exit: output.status.code(), took }
     }
 
     /// Has these verdicts and no others, in time, and the exit code of the worst.
@@ -204,6 +200,15 @@ impl Found {
         let all = self.verdict(code)["manifests"].as_array().unwrap();
         all.iter().map(|manifest| manifest["objects"].as_array().unwrap().clone()).collect()
     }
+}
+
+/// The codes of a report's verdicts, in order.
+pub(crate) fn codes(report: &Value) -> Vec<String> {
+    let verdicts = report["verdicts"].as_array().unwrap();
+    let mut codes: Vec<_> =
+        verdicts.iter().map(|verdict| verdict["code"].as_str().unwrap().to_owned()).collect();
+    codes.sort();
+    codes
 }
 
 fn sorted(codes: &[&str]) -> Vec<String> {

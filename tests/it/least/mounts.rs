@@ -20,6 +20,7 @@ use crate::chart::parse;
 use crate::cli::layout;
 use crate::cluster::{PULL, REGISTRY};
 use crate::coordination::Cluster;
+use crate::doctor;
 
 use Altered::{Nothing, ReadOnly, Without};
 
@@ -246,11 +247,7 @@ fn said(output: &Output) -> String {
 fn codes(output: &Output) -> Vec<String> {
     let report: Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
-    let verdicts = report["verdicts"].as_array().unwrap();
-    let mut codes: Vec<_> =
-        verdicts.iter().map(|verdict| verdict["code"].as_str().unwrap().to_owned()).collect();
-    codes.sort();
-    codes
+    doctor::codes(&report)
 }
 
 /// Of a container that ends: what is other, and what it says of that.
