@@ -141,8 +141,8 @@ fn rankings_are_the_same_bytes_everywhere() {
     skip_unless!("policy::tests::determinism::rankings_are_the_same_bytes_everywhere", Components);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/policy/tests/determinism.txt");
     let views = views();
-    let mut machines =
-        [Code::Native, Code::Baseline, Code::Interpreted].map(|code| (code, Machine::new(code)));
+    let mut machines = [Code::Native, Code::Checked, Code::Baseline, Code::Interpreted]
+        .map(|code| (code, Machine::new(code)));
     let mut texts = Vec::new();
     for (code, machine) in &mut machines {
         let began = Instant::now();
@@ -191,7 +191,7 @@ fn the_largest_view_fits() {
 fn instructions_end_at_the_same_step() {
     skip_unless!("policy::tests::determinism::instructions_end_at_the_same_step", Components);
     let three = view(&["a", "b", "c"]);
-    let mut machines = [Code::Native, Code::Baseline, Code::Interpreted].map(Machine::new);
+    let mut machines = [Code::Native, Code::Checked, Code::Baseline, Code::Interpreted].map(Machine::new);
     let is_enough = |machine: &mut Machine, steps: u64| {
         let said = machine.rank("testguests-election", &json!({"act": "work", "steps": steps}), &three);
         assert!(["abstain", "failed: its instructions were used up"].contains(&said.as_str()), "{said}");

@@ -1,4 +1,4 @@
-//! Policies where the kernel lets no process make machine code.
+//! Policies where the kernel lets no process make machine code, and where it lets it have few addresses.
 
 use std::process::Command;
 
@@ -20,7 +20,7 @@ const REFUSE: &str = "syscall($^O eq 'linux' && `uname -m` =~ /x86_64/ ? 157 : 1
 /// What the child's output has.
 const SIGN: &str = "code is made as";
 
-/// In a child of [`machine_code_is_done_without`]: what it finds out, and that policies of two worlds decide all the same.
+/// In a child of those below: what it finds out, and that policies of two worlds decide all the same.
 #[test]
 fn policies_decide_here() {
     skip_unless!("policy::tests::interpreted::policies_decide_here", Components);
@@ -44,27 +44,41 @@ fn policies_decide_here() {
 fn machine_code_is_done_without() {
     const NAME: &str = "policy::tests::interpreted::machine_code_is_done_without";
     skip_unless!(NAME, Components);
+    let mut child = Command::new("perl");
+    child.args(["-e", REFUSE]);
+    match again(child) {
+        Ok((Some(77), _)) => peili_lab::report_skip(NAME, "needs a kernel of 6.3 or newer"),
+        Ok((code, text)) => {
+            assert!(code == Some(0) && text.contains(&format!("{SIGN} Interpreted")), "{text}");
+        }
+        Err(_) => peili_lab::report_skip(NAME, "needs perl"),
+    }
+}
+
+/// And in one that may have no more addresses than one memory would reserve.
+#[test]
+fn many_addresses_are_done_without() {
+    const NAME: &str = "policy::tests::interpreted::many_addresses_are_done_without";
+    skip_unless!(NAME, Components);
+    let mut child = Command::new("prlimit");
+    child.arg(format!("--as={}", 4_u64 << 30));
+    let (code, text) = again(child).unwrap();
+    assert!(code == Some(0) && text.contains(&format!("{SIGN} Checked")), "{text}");
+}
+
+/// Some tests of this binary in a child; how it ended, and what it wrote.
+fn again(mut child: Command) -> std::io::Result<(Option<i32>, String)> {
     let tests = [
         "policy::tests::interpreted::policies_decide_here",
         "policy::tests::election::the_shipped_policies_rank_together",
         "policy::tests::engine::each_field_of_a_plan_arrives",
         "policy::tests::trust::node_allow_and_zone_boundary_decide_together",
     ];
-    let child = Command::new("perl")
-        .args(["-e", REFUSE])
-        .arg(std::env::current_exe().unwrap())
-        .args(tests)
-        .args(["--exact", "--nocapture", "--test-threads=1"])
-        .output();
-    let output = match child {
-        Ok(output) if output.status.code() == Some(77) => {
-            return peili_lab::report_skip(NAME, "needs a kernel of 6.3 or newer");
-        }
-        Ok(output) => output,
-        Err(_) => return peili_lab::report_skip(NAME, "needs perl"),
-    };
+    let child = child.arg(std::env::current_exe()?).args(tests);
+    let output = child.args(["--exact", "--nocapture", "--test-threads=1"]).output()?;
     let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains(&format!("{SIGN} Interpreted")) && text.contains("4 passed"), "{text}");
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    let is_whole = !output.status.success() || text.contains("4 passed");
+    assert!(is_whole, "{text}");
+    Ok((output.status.code(), text))
 }
