@@ -64,6 +64,8 @@ pub struct Settings {
     pub max_upload_rate: Option<u64>,
     /// Of a grant; none: the longest.
     pub ttl_seconds: Option<u64>,
+    /// Of a grant: from when on it never returns instead, in seconds since 1970.
+    pub stuck_from: Option<u64>,
 }
 
 /// The policy.
@@ -93,6 +95,7 @@ impl Policy for TestGuest {
         match self.settings.act {
             Act::Abstain => Verdict::abstain(),
             Act::Deny => Verdict::deny(Duration::from_secs(60), "told-to", "the test guest was told to"),
+            Act::Grant if self.settings.stuck_from.is_some_and(|from| request.now >= from * 1000) => spin(),
             Act::Grant => Verdict::allow(grant(&self.settings)),
             Act::Loop => spin(),
             Act::Panic => panic!("told to, with {}", request.peer.name),

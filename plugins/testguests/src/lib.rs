@@ -76,6 +76,10 @@ pub struct Constraints {
     pub min_trust: Option<String>,
     /// At least 1.
     pub max_fan_out: Option<u32>,
+    /// `revalidated`, or else upstream-only.
+    pub tag_resolution: Option<String>,
+    /// Whatever the configuration says.
+    pub always_verify: bool,
 }
 
 /// The policy.
@@ -163,6 +167,11 @@ impl Constraints {
                 _ => TrustLevel::Tags,
             }),
             max_fan_out: self.max_fan_out,
+            tag_resolution: self.tag_resolution.as_deref().map(|resolution| match resolution {
+                "revalidated" => TagResolution::Revalidated,
+                _ => TagResolution::UpstreamOnly,
+            }),
+            always_verify: self.always_verify,
             ..Plan::any()
         }
     }

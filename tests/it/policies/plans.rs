@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use peili::oci::Digest;
 use peili_lab::liar::{Lie, ZONE};
 use peili_lab::{Generation, Image, Liar, Origin, policy, wait};
 use serde_json::{Value, json};
 
-use super::{APPLIED, Taken, needs_for, path, pulled};
+use super::{APPLIED, Taken, needs_for, path, pulled, tags_asked};
 use crate::Case;
 use crate::cluster::{Cluster, PULL, REGISTRY, Setup};
 
@@ -19,6 +20,8 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("policies::plans::min_trust", &needs, min_trust),
         // Alone: who is slow for want of a processor is asked beside as one that hangs.
         Case::new("policies::plans::max_fan_out", &needs, max_fan_out).alone(),
+        Case::new("policies::plans::tag_resolution", &needs, tag_resolution),
+        Case::new("policies::plans::always_verify", &needs, always_verify),
     ]
 }
 
@@ -174,24 +177,8 @@ async fn max_fan_out() {
         let mut cluster = setup.start().await;
         let image = image("special/app", 1);
         cluster.seed(0, &image).await;
-        let place = &cluster.network.nodes[2];
-        let liar = Liar::start(&place.namespace, place.address(), &[&image]).unwrap();
-        liar.lie(Lie::Hang);
-        let node = &mut cluster.nodes[1].peili;
-        node.plan.config["network"]["peers"]
-            .as_array_mut()
-            .unwrap()
-            .push(json!({"id": liar.peer_id(), "addresses": [liar.address().to_string()]}));
-        node.rewrite().unwrap();
+        let liar = liar(&mut cluster, &[&image], Lie::Hang).await;
         let node = &cluster.nodes[1].peili;
-        wait::until("what the other one claims", Duration::from_secs(20), async || {
-            let status = node.status().await.ok()?;
-            let peers = status["network"]["peers"].as_array()?.iter();
-            let mut claims = peers.filter(|peer| peer["id"] == *liar.peer_id());
-            claims.any(|peer| peer["holds"].as_u64() >= Some(image.blobs.len() as u64)).then_some(())
-        })
-        .await
-        .unwrap();
         let taken = pulled(&cluster, 1, &image).await;
         let hedges = node.metric("peili_mirror_hedges_total", "").await.unwrap();
         println!("{constraints}: {hedges} asked beside, {} requests at the one that hangs", liar.requests());
@@ -200,4 +187,112 @@ async fn max_fan_out() {
         assert_eq!(taken.origin, 0);
         assert!(taken.nodes[0] >= image.layer_bytes() && taken.got >= image.layer_bytes(), "{taken:?}");
     }
+}
+
+/// A peer in a place of its own that claims these images; the second node trusts it and knows what it claims.
+async fn liar(cluster: &mut Cluster, images: &[&Image], lie: Lie) -> Liar {
+    let place = &cluster.network.nodes[2];
+    let liar = Liar::start(&place.namespace, place.address(), images).unwrap();
+    liar.lie(lie);
+    let node = &mut cluster.nodes[1].peili;
+    let peers = node.plan.config["network"]["peers"].as_array_mut().unwrap();
+    peers.push(json!({"id": liar.peer_id(), "addresses": [liar.address().to_string()]}));
+    node.rewrite().unwrap();
+    let all: usize = images.iter().map(|image| image.blobs.len()).sum();
+    wait::until("what the other one claims", Duration::from_secs(20), async || {
+        let status = node.status().await.ok()?;
+        let mut peers = status["network"]["peers"].as_array()?.iter();
+        peers
+            .any(|peer| peer["id"] == *liar.peer_id() && peer["holds"].as_u64() >= Some(all as u64))
+            .then_some(())
+    })
+    .await
+    .unwrap();
+    liar
+}
+
+/// A tag that peers may tell by the configuration, and by a plan only the registry may: it is asked once, and for nothing else. Where the
+/// plan has an upstream, that is asked instead.
+async fn tag_resolution() {
+    let mirror = json!({"mirror": {"tags-peers-first": ["**"]}});
+    let mut cluster = Setup { config: mirror, ..Setup::new(Generation::V2) }.start().await;
+    let place = &cluster.network.nodes[2];
+    let house = Origin::start_at(Some(&place.namespace), &[(place.address(), 8081).into()]).unwrap();
+    let rules = [
+        json!({"match": [format!("{REGISTRY}/house-*/**")], "peers": "first", "upstreams": [{"name": "house"}]}),
+    ];
+    let order = json!({"name": "order", "path": policy("upstream-order"), "settings": {"rules": rules}});
+    let [revalidated, only] =
+        ["revalidated", "upstream-only"].map(|name| plan(name, &json!({"tag-resolution": name})));
+    let mut config = registry(&[order, revalidated, only]);
+    config["upstreams"] = json!([{"name": "house", "address": house.url(), "repositories": ["/"]}]);
+    let names = [
+        "free/app",
+        "revalidated/app",
+        "upstream-only/app",
+        "house-revalidated/app",
+        "house-upstream-only/app",
+    ];
+    let images: Vec<_> = names.into_iter().zip(1..).map(|(name, seed)| image(name, seed)).collect();
+    for image in &images {
+        cluster.seed(0, image).await;
+        house.add(image);
+    }
+    let node = &mut cluster.nodes[1].peili;
+    node.plan.merge(&config);
+    node.rewrite().unwrap();
+    let node = &cluster.nodes[1].peili;
+    wait::until("the policies are in force", APPLIED * 2, async || {
+        let tag = format!("/v2/{}/manifests/v1?ns={REGISTRY}", images[1].repository);
+        (node.fetch(&tag).await.ok()?.status == 404).then_some(())
+    })
+    .await
+    .unwrap();
+    for image in &images {
+        house.reset();
+        let name = image.repository.as_str();
+        let Taken { origin, nodes, got } = pulled(&cluster, 1, image).await;
+        assert!(origin == 0 && nodes[0] >= image.layer_bytes() && got >= image.layer_bytes(), "{name}");
+        let (free, at_house) = (name.starts_with("free"), name.starts_with("house-"));
+        assert_eq!(tags_asked(&cluster, image), usize::from(!free && !at_house), "{name} at the registry");
+        let asked = house.requests().iter().filter(|request| request.path.ends_with("/v1")).count();
+        assert_eq!((asked > 0, house.layer_bytes(image)), (at_house, 0), "{name} at the house");
+    }
+}
+
+/// What a peer sends is verified before the runtime sees it where the plan says so, although the configuration turned that off: a lie
+/// becomes the next source's answer. Without the plan the runtime gets it.
+async fn always_verify() {
+    let verified = plan("special", &json!({"always-verify": true}));
+    let mut config = registry(&[verified]);
+    config["mirror"] = json!({"verify": false});
+    config["node"] = json!({"zone": ZONE});
+    let setup = Setup { configs: vec![(1, config)], ..Setup::new(Generation::V2) };
+    let mut cluster = setup.start().await;
+    // Small enough to be verified as a whole.
+    let [special, plain] = [("special/app", 1), ("plain/app", 2)]
+        .map(|(name, seed)| Image::builder(name, "v1").layer(1 << 20).seed(seed).build().unwrap());
+    for image in [&special, &plain] {
+        cluster.seed(0, image).await;
+    }
+    let liar = liar(&mut cluster, &[&special, &plain], Lie::Bytes).await;
+    let node = &cluster.nodes[1].peili;
+    let layer = |image: &Image| format!("/v2/{}/blobs/{}?ns={REGISTRY}", image.repository, image.layers[0]);
+    let is_true = async |image: &Image| {
+        let answer = node.fetch(&layer(image)).await.unwrap();
+        assert_eq!(answer.status, 200);
+        Digest::sha256(&answer.body) == image.layers[0]
+    };
+    let asked = liar.requests();
+    assert!(!is_true(&plain).await, "the runtime would get the lie");
+    assert!(liar.requests() > asked);
+    let mismatches =
+        async || node.metric("peili_mirror_verifications_total", "verdict=\"mismatch\"").await.unwrap_or(0.0);
+    assert_eq!(mismatches().await, 0.0);
+    let asked = liar.requests();
+    let taken = pulled(&cluster, 1, &special).await;
+    assert!(liar.requests() > asked, "it was asked, and lied");
+    assert!(mismatches().await > 0.0);
+    assert_eq!(taken.origin, 0);
+    assert!(taken.nodes[0] >= special.layer_bytes(), "from the other one: {taken:?}");
 }

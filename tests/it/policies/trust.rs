@@ -1,13 +1,13 @@
 //! Trust policies from mounted files: who gives and gets what, while it flows. Counted at the origin and at both peers.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use peili_lab::cri::Pulled;
 use peili_lab::{Generation, Image, policy, wait};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::{APPLIED, Taken, needs_for, pulled, sent, tags_asked};
+use super::{APPLIED, Taken, needs_for, path, pulled, sent, tags_asked};
 use crate::Case;
 use crate::cluster::{Cluster, PULL, REGISTRY, Setup};
 
@@ -21,6 +21,8 @@ const DRAINED: Duration = Duration::from_millis(2300);
 /// Slow enough that a change comes in the middle.
 const RATE: u64 = 2 << 20;
 const LAYER: u64 = 24 << 20;
+/// How long a grant counts, in the case of that.
+const TTL: Duration = Duration::from_secs(24);
 /// Longest case with many pulls.
 const LONG: Duration = Duration::from_secs(240);
 
@@ -33,6 +35,7 @@ pub(super) fn cases() -> Vec<Case> {
             .alone(),
         Case::new("policies::trust::levels", &needs, levels).within(LONG),
         Case::new("policies::trust::limits", &needs, limits).within(LONG),
+        Case::new("policies::trust::ttl", &needs, ttl),
         Case::new("policies::trust::failing", &needs, failing),
     ]
 }
@@ -200,6 +203,45 @@ async fn limits() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let Taken { origin, nodes, got } = pulled(&cluster, 1, &all).await;
     assert!(origin == 0 && nodes[0] >= all.layer_bytes() && got >= all.layer_bytes(), "all at once");
+}
+
+/// What was granted counts until its time is over although the policy answers no more, and then no longer: on a node where that time
+/// is short. Where it is long it still counts.
+async fn ttl() {
+    let mut cluster = Setup { count: 3, ..Setup::new(Generation::V2) }.start().await;
+    let [during, after, lasting] = [("library/during", 1), ("library/after", 2), ("library/lasting", 3)]
+        .map(|(name, seed)| Image::builder(name, "v1").layer(1 << 20).seed(seed).build().unwrap());
+    for image in [&during, &after, &lasting] {
+        cluster.seed(0, image).await;
+    }
+    let stuck = SystemTime::now() + TTL / 2;
+    let from = stuck.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    for (node, seconds) in [(1, TTL.as_secs()), (2, 300)] {
+        let grant = json!({"act": "grant", "on": "node-1", "ttl-seconds": seconds, "stuck-from": from});
+        rewrite(&mut cluster, node, &guest(&grant), "does Grant").await;
+    }
+    wait::until("it answers no more", TTL, async || {
+        let status = cluster.nodes[1].peili.status().await.ok()?;
+        status.to_string().contains("does not judge peer").then_some(())
+    })
+    .await
+    .unwrap();
+    // It is asked anew a quarter of its time before the end.
+    let Taken { origin, nodes, got } = pulled(&cluster, 1, &during).await;
+    assert!(origin == 0 && nodes[0] >= during.layer_bytes() && got >= during.layer_bytes(), "still granted");
+    wait::until("its time is over", TTL, async || {
+        let answer = cluster.nodes[1].peili.fetch(&path(&after)).await.ok()?;
+        (answer.status == 404).then_some(())
+    })
+    .await
+    .unwrap();
+    let Taken { origin, nodes, got } = pulled(&cluster, 1, &after).await;
+    assert_eq!((origin, nodes[0], got), (after.layer_bytes(), 0, 0), "not granted any more");
+    let Taken { origin, nodes, got } = pulled(&cluster, 2, &lasting).await;
+    assert!(
+        origin == 0 && nodes[0] >= lasting.layer_bytes() && got >= lasting.layer_bytes(),
+        "granted for long"
+    );
 }
 
 /// A policy that never answers: newcomers get nothing, who has a grant keeps it, and the node says so. All is well again once it
