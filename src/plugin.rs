@@ -20,7 +20,7 @@ use crate::policy::{self, Policies};
 
 pub use crate::policy::Data;
 pub use crate::policy::cases::Tested;
-pub use bench::{Measured, bench};
+pub use bench::{BenchError, Measured, Questions, Ratios, Times, bench};
 pub use build::{BuildError, build};
 pub use cases::{Answer, CasesError, Compared, Difference, diff, run, test};
 pub use manifest::{Fit, Manifest, manifest};
@@ -154,7 +154,7 @@ pub fn printable(text: &str) -> String {
 /// Why a node would not take it.
 pub fn check(path: &Path, given: Given) -> Result<Component, policy::LoadError> {
     let candidate = Candidate::read(path);
-    let policies = candidate.load(given)?;
+    let policies = candidate.load(policy::Node::default(), given)?;
     let summary = policies.loaded().into_iter().next().map(|loaded| loaded.summary);
     Ok(Component { summary, ..Component::of(path, &candidate.bytes) })
 }
@@ -201,8 +201,8 @@ impl Candidate {
     }
 
     /// A chain of this policy alone, in the world that it is of.
-    fn load(&self, given: Given) -> Result<Policies, policy::LoadError> {
-        let policies = Policies::new(policy::Node::default(), policy::metrics::Metrics::default());
+    fn load(&self, here: policy::Node, given: Given) -> Result<Policies, policy::LoadError> {
+        let policies = Policies::new(here, policy::metrics::Metrics::default());
         policies.apply(&self.alone(given))?;
         Ok(policies)
     }
@@ -237,7 +237,7 @@ mod tests {
         std::fs::write(&path, "one").unwrap();
         let candidate = Candidate::read(&path);
         std::fs::write(&path, "another").unwrap();
-        let error = candidate.load(serde_json::json!({}).into()).err().unwrap();
+        let error = candidate.load(policy::Node::default(), serde_json::json!({}).into()).err().unwrap();
         assert_eq!(error.stage, policy::Stage::Pin, "{error}");
     }
 

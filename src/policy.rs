@@ -32,7 +32,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use config::{Config, DATA_FILES, Data, Decisions, Failing, Limits, Lines, Mode, Plugin, Startup};
-pub use engine::{EMBEDDED_LIMIT, Embedded, Facts, Noop, SIZE_LIMIT, facts, world};
+pub use engine::{EMBEDDED_LIMIT, Embedded, Facts, Noop, SIZE_LIMIT, compile_time, facts, world};
 pub use files::component as read;
 pub use generation::{Loaded, Policies};
 pub use load::{LoadError, Stage};

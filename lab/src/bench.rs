@@ -149,7 +149,7 @@ async fn policies(options: &Options, wanted: impl Fn(&str) -> bool) -> Result<()
         return Ok(());
     }
     if wanted("policies.call") {
-        policies::calls(options.repeats)?.print("one process");
+        policies::calls(options.repeats).await?.print("one process");
     }
     if wanted("policies.memory") {
         policies::memory(options.repeats).await?.print("loopback");

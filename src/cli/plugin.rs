@@ -1,5 +1,7 @@
 //! `peili plugin`: what its commands take, and what they print.
 
+mod bench;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +12,6 @@ use serde_json::Value;
 use super::Failure;
 use super::commands::{print, print_json};
 use crate::config::Inputs;
-use crate::oci::Reference;
 use crate::plugin::{self, Component, Fit, InspectError, Inspected, Manifest, NewError};
 
 /// What `peili plugin` can be asked for.
@@ -172,24 +173,18 @@ pub(super) enum Plugin {
         json: bool,
     },
 
-    /// Measure how long a policy takes to load and to answer
+    /// Measure what a policy costs: to compile, to load and to ask, and how much memory
     ///
-    /// A registry policy is asked about an image, a trust policy about a peer that was just met, an election policy to rank.
+    /// A registry policy is asked about an image, a trust policy about a peer that was just met, an election policy to rank; or they are
+    /// asked what a node recorded. A call is warm on an instance that was used before, and cold on a new one, which is configured first.
     #[command(
-        after_help = "Examples:\n  peili plugin bench allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}' nginx:1.27\n  peili plugin bench zone-spread.wasm --candidates 5000\n\nExit codes: 0 done, 1 failed, 2 wrong usage."
+        after_help = "Examples:\n  peili plugin bench allow-list.wasm --settings '{\"allow\": [\"docker.io/library/*\"]}' nginx:1.27\n  \
+        peili plugin bench allow-list.wasm --requests decisions.jsonl --save before.json\n  \
+        peili plugin bench allow-list.wasm --requests decisions.jsonl --baseline before.json --max-ratio 1.5\n  \
+        peili plugin bench zone-spread.wasm --candidates 5000\n\n\
+        Exit codes: 0 done; 1 it cannot be asked, or costs more than --max-ratio allows; 2 wrong usage."
     )]
-    Bench {
-        #[command(flatten)]
-        subject: Subject,
-        #[command(flatten)]
-        data: Data,
-        /// The image that is asked about
-        #[arg(default_value = "docker.io/library/nginx:1.27")]
-        image: Reference,
-        /// How many candidates an election policy ranks
-        #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=20_000))]
-        candidates: u32,
-    },
+    Bench(bench::Bench),
 
     /// Say what is in a component, without running it
     #[command(
@@ -304,7 +299,7 @@ pub(super) fn plugin(command: Plugin) -> Result<(), Failure> {
             };
             diff(&compared, json)
         }
-        Plugin::Bench { subject, data, image, candidates } => bench(&subject, data, &image, candidates),
+        Plugin::Bench(command) => command.run(),
         Plugin::Inspect { file, json } => inspect(&file, json),
         Plugin::Manifest { subject, data, name, namespace } => {
             let given = subject.given(data)?;
@@ -507,22 +502,6 @@ fn diff(compared: &plugin::Compared, json: bool) -> Result<(), Failure> {
         return Err(anyhow::anyhow!("they differ in {different} of {questions} cases").into());
     }
     Ok(())
-}
-
-fn bench(subject: &Subject, data: Data, image: &Reference, candidates: u32) -> Result<(), Failure> {
-    let measured = plugin::bench(&subject.file, subject.given(data)?, image, candidates as usize);
-    let measured = measured.context("a node would refuse it")?;
-    if subject.json {
-        return print_json(&measured);
-    }
-    let plugin::Measured { requests, load, median, p99, noop, allowed } = measured;
-    let noop = noop.map_or_else(String::new, |noop| {
-        format!("no-op:  {noop:.2} us in the median, so an answer costs {:.1} of them\n", median / noop)
-    });
-    print(&format!(
-        "load:   {:.1} ms\nanswer: {median:.2} us in the median, {p99:.2} us p99 ({requests} requests, {allowed} allowed)\n{noop}",
-        load / 1000.0
-    ))
 }
 
 #[cfg(test)]

@@ -10,14 +10,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::bench::Question;
 use super::cases::{Compared, Difference, LISTED};
 use super::{Candidate, CasesError, Data, Given, printable};
 use crate::policy::cases::{self, Asked, Who};
 use crate::policy::metrics::Metrics;
-use crate::policy::{Config, LINE_LIMIT, LoadError, Policies, Record, Said};
+use crate::policy::{Config, LINE_LIMIT, LoadError, Node, Policies, Record, Said};
 
 /// Cases that are written: as many as a node asks.
 const CASES: usize = 1000;
+/// Questions that are kept to be asked again and again.
+const QUESTIONS: usize = 10_000;
 /// Policies that are named where the log has nothing of the one that is asked.
 const NAMED: usize = 16;
 /// Nodes whose policies are kept while their records alternate: a log is of one node, which may have got another zone.
@@ -179,6 +182,24 @@ impl Replay {
     pub fn configured(config: Config) -> Self {
         // What is asked here is no decision of a node.
         Self { config: Config { decisions: None, ..config }, one: None, given: Given::default() }
+    }
+
+    /// The first decisions of the component's world that are recorded in `decisions`, and the node that asked the first of them.
+    pub(super) fn questions(&self, decisions: &Path) -> Result<(Node, Vec<Question>), ReplayError> {
+        let (mut here, mut questions) = (None, Vec::new());
+        self.each(decisions, |_, record| {
+            here.get_or_insert_with(|| record.here.here());
+            if questions.len() < QUESTIONS {
+                let request = &record.request;
+                let question = match record.world.as_str() {
+                    "trust" => request.trust().map(Question::Trust),
+                    _ => request.registry().map(Question::Registry),
+                };
+                questions.push(question.map_err(Unasked::Line)?);
+            }
+            Ok(())
+        })?;
+        Ok((here.unwrap_or_default(), questions))
     }
 
     /// Asks again what is recorded in `decisions`; `write`: where what one component was asked and said becomes cases.

@@ -28,6 +28,11 @@ const TRIES: u32 = 3;
 pub(super) trait Answers<W: World>: Send + Sync {
     /// The verdict, until `deadline`.
     fn decide(&self, request: &W::Request, deadline: Instant) -> Result<W::Verdict, Failure>;
+
+    /// Lets go of what it keeps between requests, so that the next one is its first; how much memory that had, in bytes.
+    fn cool(&self) -> usize {
+        0
+    }
 }
 
 /// Policies in their order.
@@ -85,6 +90,11 @@ impl<W: World> Chain<W> {
     /// Whether the verdict of one counts.
     pub(super) fn enforces(&self) -> bool {
         self.entries.iter().any(|entry| entry.mode == Mode::Enforce)
+    }
+
+    /// Lets all go of what they keep between requests; the most memory that one of them had, in bytes.
+    pub(super) fn cool(&self) -> usize {
+        self.entries.iter().map(|entry| entry.policy.cool()).max().unwrap_or(0)
     }
 
     /// Asks all; `see` is told what each said.

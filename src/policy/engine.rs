@@ -16,6 +16,7 @@ mod wasi;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,10 @@ use self::host::{Host, Voice};
 use self::ticker::Ticker;
 use self::v0_1::Unconfigured;
 use super::chain::Answers;
+use super::election::Election;
+use super::registry::Registry;
+use super::trust::Trust;
+use super::world::World;
 use super::{Failure, Limits, Node};
 
 pub use embedded::{EMBEDDED_LIMIT, Embedded};
@@ -112,6 +117,8 @@ pub(super) struct Policy<W: Abi> {
     /// `None`: it is not told.
     here: Option<v0_1::Node>,
     warm: Mutex<Vec<Instance<W>>>,
+    /// The most memory of an instance that was used once, in bytes.
+    used: AtomicUsize,
 }
 
 struct Instance<W: Abi> {
@@ -197,7 +204,7 @@ impl<W: Abi> Policy<W> {
     fn new(engine: Arc<Engine>, compiled: Compiled<W>, given: Given, here: &Node) -> Self {
         let voice = Arc::new(Voice::new(Arc::clone(&given.name), given.limits.log));
         let here = (!W::IS_COMMON).then(|| here.into());
-        Self { engine, compiled, voice, given, here, warm: Mutex::default() }
+        Self { engine, compiled, voice, given, here, warm: Mutex::default(), used: AtomicUsize::new(0) }
     }
 
     /// How many times as long as machine code it may take.
@@ -238,7 +245,11 @@ impl<W: Abi> Policy<W> {
     }
 
     fn keep(&self, instance: Instance<W>) {
-        if W::IS_COMMON || instance.calls >= CALLS || instance.store.data().is_large() {
+        if W::IS_COMMON {
+            self.used.fetch_max(instance.store.data().memory(), Ordering::Relaxed);
+            return;
+        }
+        if instance.calls >= CALLS || instance.store.data().is_large() {
             return;
         }
         let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
@@ -281,6 +292,30 @@ impl<W: Abi> Answers<W> for Policy<W> {
             }
             Err(error) => Err(failure(&error, instance.store.data())),
         }
+    }
+
+    fn cool(&self) -> usize {
+        let warm = std::mem::take(&mut *self.warm.lock().unwrap_or_else(PoisonError::into_inner));
+        let kept = warm.iter().map(|instance| instance.store.data().memory()).max();
+        kept.unwrap_or(0).max(self.used.swap(0, Ordering::Relaxed))
+    }
+}
+
+/// How long the compiler takes for a component, and nothing else that loading does.
+///
+/// # Errors
+/// It is of no world, or cannot be compiled here.
+pub fn compile_time(bytes: &[u8]) -> Result<Duration, String> {
+    fn compiled<W: Abi>(bytes: &[u8], bound: Bound) -> Result<Duration, String> {
+        let engine = Engine::new(Code::here(), bound)?;
+        let began = Instant::now();
+        engine.compile::<W>(bytes).map(|_| began.elapsed()).map_err(|unfit| unfit.to_string())
+    }
+    match world(bytes) {
+        Some(Registry::NAME) => compiled::<Registry>(bytes, Bound::Time),
+        Some(Trust::NAME) => compiled::<Trust>(bytes, Bound::Time),
+        Some(Election::NAME) => compiled::<Election>(bytes, Bound::Fuel),
+        _ => Err("it is of no world".into()),
     }
 }
 

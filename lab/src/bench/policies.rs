@@ -1,6 +1,7 @@
 //! What policies cost: a call, beside a call of a component that does nothing; memory; bytes and requests of a mirror, beside one
 //! without policies in the same minutes; and how soon what changed is in force.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,41 +32,58 @@ const RECENT: u32 = 1000;
 /// Between two looks at whether a change is in force.
 const LOOK: Duration = Duration::from_millis(2);
 const MIB: f64 = (1_u64 << 20) as f64;
+/// Between two looks of a mirror at its files (`policy/generation.rs`).
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// The component that is replaced, in its node's data folder.
 const COMPONENT: &str = "allow-list.wasm";
 /// The list that is changed, there too.
 const LIST: &str = "list.txt";
 
-/// One policy at a time, as `peili plugin bench` calls it.
-pub(crate) fn calls(repeats: u32) -> Result<Report> {
+/// One policy at a time, as `peili plugin bench` calls it: with what a mirror recorded, and with one question.
+pub(crate) async fn calls(repeats: u32) -> Result<Report> {
     let mut report = Report::new("policies.call");
-    let globs: Vec<String> = (0..GLOBS).map(|team| format!("docker.io/team-{team}/*")).collect();
-    let last = format!("docker.io/team-{}/app:v1", GLOBS - 1);
-    for (name, component, settings) in [
-        ("1,000 globs", "allow-list", json!({"allow": globs})),
-        ("a whole plan", "testguests", json!({"act": "plan"})),
-        ("no opinion", "testguests", json!({"act": "abstain"})),
+    let place = Place::new()?;
+    let log = place.record().await?;
+    let asked = ["--requests".as_ref(), log.as_os_str()];
+    for (name, component, settings, asked) in [
+        ("1,000 globs", "allow-list", allowed(), &asked[..]),
+        ("three sources", "upstream-order", ordered(), &asked),
+        ("a whole plan", "testguests", json!({"act": "plan"}), &[]),
+        ("no opinion", "testguests", json!({"act": "abstain"}), &[]),
     ] {
-        let mut figures = [const { Vec::new() }; 5];
+        let kinds = [
+            ("no-op median us", "/noop", 1.0),
+            ("median us", "/warm/median", 1.0),
+            ("p99 us", "/warm/p99", 1.0),
+            ("cold median us", "/cold/median", 1.0),
+            ("cold p99 us", "/cold/p99", 1.0),
+            ("compile ms", "/compile", 1e3),
+            ("load ms", "/load", 1e3),
+            ("an instance MiB", "/instance-memory", MIB),
+        ];
+        let (mut figures, mut ratios) = (kinds.map(|_| Vec::new()), Vec::new());
         for _ in 0..repeats {
-            let measured = measured(component, &settings, &last)?;
-            let of = |key: &str| measured[key].as_f64().with_context(|| format!("no {key}"));
-            let (median, noop) = (of("median")?, of("noop")?);
-            let values = [noop, median, median / noop, of("p99")?, of("load")? / 1000.0];
-            figures.iter_mut().zip(values).for_each(|(figure, value)| figure.push(value));
+            let measured = measured(component, &settings, asked)?;
+            let of = |path: &str| {
+                measured.pointer(path).and_then(Value::as_f64).with_context(|| format!("no {path}"))
+            };
+            for (figure, (_, path, unit)) in figures.iter_mut().zip(kinds) {
+                figure.push(of(path)? / unit);
+            }
+            ratios.push(of("/warm/median")? / of("/noop")?);
         }
-        let kinds = ["no-op median us", "median us", "median/no-op", "p99 us", "load ms"];
-        for (kind, values) in kinds.into_iter().zip(figures) {
+        for ((kind, ..), values) in kinds.into_iter().zip(figures) {
             report.add(format!("{name}, {kind}"), values);
         }
+        report.add(format!("{name}, median/no-op"), ratios);
     }
     Ok(report)
 }
 
-fn measured(component: &str, settings: &Value, image: &str) -> Result<Value> {
+fn measured(component: &str, settings: &Value, asked: &[&OsStr]) -> Result<Value> {
     let mut command = Command::new(binary()?);
     command.args(["plugin", "bench", "--json", "--settings", &settings.to_string()]);
-    let output = command.arg(policy(component)).arg(image).output()?;
+    let output = command.arg(policy(component)).args(asked).output()?;
     ensure!(output.status.success(), "{component}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_slice(&output.stdout)?)
 }
@@ -240,6 +258,7 @@ pub(crate) async fn changes(repeats: u32) -> Result<Report> {
         let name = format!("n{number:07}");
         other.extend([&[0, 9, 8][..], name.as_bytes()].concat());
         let sha256 = Digest::sha256(&other).hex();
+        staggered(number, repeats * 4).await;
         replace(&component, &other)?;
         let began = Instant::now();
         soon("the component in force", async || {
@@ -263,6 +282,7 @@ pub(crate) async fn changes(repeats: u32) -> Result<Report> {
             })
             .await?;
             let (is_on, status) = if number % 2 == 0 { (false, 403) } else { (true, 200) };
+            staggered(number, repeats * 4).await;
             replace(&list, listed(is_on).as_bytes())?;
             let began = Instant::now();
             soon("the list in force", async || {
@@ -275,6 +295,12 @@ pub(crate) async fn changes(repeats: u32) -> Result<Report> {
         report.add(name, times);
     }
     Ok(report)
+}
+
+/// Waits for a part of the time between two of a mirror's looks at its files, another one each time: else what changes right after the
+/// last change was seen always has the longest way.
+async fn staggered(number: u32, count: u32) {
+    tokio::time::sleep(BETWEEN_LOOKS * number / count).await;
 }
 
 /// A folder with small images, and nodes on loopback that have them.
@@ -292,6 +318,30 @@ impl Place {
 
     fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
+    }
+
+    /// What a node with three policies is asked for its small images and decides, all of it: a log.
+    async fn record(&self) -> Result<PathBuf> {
+        let log = self.path("recorded.jsonl");
+        let mut config = three(&policy("allow-list"), "");
+        config["policies"]["decisions"] = json!({"path": log, "sample": 1});
+        let mut node = self.node(&config).await?;
+        let small = self.small.iter();
+        let paths = small
+            .flat_map(|(manifest, config)| [manifest_path("small", manifest), blob_path("small", config)]);
+        let paths: Vec<String> = paths.collect();
+        let asked = paths.len();
+        load::with(None, node.registry(), move |client| {
+            paths.iter().try_for_each(|path| client.request("HEAD", path).map(drop))
+        })
+        .await?;
+        soon("all are recorded", async || {
+            let text = fs::read_to_string(&log).ok()?;
+            (text.lines().count() >= asked).then_some(())
+        })
+        .await?;
+        node.kill();
+        Ok(log)
     }
 
     async fn node(&self, config: &Value) -> Result<Node> {
@@ -317,9 +367,7 @@ fn three(allow_list: &Path, message: &str) -> Value {
             "registry": [
                 {"name": "allow-list", "path": allow_list, "settings": settings, "failure": "deny"},
                 plugin("tag-freshness", &json!({"rules": [{"match": [all], "max-age": "1h"}]})),
-                plugin("upstream-order", &json!({
-                    "rules": [{"match": [all], "upstreams": [{"name": "near"}, {"name": "far"}]}],
-                })),
+                plugin("upstream-order", &ordered()),
             ],
         },
     })
@@ -327,6 +375,11 @@ fn three(allow_list: &Path, message: &str) -> Value {
 
 fn plugin(component: &str, settings: &Value) -> Value {
     json!({"name": component, "path": policy(component), "settings": settings, "failure": "deny"})
+}
+
+/// Settings of three sources for all images here.
+fn ordered() -> Value {
+    json!({"rules": [{"match": [format!("{REGISTRY}/**")], "upstreams": [{"name": "near"}, {"name": "far"}]}]})
 }
 
 /// Settings of an allow list whose last globs are those of the images here.

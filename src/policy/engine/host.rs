@@ -70,6 +70,11 @@ impl Host {
         self.lines = 0;
     }
 
+    /// What the instance has now, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.memory
+    }
+
     /// Whether the instance has grown so much that a new one is better.
     pub(super) fn is_large(&self) -> bool {
         self.memory > self.limit / 2

@@ -112,6 +112,49 @@ async fn monitor_enforce_replay() {
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("in 9 cases"), "{text}");
     with_data(scratch.path(), &log(&monitored), &component);
+    measured(scratch.path(), &log(&monitored), &component, &settings.to_string());
+}
+
+/// What it costs to ask all that again, kept and compared.
+fn measured(folder: &Path, log: &Path, component: &Path, settings: &str) {
+    let before = folder.join("before.json");
+    let bench = |paths: &[&Path], more: &[&str]| plugin(&["bench", "--requests"], paths, more);
+    let save = before.display().to_string();
+    let (code, text) = bench(&[log, component], &["--settings", settings, "--json", "--save", &save]);
+    assert_eq!(code, 0, "{text}");
+    let figures: Value = serde_json::from_str(&text).unwrap();
+    // Three of nine are not denied.
+    let (allowed, third) = (figures["allowed"].as_u64().unwrap(), figures["asked"].as_u64().unwrap() / 3);
+    assert!(figures["questions"] == 9 && allowed.abs_diff(third) <= 3, "{text}");
+    let of = |path: &str| figures.pointer(path).and_then(Value::as_f64).unwrap();
+    assert!(of("/cold/median") > of("/warm/median") && of("/warm/p99") >= of("/warm/median"), "{text}");
+    assert!(of("/load") > 0.0 && of("/compile") > of("/cold/median"), "{text}");
+    assert!(of("/instance-memory") >= f64::from(64 << 10), "at least a page: {text}");
+    let kept: Value = serde_json::from_str(&std::fs::read_to_string(&before).unwrap()).unwrap();
+    assert_eq!(kept, figures);
+
+    // As if it had been far cheaper.
+    let mut cheap = kept;
+    cheap["instance-memory"] = json!(1);
+    std::fs::write(&before, cheap.to_string()).unwrap();
+    let compare = ["--settings", settings, "--baseline", &save, "--max-ratio", "1000"];
+    let (code, text) = bench(&[log, component], &compare);
+    assert_eq!(code, 1, "{text}");
+    for part in
+        ["instance-memory is", "times that of the baseline, and 1000 is allowed", "of the baseline), "]
+    {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    std::fs::write(&before, "{}").unwrap();
+    for (paths, more, code, part) in [
+        (&[log, component][..], &compare[..], 1, "`--save FILE` writes them"),
+        (&[log, component], &["--max-ratio", "2"], 2, "--baseline"),
+        (&[log, &policy("node-allow")], &[], 1, "is a decision that can be asked again"),
+        (&[log, &policy("zone-spread")], &[], 1, "world"),
+    ] {
+        let (ended, text) = bench(paths, more);
+        assert!(ended == code && text.contains(part), "{part} is not in\n{text}");
+    }
 }
 
 /// The same list in a file beside the settings: whatever asks a policy gives it that, and cases that are written bring it along.
