@@ -414,7 +414,11 @@ impl Election {
             let (role, candidates) = (role.for_policies(introducers), table.candidates());
             said = self.shared.policy.explain(&policies::View { role, candidates, holder: None }).1;
         }
-        Some(table.explain(role, key, said))
+        let mut explained = table.explain(role, key, said);
+        if let Some(strict) = self.strict().filter(|_| role == Role::Coordinator) {
+            explained.put_lease(&strict.state(), &table);
+        }
+        Some(explained)
     }
 
     /// Keeps the table right. Ends never.

@@ -152,17 +152,34 @@ pub struct Standing {
 impl Status {
     /// Adds how the strict role stands.
     pub(super) fn put_lease(&mut self, state: &State, table: &Table) {
-        let held = state.leads();
-        let holder = state.holder.as_deref().filter(|_| !state.free).unwrap_or_default();
         if let Some(role) = self.roles.iter_mut().find(|role| role.role == Role::Coordinator.name()) {
-            role.held = held;
-            let peer = identity::peer(holder);
-            let named = peer.as_ref().and_then(|peer| table.named(peer));
-            let foreign = || Holder { id: holder.to_owned(), node: holder.to_owned() };
-            role.holders = (!holder.is_empty()).then(|| named.unwrap_or_else(foreign)).into_iter().collect();
+            role.put_lease(state, table);
         }
         self.lease = Some(LeaseStatus::of(state.own.as_deref().unwrap_or(state)));
         self.configmap = state.beside.as_deref().map(LeaseStatus::of);
+    }
+}
+
+impl Explained {
+    /// Says who holds the strict role, and whether that is this node.
+    pub(super) fn put_lease(&mut self, state: &State, table: &Table) {
+        self.role.put_lease(state, table);
+        self.owners = self.role.holders.clone();
+        for standing in &mut self.candidates {
+            standing.holds = self.owners.iter().any(|owner| owner.id == standing.id);
+        }
+    }
+}
+
+impl RoleStatus {
+    /// What the lease says of the strict role: its holder, who need not be a member, or nobody.
+    fn put_lease(&mut self, state: &State, table: &Table) {
+        self.held = state.leads();
+        let holder = state.holder.as_deref().filter(|holder| !state.free && !holder.is_empty());
+        let named = |holder: &str| identity::peer(holder).and_then(|peer| table.named(&peer));
+        let foreign = |holder: &str| Holder { id: holder.to_owned(), node: holder.to_owned() };
+        self.holders =
+            holder.map(|holder| named(holder).unwrap_or_else(|| foreign(holder))).into_iter().collect();
     }
 }
 

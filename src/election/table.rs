@@ -328,6 +328,8 @@ impl Table {
         };
         let owners: Vec<usize> = match (role, key) {
             (Role::TagHome, Some(_)) => order.first().copied().into_iter().collect(),
+            // The lease says who it is; all the others stand for it.
+            (Role::Coordinator, _) => Vec::new(),
             _ => held.seats.clone(),
         };
         order.extend((0..self.members()).filter(|place| held.weights.get(*place) == Some(&0)));

@@ -3,12 +3,13 @@
 //! In that story (Spegel 0.0.17) 0 of 172 probes were answered, pods were restarted 6 times in 10 minutes, no request was mirrored
 //! although a neighbour held the content, and after the block two of three pods went on crashing because the lock named a dead leader.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use peili::cluster::Kind;
 use peili_lab::kubernetes::Options;
 use peili_lab::netns::{Addresses, Block, Network, NetworkNode};
-use peili_lab::node::Plan;
+use peili_lab::node::{Plan, binary};
 use peili_lab::scratch::Scratch;
 use peili_lab::{Dns, Image, Node, Requirement, wait};
 use rand::SeedableRng;
@@ -186,7 +187,24 @@ impl Rig {
             })
             .await;
         let status = self.nodes[0].status().await.unwrap();
-        (holders(&status["election"]), took)
+        let holder = holders(&status["election"]);
+        assert_eq!(self.explained_coordinator(), [holder.as_str()], "and nobody else, by `explain`");
+        (holder, took)
+    }
+
+    /// Who holds the role, and who of those that stand for it is said to, by `peili election explain`.
+    fn explained_coordinator(&self) -> Vec<String> {
+        let mut command = Command::new(binary().unwrap());
+        command.args(["election", "explain", "coordinator", "--json", "--data-dir"]);
+        let output = command.arg(self.nodes[0].plan.data_dir()).output().unwrap();
+        let explained: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let names = |of: &str| -> Vec<String> {
+            let all = explained[of].as_array().into_iter().flatten();
+            let all = all.filter(|one| of == "owners" || one["holds"] == true);
+            all.map(|one| one["node"].as_str().unwrap_or_default().to_owned()).collect()
+        };
+        assert_eq!(names("owners"), names("candidates"), "{explained}");
+        names("owners")
     }
 
     /// One of them leads, by its own word.
@@ -367,7 +385,7 @@ async fn dead_leader() {
         place.unwrap()
     };
     let run = |node: usize| {
-        let mut command = std::process::Command::new(peili_lab::node::binary().unwrap());
+        let mut command = Command::new(binary().unwrap());
         command.args(["election", "yield", "coordinator", "--data-dir"]).arg(rig.nodes[node].plan.data_dir());
         command.output().unwrap()
     };

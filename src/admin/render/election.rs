@@ -1,7 +1,7 @@
 //! Elections for people.
 
 use super::{Page, known, short};
-use crate::election::{By, Compared, Explained, Holder, LeaseStatus, RoleStatus, Status};
+use crate::election::{By, Compared, Explained, Holder, LeaseStatus, Role, RoleStatus, Status};
 
 /// Elections as one line of a node's status; `None`: nothing is known yet.
 pub(super) fn line(status: &Status) -> Option<String> {
@@ -61,7 +61,9 @@ pub fn render_explained(explained: &Explained) -> String {
         "Held by  ",
         &match (owners.is_empty(), key) {
             (false, _) => names(owners),
-            (true, None) if role.candidates > 0 => "for each key another one; name a key to see whom".into(),
+            (true, None) if role.role == Role::TagHome.name() && role.candidates > 0 => {
+                "for each key another one; name a key to see whom".into()
+            }
             (true, _) => "nobody".into(),
         },
     );

@@ -335,6 +335,8 @@ fn what_is_explained_is_what_is_held() {
     let explained = output.table.explain(Role::Introducers, None, Vec::new());
     assert_eq!(explained.owners.len(), 3);
     assert_eq!(explained.candidates.iter().filter(|standing| standing.holds).count(), 3);
+    let explained = output.table.explain(Role::Coordinator, None, Vec::new());
+    assert!(explained.owners.is_empty() && !explained.candidates.iter().any(|standing| standing.holds));
 }
 
 #[test]
