@@ -235,7 +235,7 @@ impl App {
         };
         let mirror = Mirror::new(&settings, parts);
         let resolving = AbortOnDropHandle::new(tokio::spawn(mirror.clone().follow_tags()));
-        let [locating, telling] = zone::follow(&zone, &network, &mirror);
+        let [locating, telling] = zone::follow(&zone, &network, &mirror, &policies);
         let advertising = mirror::advertise(Arc::clone(&watcher), Arc::new(network.clone()));
         let advertising = AbortOnDropHandle::new(tokio::spawn(advertising));
 

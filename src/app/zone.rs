@@ -17,7 +17,7 @@ use crate::cluster::{Api, Cause, Fault, node_label};
 use crate::config::Config;
 use crate::mirror::Mirror;
 use crate::network::swarm::SwarmNetwork;
-use crate::policy::ZONE_LABEL;
+use crate::policy::{Policies, ZONE_LABEL};
 
 /// Name of the file within the state folder.
 const FILE: &str = "zone";
@@ -49,19 +49,21 @@ pub(super) struct Zone {
     api: Option<Api>,
 }
 
-/// The tasks that look for the zone of this node, and that tell the others and the mirror of it.
+/// The tasks that look for the zone of this node, and that tell the others, the mirror and the policies of it.
 pub(super) fn follow(
     zone: &Arc<Zone>,
     network: &SwarmNetwork,
     mirror: &Mirror,
+    policies: &Arc<Policies>,
 ) -> [AbortOnDropHandle<()>; 2] {
     let mut changes = zone.now.subscribe();
-    let (network, mirror) = (network.clone(), mirror.clone());
+    let (network, mirror, policies) = (network.clone(), mirror.clone(), Arc::clone(policies));
     let telling = async move {
         while changes.changed().await.is_ok() {
             let zone = changes.borrow_and_update().clone();
             network.set_zone(&zone);
             mirror.set_zone(&zone);
+            policies.set_zone(&zone);
         }
     };
     let zone = Arc::clone(zone);

@@ -22,7 +22,7 @@ use super::shadow::{self, Objection, Recent};
 use super::text::clean;
 use super::trust::{self, Trust, TrustPolicy};
 use super::world::World as _;
-use super::{Config, Failure, Node, Said, Startup};
+use super::{Config, Failure, Node, Provenance, Said, Startup};
 
 /// Between two looks at the files. A change counts once it has stood for one of these.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -55,7 +55,7 @@ pub struct Loaded {
 
 /// The policies of this node.
 pub struct Policies {
-    here: Node,
+    here: Mutex<Node>,
     metrics: Metrics,
     state: ArcSwap<Generation>,
     /// What a changed set is tried on.
@@ -63,6 +63,8 @@ pub struct Policies {
     recorder: Recorder,
     /// Whoever changes what is in force; held while components are read and compiled.
     loader: Mutex<Loader>,
+    /// Whether `here` is another than the policies in force were told.
+    has_moved: AtomicBool,
     /// What is to be loaded next, by who does not wait for it.
     wanted: Mutex<Option<Config>>,
     wake: Notify,
@@ -92,7 +94,8 @@ impl Policies {
     pub fn new(here: Node, metrics: Metrics) -> Self {
         Self {
             recorder: Recorder::new(&here, metrics.recorded()),
-            here,
+            here: Mutex::new(here),
+            has_moved: AtomicBool::new(false),
             metrics,
             state: ArcSwap::default(),
             recent: Recent::default(),
@@ -131,6 +134,18 @@ impl Policies {
     pub fn want(&self, config: &Config) {
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(config.clone());
         self.wake.notify_one();
+    }
+
+    /// Lets [`Policies::follow`] tell the policies that this node is in another zone, or in one at last. Does not wait.
+    pub fn set_zone(&self, zone: &str) {
+        let mut here = self.here();
+        let labels = super::zone(zone, Provenance::Configured);
+        if here.labels != labels {
+            here.labels = labels;
+            self.recorder.set_here(&here);
+            self.has_moved.store(true, Ordering::Relaxed);
+            self.wake.notify_one();
+        }
     }
 
     /// Tries again soon what could not be taken over, if anything.
@@ -231,6 +246,11 @@ impl Policies {
             return loader.look();
         }
         let now = loader.look();
+        if self.has_moved.swap(false, Ordering::Relaxed) && loader.number > 0 {
+            // What is refused now is tried again with all else, and is told the same.
+            let _ = self.load(&mut loader);
+            return now;
+        }
         let again = loader.retry.is_some_and(|at| Instant::now() >= at);
         // Files that are being written are not taken, however long a retry is due.
         if now == *last && (again || now != loader.stamps) {
@@ -244,7 +264,8 @@ impl Policies {
         let is_first = loader.number == 0;
         // Before they are read, so that no change is missed.
         loader.stamps = loader.look();
-        let made = loader.make(&self.here, &self.metrics).and_then(|sets| self.next(loader, sets));
+        let here = self.here().clone();
+        let made = loader.make(&here, &self.metrics).and_then(|sets| self.next(loader, &here, sets));
         let is_interpreted = loader.code.is_some_and(|code| code == Code::Interpreted);
         self.is_interpreted.store(is_interpreted, Ordering::Relaxed);
         self.metrics.interpreted.set(is_interpreted.into());
@@ -252,7 +273,7 @@ impl Policies {
         self.is_required.store(is_required, Ordering::Relaxed);
         match made {
             Ok((next, revision)) => {
-                loader.took(revision);
+                loader.took(revision, here);
                 self.metrics.pending.set(0);
                 self.metrics.is_refused.set(0);
                 *self.last_problem() = None;
@@ -295,9 +316,15 @@ impl Policies {
     }
 
     /// The generation that comes next, if it may, and its revision; none if it is in force already.
-    fn next(&self, loader: &Loader, sets: Sets) -> Result<(Option<Generation>, String), LoadError> {
+    fn next(
+        &self,
+        loader: &Loader,
+        here: &Node,
+        sets: Sets,
+    ) -> Result<(Option<Generation>, String), LoadError> {
         let Sets { registry, trust, election, effective, revision } = sets;
-        if loader.number > 0 && loader.revision == revision {
+        let is_same = loader.number > 0 && loader.revision == revision;
+        if is_same && loader.here == *here {
             return Ok((None, revision));
         }
         let pace = loader.pace();
@@ -310,10 +337,10 @@ impl Policies {
             failing: Mutex::default(),
             loaded: [registry.loaded, trust.loaded, election.loaded].concat(),
         };
-        // Without a last good one there is nothing that would be better; and whoever goes back, or does without policies, is not
-        // kept from it.
+        // Without a last good one there is nothing that would be better; whoever goes back, or does without policies, is not kept from
+        // it; and where the node is, is no change of the set.
         let may_be = [&loader.config.accept, &loader.previous].contains(&&revision);
-        if loader.number > 0 && !may_be {
+        if loader.number > 0 && !is_same && !may_be {
             let before = self.state.load_full();
             let limit = loader.config.max_change;
             let requests = if next.registry.is_empty() { Vec::new() } else { self.recent.all() };
@@ -334,6 +361,10 @@ impl Policies {
     #[cfg(test)]
     pub(super) fn compiled(&self) -> usize {
         self.loader().compiled()
+    }
+
+    fn here(&self) -> MutexGuard<'_, Node> {
+        self.here.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn last_problem(&self) -> MutexGuard<'_, Option<LoadError>> {

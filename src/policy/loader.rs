@@ -55,6 +55,8 @@ pub(super) struct Loader {
     /// Of the generation in force, and of the one before it.
     pub(super) revision: String,
     pub(super) previous: String,
+    /// What the policies in force were told about this node.
+    pub(super) here: Node,
     /// When what could not be loaded is tried again.
     pub(super) retry: Option<Instant>,
     /// How long files that match their pins are waited for.
@@ -85,6 +87,7 @@ impl Default for Loader {
             number: 0,
             revision: String::new(),
             previous: String::new(),
+            here: Node::default(),
             retry: None,
             patience: PENDING,
             self_tests: true,
@@ -204,7 +207,8 @@ impl Loader {
     }
 
     /// What was made last is in force.
-    pub(super) fn took(&mut self, revision: String) {
+    pub(super) fn took(&mut self, revision: String, here: Node) {
+        self.here = here;
         if self.kept[0] != self.kept[2] {
             let [standing, before, tried] = &mut self.kept;
             *before = std::mem::replace(standing, tried.clone());

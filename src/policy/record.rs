@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::{Deserialize, Serialize};
 
 use super::cases::{Asked, Who, timestamp};
@@ -101,7 +101,7 @@ type Job = Box<dyn FnOnce() -> Record + Send>;
 
 /// The log, or none.
 pub(super) struct Recorder {
-    here: Who,
+    here: ArcSwap<Who>,
     sink: ArcSwapOption<Sink>,
     /// The thread that writes, or wrote.
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -126,12 +126,17 @@ struct Answer<V> {
 impl Recorder {
     pub(super) fn new(here: &Node, counted: Recorded) -> Self {
         Self {
-            here: here.into(),
+            here: ArcSwap::from_pointee(here.into()),
             sink: ArcSwapOption::empty(),
             writer: Mutex::default(),
             counted,
             problem: Arc::default(),
         }
+    }
+
+    /// What is recorded of this node from now on.
+    pub(super) fn set_here(&self, here: &Node) {
+        self.here.store(Arc::new(here.into()));
     }
 
     /// Records to this file from now on, or nowhere. Waits for nothing.
@@ -185,8 +190,8 @@ impl Recorder {
             answers.push(Answer { policy, mode, took, verdict });
         });
         if is_denied || is_picked(sink.config.sample) {
-            let (here, request, said) = (self.here.clone(), request.clone(), ruling.clone());
-            let job = move || record::<W>(generation, here, &request, &said, answers);
+            let (here, request, said) = (self.here.load_full(), request.clone(), ruling.clone());
+            let job = move || record::<W>(generation, Who::clone(&here), &request, &said, answers);
             if let Err(error) = sink.jobs.try_send(Box::new(job)) {
                 self.counted.dropped.inc();
                 if matches!(error, TrySendError::Disconnected(_)) {

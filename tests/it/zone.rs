@@ -1,12 +1,12 @@
 //! Which zone a node is in, on a real API server: as its Node says, then as its pod's labels say, and as it was known, after a start
-//! without either; and that the others hear of each change.
+//! without either; and that the others, and its own policies, hear of each change.
 
 use std::time::{Duration, Instant};
 
 use peili_lab::kubernetes::{Options, Part};
 use peili_lab::node::Plan;
 use peili_lab::scratch::Scratch;
-use peili_lab::{Node, Requirement, wait};
+use peili_lab::{Node, Requirement, policy, wait};
 use serde_json::json;
 
 use crate::Case;
@@ -17,17 +17,23 @@ use crate::coordination::Cluster;
 const SOON: Duration = Duration::from_secs(40);
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![Case::new("zone::it_is_known_late_and_told_to_all", &[Requirement::Kubernetes], told)]
+    vec![Case::new(
+        "zone::it_is_known_late_and_told_to_all",
+        &[Requirement::Kubernetes, Requirement::Policies],
+        told,
+    )]
 }
 
-/// Waits until the node, and another one of it, says so.
+/// Waits until the node, its policy, and another one of it, says so.
 async fn says(node: &Node, other: &Node, zone: &str) {
     let start = Instant::now();
     wait::until(&format!("zone {zone:?}"), SOON, async || {
         let (own, of_other) = (node.status().await.ok()?, other.status().await.ok()?);
         let peers = of_other["network"]["peers"].as_array()?.clone();
         let peer = peers.into_iter().find(|peer| peer["id"] == *node.plan.peer_id)?;
-        (own["node"]["zone"] == zone && peer["zone"] == zone).then_some(())
+        let told = if zone.is_empty() { "zone is not known" } else { &format!("outside of zone {zone}") };
+        let is_told = own["policies"].to_string().contains(told);
+        (own["node"]["zone"] == zone && peer["zone"] == zone && is_told).then_some(())
     })
     .await
     .unwrap();
@@ -57,6 +63,9 @@ async fn told() {
     here.merge(&json!({
         "node": {"pod-labels": labels},
         "network": {"cluster-key": [key], "dns": [other.control()]},
+        "policies": {"trust": [{
+            "name": "boundary", "path": policy("zone-boundary"), "settings": {"claimed": true},
+        }]},
         "kubernetes": {
             "service": cluster.server.address(),
             "credentials": cluster.credentials("account").await,

@@ -370,3 +370,27 @@ fn many_components_one_after_another() {
     }
     assert_eq!(digests.len(), count);
 }
+
+/// A zone that becomes known after the start acts on the policies in force, although nothing of their set is another.
+#[tokio::test]
+async fn a_zone_that_becomes_known_is_told() {
+    skip_unless!("policy::tests::reload::a_zone_that_becomes_known_is_told", Components);
+    let policies = Arc::new(policies());
+    let path = peili_lab::policy("zone-boundary");
+    let boundary = Plugin::new("boundary", path, json!({"claimed": true}));
+    policies.apply(&Config { trust: vec![boundary], ..Config::default() }).unwrap();
+    let said = |part: &str| policies.loaded()[0].summary.contains(part);
+    assert!(said("zone is not known"), "{:?}", policies.loaded());
+    let generation = || policies.generation();
+    let before = generation();
+    let following = tokio::spawn(Arc::clone(&policies).follow());
+    for zone in ["eu-1a", "eu-1b"] {
+        policies.set_zone(zone);
+        until(zone, || said(&format!("outside of zone {zone}"))).await;
+    }
+    assert_eq!(generation(), before + 2, "so that all peers are judged anew");
+    policies.set_zone("eu-1b");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(generation(), before + 2, "it is no other one");
+    following.abort();
+}
