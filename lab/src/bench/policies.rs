@@ -71,6 +71,7 @@ pub(crate) async fn calls(repeats: u32) -> Result<Report> {
                 figure.push(of(path)? / unit);
             }
             ratios.push(of("/warm/median")? / of("/noop")?);
+            ensure!(of("/allowed")? == of("/asked")?, "{name}: not all is allowed: {measured}");
         }
         for ((kind, ..), values) in kinds.into_iter().zip(figures) {
             report.add(format!("{name}, {kind}"), values);
@@ -332,7 +333,11 @@ impl Place {
         let paths: Vec<String> = paths.collect();
         let asked = paths.len();
         load::with(None, node.registry(), move |client| {
-            paths.iter().try_for_each(|path| client.request("HEAD", path).map(drop))
+            paths.iter().try_for_each(|path| {
+                let answer = client.request("HEAD", path)?;
+                ensure!(answer.status == 200, "{path}: status {}", answer.status);
+                Ok(())
+            })
         })
         .await?;
         soon("all are recorded", async || {
@@ -349,7 +354,12 @@ impl Place {
         plan.merge(config);
         // What is refused at first is not in force, and would be measured as if it were.
         plan.merge(&json!({"policies": {"startup": "require"}}));
-        plan.start().await
+        let node = plan.start().await?;
+        // It is ready before it has read its folder, and would be measured at something else.
+        let (_, config) = self.small.last().context("no image")?;
+        let path = blob_path("small", config);
+        soon("its images", async || (node.fetch(&path).await.ok()?.status == 200).then_some(())).await?;
+        Ok(node)
     }
 }
 
