@@ -269,13 +269,13 @@ async fn always_verify() {
     config["node"] = json!({"zone": ZONE});
     let setup = Setup { configs: vec![(1, config)], ..Setup::new(Generation::V2) };
     let mut cluster = setup.start().await;
-    // Small enough to be verified as a whole.
+    // Small enough to be verified as a whole, and larger than what is verified in any case, of which no lie is told.
     let [special, plain] = [("special/app", 1), ("plain/app", 2)]
         .map(|(name, seed)| Image::builder(name, "v1").layer(1 << 20).seed(seed).build().unwrap());
     for image in [&special, &plain] {
         cluster.seed(0, image).await;
     }
-    let liar = liar(&mut cluster, &[&special, &plain], Lie::Bytes).await;
+    let liar = liar(&mut cluster, &[&special, &plain], Lie::BytesAfter(512 << 10)).await;
     let node = &cluster.nodes[1].peili;
     let layer = |image: &Image| format!("/v2/{}/blobs/{}?ns={REGISTRY}", image.repository, image.layers[0]);
     let is_true = async |image: &Image| {
