@@ -37,7 +37,8 @@ pub(crate) fn cases() -> Vec<Case> {
     let needs = needs_for(Generation::V2);
     cases.push(Case::new("policies::the_holder_denies", &needs, the_holder_denies));
     cases.push(Case::new("policies::bypassed", &needs, bypassed));
-    cases.push(Case::new("policies::a_plan", &needs, a_plan));
+    // Timed: whoever is slow to tell a tag is not waited for.
+    cases.push(Case::new("policies::a_plan", &needs, a_plan).timed());
     cases.push(Case::new("policies::replaced_live", &needs, replaced_live));
     cases.push(Case::new("policies::required", &[Requirement::Policies], required));
     cases.push(Case::new("policies::cases_of_the_shipped", &[Requirement::Policies], cases_of_the_shipped));

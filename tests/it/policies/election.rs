@@ -17,7 +17,8 @@ const TAGS: u64 = 5;
 pub(super) fn cases() -> Vec<Case> {
     let needs = needs_for(Generation::V2);
     vec![
-        Case::new("policies::election::home", &needs, home),
+        // Whoever is slow to tell a tag is not waited for.
+        Case::new("policies::election::home", &needs, home).timed(),
         Case::new("policies::election::failing", &needs, failing),
     ]
 }

