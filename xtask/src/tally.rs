@@ -16,8 +16,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// What a program whose time is over gets to remove what it made.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Tests that may fail and run again.
-const AGAIN: usize = 3;
+/// Tests that may fail and run again: of some 300 that run beside each other, with limits of milliseconds, as many were late at load 8.
+const AGAIN: usize = 6;
 /// Lines of what a test said when it failed that are said again at the end, where they are found.
 const SAID: usize = 6;
 
@@ -425,7 +425,7 @@ mod tests {
             (tally.passed, tally.failed, tally.flaky.len(), tally.failures.len())
         };
         assert_eq!(with(&["good", "bad"]), (1, 1, 1, 1));
-        assert_eq!(with(&["a", "b", "c", "d"]), (0, 4, 0, 4));
+        assert_eq!(with(&["a", "b", "c", "d", "e", "f", "g"]), (0, 7, 0, 7));
     }
 
     #[test]

@@ -207,33 +207,41 @@ pub(crate) async fn requests(repeats: u32, count: u32) -> Result<Report> {
     Ok(report)
 }
 
-/// The layer through a node without policies and through one with three, in turn.
+/// The layer through a node without policies, one with three, and another one without, which says how much two nodes that are alike
+/// differ: each round in another order.
 pub(crate) async fn throughput(bed: &Bed, repeats: u32) -> Result<Report> {
     let mut report = Report::new("policies.throughput");
     // Node 1 has another store than those that are compared.
-    let nodes = bed.nodes_with(4, Store::Holder, |index| {
+    let nodes = bed.nodes_with(5, Store::Holder, |index| {
         let mut config = if index == 3 { three(&policy("allow-list"), "") } else { json!({}) };
         config["mirror"] = json!({"verify": false});
         config
     });
     let nodes = nodes.await?;
     let path = blob_path(&bed.image.repository, &bed.layer()?);
-    let mut speeds = [Vec::new(), Vec::new()];
+    let mut speeds = [const { Vec::new() }; 3];
     for round in 0..=repeats {
-        for (index, speeds) in [2, 3].into_iter().zip(&mut speeds) {
-            let (path, namespace) = (path.clone(), bed.namespace(index));
-            let get = load::with(namespace, nodes[index].registry(), move |client| whole(client, &path));
+        for place in 0..3 {
+            let index = (place + round as usize) % 3;
+            let (path, namespace) = (path.clone(), bed.namespace(index + 2));
+            let address = nodes[index + 2].registry();
+            let get = load::with(namespace, address, move |client| whole(client, &path));
             let (bytes, elapsed) = get.await?;
+            // The first is to get warm.
             if round > 0 {
-                speeds.push(bytes / elapsed / 1e9);
+                speeds[index].push(bytes / elapsed / 1e9);
             }
         }
     }
-    let ratios = speeds[1].iter().zip(&speeds[0]).map(|(with, none)| with / none).collect();
-    let [none, with] = speeds;
+    let to_none = |index: usize| -> Vec<f64> {
+        speeds[index].iter().zip(&speeds[0]).map(|(other, none)| other / none).collect()
+    };
+    let (three, control) = (to_none(1), to_none(2));
+    let [none, with, _] = speeds;
     report.add("no policies GB/s", none);
     report.add("three policies GB/s", with);
-    report.add("three policies/none", ratios);
+    report.add("three policies/none", three);
+    report.add("none/none", control);
     Ok(report)
 }
 
