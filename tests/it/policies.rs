@@ -227,7 +227,12 @@ async fn a_plan() {
     let second = &cluster.nodes[1].peili;
     let tag = |image: &Image| format!("/v2/{}/manifests/v1?ns={REGISTRY}", image.repository);
     assert_eq!(cause(&second.fetch(&tag(&special)).await.unwrap()), "tag-upstream");
-    assert_eq!(second.fetch(&tag(&plain)).await.unwrap().status, 200);
+    // The first node hears of an image's name after its content.
+    wait::until("the tag by the first node", APPLIED, async || {
+        (second.fetch(&tag(&plain)).await.ok()?.status == 200).then_some(())
+    })
+    .await
+    .unwrap();
     assert_eq!(from_origin(&cluster, &special).await, 0);
     assert_eq!(tags_asked(&cluster, &special), 1, "the tag, and nothing else");
     assert_eq!(cluster.origin.requests().len(), 1);
