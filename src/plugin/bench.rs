@@ -179,7 +179,7 @@ impl Measured {
     /// What was measured before, as [`Measured::save`] wrote it.
     ///
     /// # Errors
-    /// It cannot be read, is something else, or of another world.
+    /// It cannot be read, or is something else.
     pub fn read(path: &Path) -> Result<Self, BenchError> {
         let wrong = |reason: String| BenchError::Baseline { path: path.to_owned(), reason };
         let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;

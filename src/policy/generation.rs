@@ -246,8 +246,8 @@ impl Policies {
             return loader.look();
         }
         let now = loader.look();
-        if self.has_moved.swap(false, Ordering::Relaxed) && loader.number > 0 {
-            // What is refused now is tried again with all else, and is told the same.
+        if self.has_moved.load(Ordering::Relaxed) && loader.number > 0 {
+            // Where the files are refused, those in force are not told until others are taken; the error is logged there.
             let _ = self.load(&mut loader);
             return now;
         }
@@ -264,6 +264,8 @@ impl Policies {
         let is_first = loader.number == 0;
         // Before they are read, so that no change is missed.
         loader.stamps = loader.look();
+        // Before it is looked at, too; whoever loads for another reason tells it as well.
+        self.has_moved.store(false, Ordering::Relaxed);
         let here = self.here().clone();
         let made = loader.make(&here, &self.metrics).and_then(|sets| self.next(loader, &here, sets));
         let is_interpreted = loader.code.is_some_and(|code| code == Code::Interpreted);

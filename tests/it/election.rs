@@ -33,6 +33,18 @@ struct Rig {
     _scratch: Scratch,
 }
 
+/// What `peili election` says of a node.
+pub(crate) fn asked(node: &Node, arguments: &[&str]) -> Option<Value> {
+    let output = Command::new(binary().unwrap())
+        .arg("election")
+        .args(arguments)
+        .args(["--json", "--data-dir"])
+        .arg(node.plan.data_dir())
+        .output()
+        .unwrap();
+    serde_json::from_slice(&output.stdout).ok()
+}
+
 impl Rig {
     async fn start(count: usize, election: impl Fn(usize) -> Value) -> Self {
         let scratch = Scratch::new().unwrap();
@@ -56,14 +68,7 @@ impl Rig {
     }
 
     fn election(&self, node: usize, arguments: &[&str]) -> Option<Value> {
-        let output = Command::new(binary().unwrap())
-            .arg("election")
-            .args(arguments)
-            .args(["--json", "--data-dir"])
-            .arg(self.nodes[node].plan.data_dir())
-            .output()
-            .unwrap();
-        serde_json::from_slice(&output.stdout).ok()
+        asked(&self.nodes[node], arguments)
     }
 
     /// Waits until what some nodes say of elections is so.

@@ -23,6 +23,7 @@ use crate::cli::layout;
 use crate::cluster::{REGISTRY, elections, led};
 use crate::coordination::Cluster;
 use crate::doctor::Doctor;
+use crate::election;
 
 /// Of the whole outage. The story's was ten minutes; `PEILI_OUTAGE` (seconds) makes it as long.
 const OUTAGE: Duration = Duration::from_secs(60);
@@ -194,10 +195,7 @@ impl Rig {
 
     /// Who holds the role, and who of those that stand for it is said to, by `peili election explain`.
     fn explained_coordinator(&self) -> Vec<String> {
-        let mut command = Command::new(binary().unwrap());
-        command.args(["election", "explain", "coordinator", "--json", "--data-dir"]);
-        let output = command.arg(self.nodes[0].plan.data_dir()).output().unwrap();
-        let explained: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let explained = election::asked(&self.nodes[0], &["explain", "coordinator"]).unwrap();
         let names = |of: &str| -> Vec<String> {
             let all = explained[of].as_array().into_iter().flatten();
             let all = all.filter(|one| of == "owners" || one["holds"] == true);

@@ -39,6 +39,18 @@ fn image(repository: &str, seed: u64) -> Image {
     Image::builder(repository, "v1").layer(5 << 20).layer(4096).seed(seed).build().unwrap()
 }
 
+/// Gives the second node this configuration, and waits until its policies keep `path` back.
+async fn in_force(cluster: &mut Cluster, config: &Value, path: &str) {
+    let node = &mut cluster.nodes[1].peili;
+    node.plan.merge(config);
+    node.rewrite().unwrap();
+    wait::until("the policies are in force", APPLIED * 2, async || {
+        (node.fetch(path).await.ok()?.status == 404).then_some(())
+    })
+    .await
+    .unwrap();
+}
+
 /// Where sources come in another order, or are forbidden, those that are left give all, and the others nothing.
 async fn sources() {
     let mut cluster = Setup::new(Generation::V2).start().await;
@@ -83,16 +95,8 @@ async fn sources() {
         cluster.seed(0, image).await;
         house.add(image);
     }
-    let node = &mut cluster.nodes[1].peili;
-    node.plan.merge(&config);
-    node.rewrite().unwrap();
+    in_force(&mut cluster, &config, &path(&images[5].0)).await;
     let node = &cluster.nodes[1].peili;
-    wait::until("the policies are in force", APPLIED * 2, async || {
-        let answer = node.fetch(&path(&images[5].0)).await.ok()?;
-        (answer.status == 404).then_some(())
-    })
-    .await
-    .unwrap();
     for (image, source) in &images {
         house.reset();
         let Taken { origin, nodes, got } = pulled(&cluster, 1, image).await;
@@ -238,16 +242,8 @@ async fn tag_resolution() {
         cluster.seed(0, image).await;
         house.add(image);
     }
-    let node = &mut cluster.nodes[1].peili;
-    node.plan.merge(&config);
-    node.rewrite().unwrap();
-    let node = &cluster.nodes[1].peili;
-    wait::until("the policies are in force", APPLIED * 2, async || {
-        let tag = format!("/v2/{}/manifests/v1?ns={REGISTRY}", images[1].repository);
-        (node.fetch(&tag).await.ok()?.status == 404).then_some(())
-    })
-    .await
-    .unwrap();
+    let tag = format!("/v2/{}/manifests/v1?ns={REGISTRY}", images[1].repository);
+    in_force(&mut cluster, &config, &tag).await;
     for image in &images {
         house.reset();
         let name = image.repository.as_str();
