@@ -190,6 +190,42 @@ fn handles_do_not_pile_up() {
     assert!(began.elapsed() < Duration::from_secs(2));
 }
 
+/// Guards that what a guest does beyond its memory, at its edge, far from it and by a large offset, is the end of that call alone: on any
+/// thread, the next policy answers, and so does the next call.
+#[test]
+fn nothing_is_beyond_its_memory() {
+    skip_unless!("policy::tests::foreign::nothing_is_beyond_its_memory", Components);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("foreign.wasm");
+    let lists =
+        Plugin::new("lists", peili_lab::policy("allow-list"), json!({"deny": ["docker.io/denied/*"]}));
+    for beyond in [
+        "(drop (i32.load8_u (i32.const 262144)))",
+        "(drop (i32.load (i32.const -4)))",
+        "(i64.store (i32.const 262140) (i64.const -1))",
+        "(i32.store8 (i32.const -1) (i32.const 1))",
+        "(drop (i64.load offset=4294967288 (i32.const -8)))",
+        "(i64.store offset=40000000 (i32.const 262144) (i64.const 1))",
+    ] {
+        std::fs::write(&path, component(CONTRACTS[1], "registry", beyond)).unwrap();
+        let policies = policies();
+        let registry = vec![plugin(path.clone(), Value::Null), lists.clone()];
+        policies.apply(&Config { registry, ..Config::default() }).unwrap();
+        let explained = || RegistryPolicy::explain(&policies, &request("denied/app"));
+        let ask = || {
+            asked(50, || {
+                let (_, said) = explained();
+                (said[0].verdict.contains("out of bounds memory access"), said)
+            });
+        };
+        std::thread::scope(|scope| [(); 2].map(|()| scope.spawn(ask)).map(|thread| thread.join().unwrap()));
+        asked(10, || {
+            let (ruling, said) = explained();
+            (matches!(ruling.way, Way::Deny(_)), said)
+        });
+    }
+}
+
 /// A guest with these cases in it.
 fn carrying(cases: &str) -> Vec<u8> {
     let mut bytes = std::fs::read(peili_lab::policy("testguests")).unwrap();
